@@ -1,0 +1,211 @@
+"""Losses of RPFNet (paper, section 3.2 Eq. 5-7 and section 3.3 Eq. 8-14).
+
+Every module returns `(total, terms)`: a scalar to minimise and a dict of its parts by name, for the
+log. Images are (B, 1, H, W) in [0, 1]. Everything is computed in float32, under autocast too, and all
+statistics (mean, standard deviation, maximum, the ratio of Eq. 10) are taken image by image: over a
+whole batch an image's mask would depend on its neighbours.
+"""
+from __future__ import annotations
+
+import torch
+from kornia.losses import ssim_loss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IMAGE = (1, 2, 3)       # the axes of one image in a batch
+EPSILON = 1e-9          # of Eq. 10
+
+Terms = dict[str, Tensor]
+
+# ---------------------------------------------------------------------------------------------
+# Helpers
+
+
+def image_mean(x: Tensor) -> Tensor:
+    """(B, 1, H, W) -> (B, 1, 1, 1)"""
+    return x.mean(IMAGE, keepdim=True)
+
+
+def above_deviation(x: Tensor) -> Tensor:
+    """Indicator of x > mean + standard deviation of its own image, as in Eq. 7 and 9."""
+    deviation = x.std(IMAGE, keepdim=True, correction=0)
+    return (x > image_mean(x) + deviation).to(x.dtype)
+
+
+def sobel(x: Tensor) -> Tensor:
+    """Magnitude of the Sobel gradient, not normalised. Borders replicate, so that the frame is no edge.
+
+    Zero, with zero gradient, where the image is flat: the derivative of sqrt(0) is infinite.
+    """
+    kernel = x.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = torch.stack([kernel, kernel.T])[:, None]                            # (2, 1, 3, 3)
+    squared = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels).square().sum(1, keepdim=True)
+    flat = squared == 0
+    return squared.masked_fill(flat, 1).sqrt().masked_fill(flat, 0)
+
+
+def max_normalised(x: Tensor) -> Tensor:
+    """x over its own image's maximum; 0 where the image is all zero."""
+    return x / x.amax(IMAGE, keepdim=True).clamp_min(1e-6)
+
+
+def standardised(x: Tensor) -> Tensor:
+    """(x - mean) / standard deviation, image by image; 0 for a constant image."""
+    deviation = x.std(IMAGE, keepdim=True, correction=0)
+    return (x - image_mean(x)) / deviation.clamp_min(1e-6)
+
+
+# ---------------------------------------------------------------------------------------------
+# Eq. 5-7
+
+
+class SaliencyStructureLoss(nn.Module):
+    """L_SS = L_grad + L_reg, of the auxiliary decoder's output M' (Eq. 5-7).
+
+    Means in place of the l2 norms, so that the loss does not depend on the crop's size.
+
+    Args:
+        lambda_1: weight of the texture term.
+    """
+
+    def __init__(self, lambda_1: float = 0.3):
+        super().__init__()
+        self.lambda_1 = lambda_1
+
+    def forward(self, m_prime: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        with torch.autocast(ir.device.type, enabled=False):
+            m_prime, ir, vis_y = m_prime.float(), ir.float(), vis_y.float()
+            edges = F.mse_loss(max_normalised(sobel(m_prime)), max_normalised(sobel(ir)))
+            texture = (m_prime * texture_mask(vis_y)).mean()
+            hot = (m_prime * above_deviation(ir)).mean()
+        terms = {"L_grad": edges - self.lambda_1 * texture, "L_reg": -hot}
+        return terms["L_grad"] + terms["L_reg"], terms
+
+
+def texture_mask(vis_y: Tensor) -> Tensor:
+    """m of Eq. 6: where the Sobel magnitude is above its mean over the image."""
+    gradient = sobel(vis_y)
+    return (gradient > image_mean(gradient)).to(vis_y.dtype)
+
+
+# ---------------------------------------------------------------------------------------------
+# Eq. 9-12
+
+
+def adaptive_weight(ir: Tensor, vis_y: Tensor, printed: bool = False) -> Tensor:
+    """w of Eq. 9: 1 on the targets, where the fused image should follow the infrared.
+
+    S_en adds up both saliencies, S_IR (1 + S_M) + S_M (1 + S_IR). The paper prints (1 - S), which is
+    small just where both are high: it misses the hot targets (`printed=True`).
+    """
+    s_ir, s_m = torch.sigmoid(standardised(ir)), torch.sigmoid(standardised(ir - vis_y))
+    sign = -1 if printed else 1
+    s_en = (s_ir * (1 + sign * s_m) + s_m * (1 + sign * s_ir)) / 2
+    return above_deviation(s_en)
+
+
+class FrequencyContrastiveLoss(nn.Module):
+    """L_c = D_pos / (D_neg + eps): near the wanted source, far from the other, in frequency (Eq. 9-12).
+
+    The negative pairs are those that Eq. 12 prints, its last one included, which is a positive pair as well.
+
+    Args:
+        domain: "frequency", or "spatial" for the ablation "w/o freq. domain L_c".
+        contrast: False leaves D_pos alone, the ablation "L_c => freq. l1-norm".
+        weight: "adaptive" (w as in `adaptive_weight`), "printed" (Eq. 9 to the letter) or "none": the
+            fused image is pulled to both sources everywhere, the ablation "w/o w", which has no contrast.
+    """
+
+    def __init__(self, domain: str = "frequency", contrast: bool = True, weight: str = "adaptive"):
+        super().__init__()
+        for name, value, known in (("domain", domain, ("frequency", "spatial")),
+                                   ("weight", weight, ("adaptive", "printed", "none"))):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}; choose from {', '.join(known)}")
+        self.domain, self.contrast, self.weight = domain, contrast, weight
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Mean magnitude of the difference, one value an image: (B,). The FFT is linear, one is enough."""
+        difference = a - b
+        if self.domain == "frequency":
+            difference = torch.fft.fft2(difference, norm="ortho")
+        return difference.abs().mean(IMAGE)
+
+    def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        with torch.autocast(ir.device.type, enabled=False):
+            fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
+            if self.weight == "none":
+                positive = self.distance(fused, ir) + self.distance(fused, vis_y)
+                return positive.mean(), {"L_c": positive.mean(), "D_pos": positive.mean()}
+            w = adaptive_weight(ir, vis_y, printed=self.weight == "printed")
+            rest = 1 - w
+            background = self.distance(fused * rest, vis_y * rest)
+            positive = self.distance(fused * w, ir * w) + background                       # Eq. 11
+            if not self.contrast:
+                return positive.mean(), {"L_c": positive.mean(), "D_pos": positive.mean()}
+            negative = (self.distance(fused * w, ir * rest) + self.distance(fused * w, vis_y * w)
+                        + self.distance(fused * rest, ir * w) + background)                # Eq. 12
+            loss = (positive / (negative + EPSILON)).mean()                                # Eq. 10
+        return loss, {"L_c": loss, "D_pos": positive.mean(), "D_neg": negative.mean()}
+
+
+# ---------------------------------------------------------------------------------------------
+# Eq. 8, 13, 14
+
+
+class SSIMLoss(nn.Module):
+    """L_s of Eq. 13. Printed as a similarity that is minimised; here (1 - SSIM) / 2 of each source, summed.
+
+    Args:
+        window: side of SSIM's Gaussian window in pixels, odd.
+    """
+
+    def __init__(self, window: int = 3):
+        super().__init__()
+        self.window = window
+
+    def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        with torch.autocast(ir.device.type, enabled=False):
+            loss = sum(ssim_loss(fused.float(), source.float(), self.window) for source in (ir, vis_y))
+        return loss, {"L_s": loss}
+
+
+class FusionLoss(nn.Module):
+    """L_total = L_SS + L_c + lambda_2 L_s (Eq. 8 and 14).
+
+    Each term is a module or None; None switches it off (the ablations "w/o L_s" and "w/o L_SS").
+
+    Args:
+        contrastive, structure, saliency: the terms L_c, L_s and L_SS.
+        lambda_2: weight of L_s.
+    """
+
+    def __init__(self, contrastive: nn.Module | None = None, structure: nn.Module | None = None,
+                 saliency: nn.Module | None = None, lambda_2: float = 5.0):
+        super().__init__()
+        self.contrastive, self.structure, self.saliency = contrastive, structure, saliency
+        self.lambda_2 = lambda_2
+
+    @classmethod
+    def paper(cls) -> FusionLoss:
+        """All terms, with the paper's settings."""
+        return cls(FrequencyContrastiveLoss(), SSIMLoss(), SaliencyStructureLoss())
+
+    def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        """
+        Args:
+            fused, ir, vis_y: (B, 1, H, W) in [0, 1].
+            m_prime: the auxiliary decoder's output, (B, 1, H, W); None without L_SS.
+        """
+        parts = []
+        if self.contrastive is not None:
+            parts.append((1.0, self.contrastive(fused, ir, vis_y)))
+        if self.structure is not None:
+            parts.append((self.lambda_2, self.structure(fused, ir, vis_y)))
+        if self.saliency is not None:
+            parts.append((1.0, self.saliency(m_prime, ir, vis_y)))
+        total, terms = fused.new_zeros((), dtype=torch.float32), {}
+        for weight, (value, named) in parts:
+            total = total + weight * value
+            terms |= named
+        return total, {"L_total": total} | terms

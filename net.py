@@ -1,0 +1,356 @@
+"""RPFNet: Residual Prior-driven Frequency-aware Network (Guan et al., ACM MM 2025, arXiv 2507.06735).
+
+Read from top to bottom: blocks, modules (CPM, RPM, FDFM), one stage, the two networks. Symbols follow
+the paper: F_F are the fusion features, F_R the residual features, M = IR - VIS_Y the residual prior.
+
+    from net import RPFNet
+    fused = RPFNet.from_pretrained().fuse(ir, vis)      # numpy uint8 in, numpy uint8 out
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "rpfnet.pth"
+MIN_SIZE = 16       # pixels; below, the dilated convolutions see little but padding
+
+# ---------------------------------------------------------------------------------------------
+# Blocks
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    # Statistics of the one image, in training and in use: what the published pictures rely on.
+    "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
+    # As printed in the paper. With one shared stage the running statistics mix three
+    # distributions, and eval() is wrong; see `sharing` of RPFNet.
+    "batch": nn.BatchNorm2d,
+}
+
+
+class CB(nn.Sequential):
+    """Convolutional block: conv k x k (same size), normalisation, activation (paper, section 3.2).
+
+    (B, inputs, H, W) -> (B, outputs, H, W)
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, dilation: int = 1, norm: str = "instance",
+                 activation: type[nn.Module] = nn.ReLU):
+        # No bias: the normalisation would remove it.
+        conv = nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
+        super().__init__(conv, NORMS[norm](outputs), activation())
+
+
+class ChannelAttention(nn.Module):
+    """CA of Eq. 3: weighs channels by their average and maximum over the image (as CBAM does)."""
+
+    def __init__(self, channels: int, reduction: int = 4):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, channels // reduction, 1), nn.ReLU(), nn.Conv2d(channels // reduction, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        average, maximum = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)     # (B, C, 1, 1)
+        return x * torch.sigmoid(self.mlp(average) + self.mlp(maximum))
+
+
+class SpatialAttention(nn.Module):
+    """SA of Eq. 3: weighs places by the average and maximum over the channels, 7 x 7."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)         # (B, 2, H, W)
+        return x * torch.sigmoid(self.conv(pooled))
+
+
+# ---------------------------------------------------------------------------------------------
+# Modules
+
+
+class CPM(nn.Module):
+    """Cross-Promotion Module: each branch refines the other (Eq. 1 and 2)."""
+
+    def __init__(self, channels: int, norm: str):
+        super().__init__()
+        self.to_residual = CB(channels, channels, norm=norm)
+        self.to_fusion = CB(channels, channels, norm=norm, activation=nn.Sigmoid)
+
+    def forward(self, f_f: Tensor, f_r: Tensor) -> tuple[Tensor, Tensor]:
+        refined_r = self.to_residual(f_f) + f_r         # Eq. 1
+        refined_f = self.to_fusion(f_r) * f_f + f_f     # Eq. 2, of the unrefined F_R
+        return refined_f, refined_r
+
+
+class RPM(nn.Module):
+    """Residual Prior Module: attention, then dilated blocks with rates 1, 3, 5, summed (Eq. 3)."""
+
+    def __init__(self, channels: int, norm: str):
+        super().__init__()
+        self.ca = ChannelAttention(channels)
+        self.sa = SpatialAttention()
+        self.dilated = nn.ModuleList(CB(channels, channels, dilation=rate, norm=norm) for rate in (1, 3, 5))
+
+    def forward(self, f_r: Tensor) -> Tensor:
+        attended = self.sa(self.ca(f_r))
+        return sum(block(attended) for block in self.dilated)
+
+
+class FrequencyCB(nn.Module):
+    """FFT^-1(CB_1x1(FFT(x))): a 1 x 1 convolution of the spectrum sees the whole image (Eq. 4).
+
+    Always in float32, under autocast too: the zero frequency of an ortho FFT is sqrt(H W) times the
+    mean, and 8 bits of mantissa there would show as noise everywhere.
+    """
+
+    def __init__(self, channels: int, norm: str):
+        super().__init__()
+        self.block = CB(2 * channels, 2 * channels, kernel=1, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            spectrum = torch.fft.rfft2(x.float(), norm="ortho")                   # (B, C, H, W/2+1), complex
+            parts = torch.cat([spectrum.real, spectrum.imag], 1)                  # (B, 2C, H, W/2+1)
+            real, imaginary = self.block(parts).chunk(2, 1)
+            # s: without it an odd width would come back one pixel short.
+            return torch.fft.irfft2(torch.complex(real, imaginary), s=x.shape[-2:], norm="ortho")
+
+
+class FDFM(nn.Module):
+    """Frequency-Domain Fusion Module: a spatial branch beside a global, spectral one (Eq. 4)."""
+
+    def __init__(self, channels: int, norm: str):
+        super().__init__()
+        self.spatial = CB(channels, channels, norm=norm)
+        self.refine = CB(channels, channels, norm=norm)
+        self.frequency = FrequencyCB(channels, norm)
+
+    def forward(self, f_f: Tensor) -> Tensor:
+        return self.spatial(f_f) + self.frequency(self.refine(f_f))
+
+
+class Features(NamedTuple):
+    """What one stage hands on, each (B, C, H, W)."""
+    fusion: Tensor      # F_F
+    residual: Tensor    # F_R
+
+
+class Stage(nn.Module):
+    """One iteration of the paper's Figure 2: CPM, then FDFM and RPM side by side."""
+
+    def __init__(self, channels: int, norm: str):
+        super().__init__()
+        self.cpm = CPM(channels, norm)
+        self.fdfm = FDFM(channels, norm)
+        self.rpm = RPM(channels, norm)
+
+    def forward(self, features: Features) -> Features:
+        refined_f, refined_r = self.cpm(*features)
+        return Features(self.fdfm(refined_f), self.rpm(refined_r))
+
+
+class Head(nn.Module):
+    """Features to one image in [0, 1]: two CBs, a last convolution and a sigmoid.
+
+    The last step is in float32 under autocast too: bfloat16 has only 128 levels in [0.5, 1].
+    """
+
+    def __init__(self, channels: int, norm: str):
+        super().__init__()
+        self.blocks = nn.Sequential(CB(channels, channels, norm=norm), CB(channels, channels // 2, norm=norm))
+        self.last = nn.Conv2d(channels // 2, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.sigmoid(self.last(x.float()))
+
+
+class AuxiliaryDecoder(Head):
+    """Decodes the residual features F_R^n to M', on which L_SS acts; used in training only (Eq. 5-7).
+
+    (B, C, H, W) -> (B, 1, H, W) in [0, 1]. In float32 throughout: in bfloat16 its sigmoid
+    saturates, M' goes flat and L_SS has no gradient any more.
+    """
+
+    def __init__(self, channels: int = 32, norm: str = "instance"):
+        super().__init__(channels, norm)
+
+    def forward(self, f_r: Tensor) -> Tensor:
+        with torch.autocast(f_r.device.type, enabled=False):
+            return super().forward(f_r.float())
+
+
+# ---------------------------------------------------------------------------------------------
+# The network
+
+
+class RPFNet(nn.Module):
+    """The fusion network (paper, section 3.2 and Figure 2).
+
+    Args:
+        channels: width of all features.
+        stages: the number n of iterations.
+        norm: "instance" (default) or "batch"; see NORMS.
+        sharing: what the iterations have in common: "all" (default: one stage, unrolled),
+            "convolutions" (each iteration has normalisation of its own) or "none".
+    """
+
+    def __init__(self, channels: int = 32, stages: int = 3, norm: str = "instance", sharing: str = "all"):
+        super().__init__()
+        for name, value, known in (("norm", norm, tuple(NORMS)), ("sharing", sharing, ("all", "convolutions", "none"))):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}; choose from {', '.join(known)}")
+        self.config = {"channels": channels, "stages": stages, "norm": norm, "sharing": sharing}
+        self.stem_f = CB(2, channels, norm=norm)
+        self.stem_r = CB(1, channels, norm=norm)
+        self.stages = nn.ModuleList(Stage(channels, norm) for _ in range(1 if sharing == "all" else stages))
+        if sharing == "convolutions":
+            _tie_convolutions(self.stages)
+        self.head = Head(channels, norm)
+
+    def forward(self, ir: Tensor, vis_y: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, list[Features]]:
+        """Fuse a batch.
+
+        Args:
+            ir, vis_y: (B, 1, H, W) in [0, 1], H and W at least 16, odd sizes too.
+            return_features: also return the features before the first and after each stage
+                (n + 1 entries; `features[-1].residual` is what the auxiliary decoder reads).
+        Returns:
+            The fused luminance, (B, 1, H, W) in [0, 1], float32.
+        """
+        _check_batch(ir, vis_y)
+        features = [Features(self.stem_f(torch.cat([ir, vis_y], 1)), self.stem_r(ir - vis_y))]
+        for iteration in range(self.config["stages"]):
+            stage = self.stages[iteration % len(self.stages)]
+            features.append(stage(features[-1]))
+            if not return_features:
+                del features[0]     # a large image should not hold what nobody asked for
+        fused = self.head(features[-1].fusion + features[-1].residual)
+        return (fused, features) if return_features else fused
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path | None = None, device: str | torch.device = "cpu") -> RPFNet:
+        """The trained network in eval mode.
+
+        Args:
+            path: weights (`.pth`, with the recipe beside it as `.json`) or a training checkpoint of
+                train.py; by default the shipped checkpoint.
+            device: where to put it.
+        Raises:
+            FileNotFoundError, ValueError: no such file, or not the weights of this network.
+        """
+        path = Path(path or CHECKPOINT)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python train.py`, or give its path")
+        state, config = _read_checkpoint(path)
+        model = cls(**config)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: not the weights of RPFNet({config}): {error}") from None
+        return model.to(device).eval()
+
+    @torch.inference_mode()
+    def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False) -> np.ndarray:
+        """Fuse one pair of numpy images.
+
+        Args:
+            ir: uint8 (H, W).
+            vis: uint8 (H, W) gray or (H, W, 3) RGB.
+            studio_range: stretch the output as the paper's published pictures do; see `to_image`.
+        Returns:
+            uint8, shaped like `vis`; the chrominance is that of `vis`.
+        Raises:
+            TypeError, ValueError: that name what was given.
+        """
+        _check_arrays(ir, vis)
+        luminance, chrominance = split_colour(vis)
+        device = next(self.parameters()).device
+        inputs = [torch.from_numpy(x).to(device)[None, None] for x in (np.float32(ir) / 255, luminance)]
+        training = self.training
+        self.eval()
+        try:
+            fused = self(*inputs)[0, 0].float().cpu().numpy()
+        finally:
+            self.train(training)
+        return to_image(fused, chrominance, studio_range)
+
+
+def _tie_convolutions(stages: nn.ModuleList) -> None:
+    """Give all stages the convolutions of the first; normalisation layers stay their own."""
+    for stage in stages[1:]:
+        for first, other in zip(stages[0].modules(), stage.modules()):
+            if isinstance(first, nn.Conv2d):
+                other.weight, other.bias = first.weight, first.bias
+
+
+def _check_batch(ir: Tensor, vis_y: Tensor) -> None:
+    if ir.shape != vis_y.shape or ir.dim() != 4 or ir.shape[1] != 1 or min(ir.shape[2:]) < MIN_SIZE:
+        raise ValueError(f"expected ir and vis_y of one shape (B, 1, H, W) with H, W >= {MIN_SIZE}, "
+                         f"got {tuple(ir.shape)} and {tuple(vis_y.shape)}")
+
+
+def _check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
+    for name, image in (("ir", ir), ("vis", vis)):
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            raise TypeError(f"{name}: expected a numpy array of uint8, got {getattr(image, 'dtype', type(image).__name__)}")
+    if ir.ndim != 2:
+        raise ValueError(f"ir: expected (H, W), got {ir.shape}")
+    if vis.ndim not in (2, 3) or vis.ndim == 3 and vis.shape[2] != 3:
+        raise ValueError(f"vis: expected (H, W) or (H, W, 3), got {vis.shape}")
+    if ir.shape != vis.shape[:2]:
+        raise ValueError(f"ir is {ir.shape} and vis is {vis.shape[:2]}; they must be aligned, pixel by pixel")
+    if min(ir.shape) < MIN_SIZE:
+        raise ValueError(f"images of {ir.shape} are too small; H and W must be at least {MIN_SIZE}")
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """State dict and constructor arguments of a shipped (`.pth` + `.json`) or a training checkpoint."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:     # torch raises many types; each would hide the file's name
+        raise ValueError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+    if isinstance(state, dict) and "model" in state:
+        return state["model"], state["config"]
+    recipe = path.with_suffix(".json")
+    config = json.loads(recipe.read_text())["config"] if recipe.is_file() else {}
+    return state, config
+
+
+# ---------------------------------------------------------------------------------------------
+# Colour: full-range BT.601 both ways (OpenCV's YCrCb)
+
+
+def split_colour(vis: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 gray or RGB -> luminance (H, W) float32 in [0, 1], and Cr, Cb (H, W, 2) or None for gray."""
+    vis = np.float32(vis) / 255
+    if vis.ndim == 2:
+        return vis, None
+    ycc = cv2.cvtColor(vis, cv2.COLOR_RGB2YCrCb)
+    return np.ascontiguousarray(ycc[..., 0]), ycc[..., 1:]
+
+
+def to_image(luminance: np.ndarray, chrominance: np.ndarray | None = None, studio_range: bool = False) -> np.ndarray:
+    """Luminance (H, W) in [0, 1] and Cr, Cb (or None) -> uint8 (H, W) or (H, W, 3) RGB.
+
+    studio_range converts full-range Y by the studio-range formula, 1.164 (Y - 16), as the paper's
+    published pictures do: 16 % more contrast, with clipping. Off by default, because it is a mix-up.
+    """
+    if studio_range:
+        luminance = (luminance - 16 / 255) * 1.164
+    if chrominance is None:
+        image = luminance
+    elif studio_range:
+        cr, cb = chrominance[..., 0] - 0.5, chrominance[..., 1] - 0.5
+        image = np.stack([luminance + 1.596 * cr, luminance - 0.813 * cr - 0.392 * cb, luminance + 2.017 * cb], -1)
+    else:
+        image = cv2.cvtColor(np.dstack([luminance, chrominance]), cv2.COLOR_YCrCb2RGB)
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,416 @@
+"""Train RPFNet.
+
+    python train.py --data data/RoadScene                           the paper's recipe (a GPU: 100 epochs)
+    python train.py --data data/RoadScene --amp --batch 8 --max-minutes 60      what a CPU can do
+    python train.py --data data/RoadScene --resume                  go on after Ctrl-C, a kill or a crash
+
+Writes to --out: last.pth (everything to resume), best.pth and best.json (weights and recipe, for
+RPFNet.from_pretrained and test.py), log.csv (one row an epoch).
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import metrics
+from dataset import DATASETS, CropDataset, DataError, PairDataset, crop_batches, match_pairs, named_pairs
+from loss import FrequencyContrastiveLoss, FusionLoss, SaliencyStructureLoss, SSIMLoss
+from net import NORMS, AuxiliaryDecoder, RPFNet, to_image
+
+VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
+HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
+CHECK_EVERY = 50        # steps between looks at the loss; each look waits for the GPU
+SAVE_EVERY = 300        # seconds
+FLAT = 1e-3             # standard deviation of M' under which it counts as constant
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message says what to change."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Options
+
+# What decides the result. It is stored in the checkpoint, and --resume goes on with it.
+RECIPE = ("dataset", "ir", "vis", "seed", "epochs", "steps", "max_minutes", "crops", "crop", "batch", "lr", "schedule",
+          "clip", "lambda_1", "lambda_2", "ssim_window", "contrast_domain", "contrast", "weight", "saliency",
+          "channels", "stages", "norm", "sharing", "amp", "channels_last", "val_every")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_HelpFormatter)
+    flag = argparse.BooleanOptionalAction
+
+    main = parser.add_argument_group("main")
+    main.add_argument("--data", type=Path, default=Path("data/RoadScene"), help="folder of the data set")
+    main.add_argument("--dataset", type=str.lower, choices=DATASETS, default="roadscene", help="its layout")
+    main.add_argument("--ir", metavar="DIR", help="train on your own two folders: infrared ...")
+    main.add_argument("--vis", metavar="DIR", help="... and visible, matched by file name")
+    main.add_argument("--out", type=Path, default=Path("checkpoints"), help="where checkpoints and the log go")
+    main.add_argument("--resume", action="store_true", help="go on from OUT/last.pth, with the recipe stored in it")
+    main.add_argument("--seed", type=int, default=0, help="of the weights and of the crops")
+
+    length = parser.add_argument_group("length (the learning rate's schedule scales with it)")
+    length.add_argument("--epochs", type=int, default=100, help="passes of --crops crops")
+    length.add_argument("--steps", type=int, default=0, help="optimiser steps in place of epochs; 0: off")
+    length.add_argument("--max-minutes", type=float, default=0, help="end after this time; 0: no bound")
+
+    hyper = parser.add_argument_group("hyper-parameters (defaults: the paper's)")
+    hyper.add_argument("--batch", type=int, default=16, help="crops a step")
+    hyper.add_argument("--crop", type=int, default=128, help="side of a crop, pixels")
+    hyper.add_argument("--crops", type=int, default=3383, help="crops an epoch")
+    hyper.add_argument("--lr", type=float, default=1e-3, help="initial learning rate of both Adam optimisers")
+    hyper.add_argument("--schedule", choices=("step", "cosine"), default="step", help="step: halved at each fifth of the run")
+    hyper.add_argument("--clip", type=float, default=1.0, help="bound of the gradient's norm, against the "
+                       "decoder's saturation; 0: off, as the paper")
+    hyper.add_argument("--channels", type=int, default=32, help="width")
+    hyper.add_argument("--stages", type=int, default=3, help="iterations n")
+    hyper.add_argument("--norm", choices=tuple(NORMS), default="instance", help="normalisation")
+    hyper.add_argument("--sharing", choices=("all", "convolutions", "none"), default="all",
+                       help="what the iterations share")
+
+    loss = parser.add_argument_group("loss (defaults: the paper's; the others are its ablations)")
+    loss.add_argument("--lambda-1", type=float, default=0.3, help="texture term of Eq. 6")
+    loss.add_argument("--lambda-2", type=float, default=5.0, help="SSIM term of Eq. 8; 0: w/o L_s")
+    loss.add_argument("--ssim-window", type=int, default=3, help="pixels, odd")
+    loss.add_argument("--saliency", action=flag, default=True, help="L_SS and the auxiliary decoder")
+    loss.add_argument("--contrast", action=flag, default=True, help="no: frequency l1 without contrast")
+    loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), default="frequency", help="of L_c")
+    loss.add_argument("--weight", choices=("adaptive", "printed", "none"), default="adaptive", help="w of Eq. 9")
+
+    performance = parser.add_argument_group("performance")
+    performance.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
+    performance.add_argument("--amp", action="store_true", help="bfloat16; the FFT, decoder and losses stay in float32")
+    performance.add_argument("--channels-last", action="store_true", help="memory layout for GPUs with tensor cores")
+    performance.add_argument("--workers", type=int, default=0, help="loader processes; the images are in memory, "
+                             "so 0 is seldom slower")
+    performance.add_argument("--val-every", type=int, default=5, help="epochs between validations; 0: never")
+    return parser
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
+    """Options, and the state to resume from. A stored recipe replaces the defaults; contradicting it is an error."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not args.resume:
+        if (args.ir is None) != (args.vis is None):
+            parser.error("--ir and --vis go together")
+        return args, None
+    path = args.out / "last.pth"
+    if not path.is_file():
+        raise TrainingError(f"{path}: nothing to resume; start without --resume, or name the run's folder with --out")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    stored = state["recipe"]
+    parser.set_defaults(**stored)
+    args = parser.parse_args(argv)
+    changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in RECIPE if getattr(args, key) != stored[key]]
+    if changed:
+        raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
+                            "Drop these options, or start a new run with another --out")
+    return args, state
+
+
+# ---------------------------------------------------------------------------------------------
+# Data
+
+
+def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None]:
+    """Training and validation pairs; no validation for data without a validation split."""
+    if args.ir:
+        return PairDataset(match_pairs(args.ir, args.vis), progress=True), None
+    train = PairDataset(named_pairs(args.dataset, args.data, "train"), progress=True)
+    has_val = "val" in DATASETS[args.dataset].splits and args.val_every
+    return train, PairDataset(named_pairs(args.dataset, args.data, "val"), progress=True) if has_val else None
+
+
+def to_unit(image: Tensor, device: str) -> Tensor:
+    """uint8 to float in [0, 1], on the device (a quarter of the bytes travels)."""
+    return image.to(device, non_blocking=True).float().div_(255)
+
+
+# ---------------------------------------------------------------------------------------------
+# Training
+
+
+def build_loss(args: argparse.Namespace) -> FusionLoss:
+    return FusionLoss(FrequencyContrastiveLoss(args.contrast_domain, args.contrast, args.weight),
+                      SSIMLoss(args.ssim_window) if args.lambda_2 else None,
+                      SaliencyStructureLoss(args.lambda_1) if args.saliency else None, args.lambda_2)
+
+
+def learning_rate(initial: float, schedule: str, progress: float) -> float:
+    """Learning rate at progress in [0, 1] of the run."""
+    if schedule == "cosine":
+        return initial * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return initial * 0.5 ** min(int(progress * HALVINGS), HALVINGS - 1)
+
+
+class Trainer:
+    """The networks, their two optimisers, and where the run stands."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.device = args, torch.device(args.device)
+        torch.manual_seed(args.seed)
+        layout = torch.channels_last if args.channels_last else torch.contiguous_format
+        self.model = RPFNet(args.channels, args.stages, args.norm, args.sharing).to(self.device, memory_format=layout)
+        self.decoder = AuxiliaryDecoder(args.channels, args.norm).to(self.device)
+        self.loss = build_loss(args)
+        self.optimisers = [torch.optim.Adam(net.parameters(), args.lr) for net in (self.model, self.decoder)]
+        self.per_epoch = math.ceil(args.crops / args.batch)
+        self.total = args.steps or args.epochs * self.per_epoch
+        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.sums: dict[str, Tensor] = {}       # of this epoch's terms
+        self.history: list[dict] = []           # the log's rows
+        self._tick = time.monotonic()
+
+    # --- one step ---
+
+    def train_step(self, ir: Tensor, vis_y: Tensor) -> None:
+        """One step of both optimisers on a batch of (B, 1, H, W) in [0, 1]."""
+        rate = learning_rate(self.args.lr, self.args.schedule, self.progress)
+        for optimiser in self.optimisers:
+            optimiser.param_groups[0]["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp):
+            fused, features = self.model(ir, vis_y, return_features=True)
+            m_prime = self.decoder(features[-1].residual) if self.args.saliency else None
+        total, terms = self.loss(fused, m_prime, ir, vis_y)
+        total.backward()
+        for net, optimiser in zip((self.model, self.decoder), self.optimisers):
+            if self.args.clip:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), self.args.clip)
+            optimiser.step()
+        if m_prime is not None:
+            terms["M_std"] = m_prime.std((1, 2, 3)).mean()
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach() * len(ir)
+        self.step += 1
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by time, whichever is further."""
+        by_time = self.clock() / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
+        return max(self.step / self.total, by_time)
+
+    def clock(self) -> float:
+        """Seconds of training so far, earlier parts of a resumed run included."""
+        now = time.monotonic()
+        self.seconds, self._tick = self.seconds + now - self._tick, now
+        return self.seconds
+
+    def means(self) -> dict[str, float]:
+        """This epoch's terms so far, a mean over its crops. Raises TrainingError when training has failed."""
+        done = min((self.step - len(self.history) * self.per_epoch) * self.args.batch, self.args.crops)
+        values = {name: float(value) / done for name, value in self.sums.items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingError(f"step {self.step}: {', '.join(bad)} is not finite; lower --lr, or set --clip 1")
+        if values.get("M_std", 1.0) < FLAT:
+            raise TrainingError(f"step {self.step}: the auxiliary decoder is saturated (M' is flat), so L_SS teaches "
+                                "nothing any more; lower --lr, or set --clip 1, and start again")
+        return values
+
+    # --- files ---
+
+    def save(self, path: Path) -> None:
+        """Write everything that --resume needs, whole or not at all."""
+        state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
+                 "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+                 "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(), "best": self.best,
+                 "sums": dict(self.sums), "history": self.history}
+        write_atomically(path, serialised(state))
+
+    def load(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.decoder.load_state_dict(state["decoder"])
+        for optimiser, stored in zip(self.optimisers, state["optimisers"]):
+            optimiser.load_state_dict(stored)
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.history = state["history"]
+
+    def save_best(self, scores: dict[str, float]) -> None:
+        """best.pth: a plain state dict; best.json: the recipe and what was measured."""
+        weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        about = {"config": self.model.config, "recipe": recipe(self.args), "steps": self.step,
+                 "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
+                 "torch": torch.__version__, "validation": {k: round(v, 4) for k, v in scores.items()}}
+        write_atomically(self.args.out / "best.pth", serialised(weights))
+        write_atomically(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())
+
+    def write_log(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.history for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_atomically(self.args.out / "log.csv", text.getvalue().encode())
+
+    # --- one epoch's end ---
+
+    def end_epoch(self, val: PairDataset | None) -> None:
+        """Log the epoch, validate if it is due, keep the best weights."""
+        last = self.finished
+        number = len(self.history) + 1
+        rate = self.optimisers[0].param_groups[0]["lr"]
+        row = {"epoch": number, "step": self.step, "lr": rate, "seconds": round(self.clock(), 1)} | self.means()
+        if val is not None and (last or number % self.args.val_every == 0):
+            row |= validate(self.model, self.loss, val, self.device)
+            if row["val_loss"] < self.best:
+                self.best = row["val_loss"]
+                self.save_best({k: row[k] for k in ("val_loss", *VALIDATION_METRICS)})
+        elif val is None and last:
+            self.save_best({})
+        self.history.append(row)
+        self.sums = {}
+        self.write_log()
+        tqdm.write(f"epoch {number}: " + "  ".join(
+            f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
+
+    @property
+    def finished(self) -> bool:
+        return self.progress >= 1
+
+
+@torch.inference_mode()
+def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.device) -> dict[str, float]:
+    """Mean fusion loss L_F and metrics (float protocol, plain range) over whole validation pairs, eval mode."""
+    model.eval()
+    rows = []
+    for ir, vis in tqdm(val, desc="validating", unit="pair", leave=False):
+        inputs = [to_unit(x[None], device) for x in (ir, vis)]
+        fused = model(*inputs)
+        terms = [weight * part(fused, *inputs)[0].item() for weight, part in
+                 ((1.0, loss.contrastive), (loss.lambda_2, loss.structure)) if part is not None]
+        image = to_image(fused[0, 0].float().cpu().numpy())
+        rows.append({"val_loss": sum(terms)} |
+                    metrics.evaluate(image, ir[0].numpy(), vis[0].numpy(), names=VALIDATION_METRICS))
+    model.train()
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Stop) -> None:
+    """Train until the end of the schedule or until `stop` is set."""
+    args, last = trainer.args, trainer.args.out / "last.pth"
+    crops = CropDataset(train, args.crop, args.seed)
+    saved = time.monotonic()
+    bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05)
+    with bar:
+        while not trainer.finished and not stop:
+            start = trainer.step - len(trainer.history) * trainer.per_epoch
+            batches = list(crop_batches(len(trainer.history), args.crops, args.batch, start))
+            loader = DataLoader(crops, batch_sampler=batches, num_workers=args.workers,
+                                pin_memory=trainer.device.type == "cuda")
+            for ir, vis in loader:
+                trainer.train_step(to_unit(ir, trainer.device), to_unit(vis, trainer.device))
+                bar.update()
+                if trainer.step % CHECK_EVERY == 0:
+                    bar.set_postfix({k: f"{v:.3f}" for k, v in trainer.means().items()}, refresh=False)
+                if trainer.finished or stop:
+                    break
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save_or_warn(trainer, last)
+                    saved = time.monotonic()
+            whole = trainer.step == (len(trainer.history) + 1) * trainer.per_epoch
+            if whole or trainer.finished:
+                trainer.end_epoch(val)
+                save_or_warn(trainer, last)
+    trainer.save(last)
+
+
+def save_or_warn(trainer: Trainer, path: Path) -> None:
+    """In mid-run a full disk is no reason to lose the run: the older checkpoint is still whole."""
+    try:
+        trainer.save(path)
+    except OSError as error:
+        tqdm.write(f"warning: {path} not written ({error.strerror}); training goes on", file=sys.stderr)
+
+
+class Stop:
+    """True after Ctrl-C or SIGTERM, so that the step in hand is finished and saved; a second Ctrl-C ends at once."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: object) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __bool__(self) -> bool:
+        return bool(self.signal)
+
+
+# ---------------------------------------------------------------------------------------------
+# Small helpers
+
+
+def recipe(args: argparse.Namespace) -> dict:
+    return {key: getattr(args, key) for key in RECIPE}
+
+
+def serialised(state: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        args, state = parse(argv)
+        args.out.mkdir(parents=True, exist_ok=True)
+        train, val = load_data(args)
+        trainer = Trainer(args)
+        if state:
+            trainer.load(state)
+        print(f"{len(train)} training pairs, {len(val) if val else 'no'} validation pairs; "
+              f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}", flush=True)
+        stop = Stop()
+        run(trainer, train, val, stop)
+    except (DataError, TrainingError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    if stop:
+        print(f"stopped at step {trainer.step}; go on with: python train.py --data {args.data} --out {args.out} --resume")
+        return 128 + stop.signal
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
