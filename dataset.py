@@ -156,21 +156,29 @@ def _prefixed(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     return sides
 
 
-def match_pairs(ir_dir: str | Path, vis_dir: str | Path) -> list[Pair]:
+def find_pairs(ir_dir: str | Path, vis_dir: str | Path) -> tuple[list[Pair], list[str]]:
     """Pairs of two folders matched by file stem, or of one folder with IR{n}/VIS{n} files.
 
-    Raises DataError that lists every file without a partner.
+    Returns the pairs in natural order, and one line for each file without a partner.
+    Raises DataError when a folder is missing or holds no images.
     """
     ir_dir, vis_dir = Path(ir_dir), Path(vis_dir)
     same = ir_dir.resolve() == vis_dir.resolve()
     ir, vis = _prefixed(ir_dir) if same else (list_images(ir_dir), list_images(vis_dir))
+    for folder, images in ((ir_dir, ir), (vis_dir, vis)):
+        if not images:
+            raise DataError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))})")
     lonely = [f"{path}: no visible partner in {vis_dir}" for name, path in ir.items() if name not in vis]
     lonely += [f"{path}: no infrared partner in {ir_dir}" for name, path in vis.items() if name not in ir]
+    return [Pair(name, ir[name], vis[name]) for name in ir if name in vis], lonely
+
+
+def match_pairs(ir_dir: str | Path, vis_dir: str | Path) -> list[Pair]:
+    """`find_pairs`, for uses that need every file: raises DataError that lists all those without a partner."""
+    pairs, lonely = find_pairs(ir_dir, vis_dir)
     if lonely:
         raise DataError(_listing(f"{len(lonely)} image(s) without a partner of the same name", lonely))
-    if not ir:
-        raise DataError(f"{ir_dir}: no images ({', '.join(sorted(SUFFIXES))})")
-    return [Pair(name, ir[name], vis[name]) for name in ir]
+    return pairs
 
 
 def _listing(title: str, lines: Sequence[str]) -> str:

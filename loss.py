@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 IMAGE = (1, 2, 3)       # the axes of one image in a batch
 EPSILON = 1e-9          # of Eq. 10
+FAINT = 1e-3            # Sobel magnitude; one 8-bit level gives 1.6e-2
+FLAT = 1e-5             # Sobel magnitude that rounding leaves in a constant image
 
 Terms = dict[str, Tensor]
 
@@ -35,18 +37,22 @@ def above_deviation(x: Tensor) -> Tensor:
 def sobel(x: Tensor) -> Tensor:
     """Magnitude of the Sobel gradient, not normalised. Borders replicate, so that the frame is no edge.
 
-    Zero, with zero gradient, where the image is flat: the derivative of sqrt(0) is infinite.
+    Zero, with zero gradient, where the image is flat: the derivative of sqrt(0) is infinite, and rounding
+    noise, divided by its own maximum, would look like edges everywhere.
     """
     kernel = x.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     kernels = torch.stack([kernel, kernel.T])[:, None]                            # (2, 1, 3, 3)
     squared = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernels).square().sum(1, keepdim=True)
-    flat = squared == 0
+    flat = squared < FLAT**2
     return squared.masked_fill(flat, 1).sqrt().masked_fill(flat, 0)
 
 
 def max_normalised(x: Tensor) -> Tensor:
-    """x over its own image's maximum; 0 where the image is all zero."""
-    return x / x.amax(IMAGE, keepdim=True).clamp_min(1e-6)
+    """x over its own image's maximum, (B, 1, H, W) >= 0; what stays under FAINT everywhere is not blown up to 1.
+
+    So a map that fades below that is pulled back by its missing edges, and never ends as amplified rounding noise.
+    """
+    return x / x.amax(IMAGE, keepdim=True).clamp_min(FAINT)
 
 
 def standardised(x: Tensor) -> Tensor:
@@ -62,7 +68,9 @@ def standardised(x: Tensor) -> Tensor:
 class SaliencyStructureLoss(nn.Module):
     """L_SS = L_grad + L_reg, of the auxiliary decoder's output M' (Eq. 5-7).
 
-    Means in place of the l2 norms, so that the loss does not depend on the crop's size.
+    Means in place of the l2 norms, so that the loss does not depend on the crop's size. The texture and
+    the hot term reward M' -> 1 and the edge term knows no scale, so a trained M' is close to 1 with faint
+    edges; the term "M_edge", its largest Sobel magnitude, tells faint from flat (see `max_normalised`).
 
     Args:
         lambda_1: weight of the texture term.
@@ -75,11 +83,12 @@ class SaliencyStructureLoss(nn.Module):
     def forward(self, m_prime: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         with torch.autocast(ir.device.type, enabled=False):
             m_prime, ir, vis_y = m_prime.float(), ir.float(), vis_y.float()
-            edges = F.mse_loss(max_normalised(sobel(m_prime)), max_normalised(sobel(ir)))
+            gradient = sobel(m_prime)
+            edges = F.mse_loss(max_normalised(gradient), max_normalised(sobel(ir)))
             texture = (m_prime * texture_mask(vis_y)).mean()
             hot = (m_prime * above_deviation(ir)).mean()
         terms = {"L_grad": edges - self.lambda_1 * texture, "L_reg": -hot}
-        return terms["L_grad"] + terms["L_reg"], terms
+        return terms["L_grad"] + terms["L_reg"], terms | {"M_edge": gradient.amax(IMAGE).mean()}
 
 
 def texture_mask(vis_y: Tensor) -> Tensor:

@@ -258,30 +258,9 @@ class RPFNet(nn.Module):
             raise ValueError(f"{path}: not the weights of RPFNet({config}): {error}") from None
         return model.to(device).eval()
 
-    @torch.inference_mode()
     def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False) -> np.ndarray:
-        """Fuse one pair of numpy images.
-
-        Args:
-            ir: uint8 (H, W).
-            vis: uint8 (H, W) gray or (H, W, 3) RGB.
-            studio_range: stretch the output as the paper's published pictures do; see `to_image`.
-        Returns:
-            uint8, shaped like `vis`; the chrominance is that of `vis`.
-        Raises:
-            TypeError, ValueError: that name what was given.
-        """
-        _check_arrays(ir, vis)
-        luminance, chrominance = split_colour(vis)
-        device = next(self.parameters()).device
-        inputs = [torch.from_numpy(x).to(device)[None, None] for x in (np.float32(ir) / 255, luminance)]
-        training = self.training
-        self.eval()
-        try:
-            fused = self(*inputs)[0, 0].float().cpu().numpy()
-        finally:
-            self.train(training)
-        return to_image(fused, chrominance, studio_range)
+        """Fuse one pair of numpy images, on the device of the network; see `fuse_pair`."""
+        return fuse_pair(self, ir, vis, studio_range)
 
 
 def _tie_convolutions(stages: nn.ModuleList) -> None:
@@ -326,11 +305,41 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Colour: full-range BT.601 both ways (OpenCV's YCrCb)
+# Images in, images out
+
+
+@torch.inference_mode()
+def fuse_pair(model: nn.Module, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False) -> np.ndarray:
+    """Fuse one pair of numpy images in eval mode.
+
+    Args:
+        model: RPFNet, or any network called as model(ir, vis_y) with (1, 1, H, W) tensors in [0, 1].
+        ir: uint8 (H, W).
+        vis: uint8 (H, W) gray or (H, W, 3) RGB.
+        studio_range: stretch the output as the paper's published pictures do; see `to_image`.
+    Returns:
+        uint8, shaped like `vis`; the chrominance is that of `vis`.
+    Raises:
+        TypeError, ValueError: that name what was given.
+    """
+    _check_arrays(ir, vis)
+    luminance, chrominance = split_colour(vis)
+    device = next(model.parameters()).device
+    inputs = [torch.from_numpy(x).to(device)[None, None] for x in (np.float32(ir) / 255, luminance)]
+    training = model.training
+    model.eval()
+    try:
+        fused = model(*inputs)[0, 0].float().cpu().numpy()
+    finally:
+        model.train(training)
+    return to_image(fused, chrominance, studio_range)
 
 
 def split_colour(vis: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 gray or RGB -> luminance (H, W) float32 in [0, 1], and Cr, Cb (H, W, 2) or None for gray."""
+    """uint8 gray or RGB -> luminance (H, W) float32 in [0, 1], and Cr, Cb (H, W, 2) or None for gray.
+
+    Full-range BT.601 both ways (OpenCV's YCrCb), here and in `to_image`.
+    """
     vis = np.float32(vis) / 255
     if vis.ndim == 2:
         return vis, None

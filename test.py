@@ -1,0 +1,177 @@
+"""Fuse image pairs and write the results to ./Fused/.
+
+    python test.py                                                  the rendered pairs in samples/
+    python test.py --ir DIR --vis DIR                               your own folders, matched by file name
+    python test.py --ir a.png --vis b.png                           one pair
+    python test.py --dataset roadscene --data data/RoadScene        a published data set
+
+Colour comes from the visible image; names and sizes are kept.
+"""
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from dataset import DATASETS, DataError, Pair, find_pairs, load_pair, luma, named_pairs, write_image
+from net import RPFNet, fuse_pair
+
+SAMPLES = Path(__file__).resolve().parent / "samples"
+AHEAD = 4       # pairs that are read before their turn, and results that wait to be written
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_argument_group("what to fuse (default: the rendered samples)")
+    source.add_argument("--ir", type=Path, help="infrared folder or file (for IR*/VIS* in one folder: that folder, twice)")
+    source.add_argument("--vis", type=Path, help="visible folder or file")
+    source.add_argument("--dataset", type=str.lower, choices=DATASETS, help="a published data set's layout")
+    source.add_argument("--data", type=Path, help="its folder")
+    source.add_argument("--split", help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, default=Path("Fused"), help="folder for the results (default: ./Fused)")
+    output.add_argument("--format", choices=("png", "bmp", "tif", "jpg"), default="png",
+                        help="default: png; jpg loses detail and changes metrics")
+    output.add_argument("--gray", action="store_true", help="write the fused luminance without colour, as metrics see it")
+    output.add_argument("--compare", action="store_true", help="also write infrared | visible | fused to OUT/compare/")
+    output.add_argument("--studio-range", action="store_true", help="the published pictures' contrast stretch, "
+                        "1.164 (Y - 16); off by default, because it is a mix-up of colour ranges")
+
+    network = parser.add_argument_group("network")
+    network.add_argument("--checkpoint", type=Path, help="weights (default: checkpoints/rpfnet.pth); best.pth and "
+                         "last.pth of train.py will do")
+    network.add_argument("--released", type=Path, metavar="MODEL.PTH", help="use the authors' published network: their "
+                         "graph, with the statistics of the one image; the pickle is read without executing it")
+    network.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                         help="cuda, cuda:1, cpu (default: cuda where there is one)")
+    return parser
+
+
+def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
+    """The pairs to fuse, and a line for each file that has no partner."""
+    if args.dataset or args.data:
+        if not (args.dataset and args.data) or args.ir or args.vis:
+            raise DataError("--dataset NAME and --data FOLDER go together, without --ir and --vis")
+        return named_pairs(args.dataset, args.data, args.split), []
+    if args.split:
+        raise DataError("--split goes with --dataset")
+    if args.ir is None and args.vis is None:
+        return find_pairs(SAMPLES / "ir", SAMPLES / "vis")
+    if args.ir is None or args.vis is None:
+        raise DataError("--ir and --vis go together")
+    if args.ir.is_file() and args.vis.is_file():
+        return [Pair(args.vis.stem, args.ir, args.vis)], []
+    return find_pairs(args.ir, args.vis)
+
+
+def load_network(args: argparse.Namespace) -> nn.Module:
+    if args.released and args.checkpoint:
+        raise DataError("--released and --checkpoint exclude each other")
+    if args.released:
+        from released import load_released   # only here: nobody else pays for the import
+        return load_released(args.released).to(args.device)
+    return RPFNet.from_pretrained(args.checkpoint, args.device)
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading, fusing and writing overlap: two threads decode and encode while the network computes.
+
+
+def read_ahead(pool: ThreadPoolExecutor, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, Future]]:
+    """Pairs in order, each with the future of its two images; a few are decoded in advance."""
+    waiting: deque = deque()
+    for pair in pairs:
+        waiting.append((pair, pool.submit(load_pair, pair)))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+class Writer:
+    """Writes images on the pool's threads, a few at a time, and remembers the first failure."""
+
+    def __init__(self, pool: ThreadPoolExecutor):
+        self.pool, self.pending = pool, deque()
+
+    def put(self, path: Path, image: np.ndarray) -> None:
+        """Queue one image. Raises OSError when an earlier one could not be written (a full disk)."""
+        self.pending.append(self.pool.submit(write_image, path, image))
+        while len(self.pending) > AHEAD:
+            self.pending.popleft().result()
+
+    def finish(self) -> None:
+        while self.pending:
+            self.pending.popleft().result()
+
+
+def side_by_side(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
+    """infrared | visible | fused, RGB, with a white line between."""
+    panels = [x if x.ndim == 3 else cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in (ir, vis, fused)]
+    line = np.full((len(ir), 4, 3), 255, np.uint8)
+    return np.hstack([panels[0], line, panels[1], line, panels[2]])
+
+
+def fuse_all(args: argparse.Namespace, model: nn.Module, pairs: Sequence[Pair]) -> tuple[list[float], list[str]]:
+    """Fuse and write all pairs. Returns the network's seconds for each, and a line for each pair that failed."""
+    seconds, problems = [], []
+    with ThreadPoolExecutor(2) as pool:
+        writer = Writer(pool)
+        for pair, images in tqdm(read_ahead(pool, pairs), total=len(pairs), unit="pair", desc="fusing"):
+            try:
+                ir, vis = images.result()
+                vis = luma(vis) if args.gray else vis
+                start = time.perf_counter()
+                fused = fuse_pair(model, ir, vis, args.studio_range)    # ends on the CPU: no sync is missing
+                seconds.append(time.perf_counter() - start)
+            except (DataError, ValueError, torch.OutOfMemoryError) as error:
+                problems.append(f"{pair.name}: {str(error).splitlines()[0]}")
+                continue
+            writer.put(args.out / f"{pair.name}.{args.format}", fused)
+            if args.compare:
+                writer.put(args.out / "compare" / f"{pair.name}.{args.format}", side_by_side(ir, vis, fused))
+        writer.finish()
+    return seconds, problems
+
+
+def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) -> None:
+    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
+    if seconds:
+        # The first image pays for memory and kernel choices.
+        mean = statistics.mean(seconds[1:] or seconds)
+        print(f"{len(seconds)} images in {args.out}{'/' if args.out.name else ''}, {1000 * mean:.0f} ms an image on {device}")
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        pairs, lonely = collect_pairs(args)
+        model = load_network(args)
+        (args.out / "compare" if args.compare else args.out).mkdir(parents=True, exist_ok=True)
+        seconds, problems = fuse_all(args, model, pairs)
+    except (DataError, FileNotFoundError, ValueError, RuntimeError, OSError) as error:
+        print(f"test.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ntest.py: interrupted; the images written so far are whole", file=sys.stderr)
+        return 130
+    problems = lonely + problems
+    report(args, seconds, problems)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Reading, pairing, published layouts, crops."""
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import dataset
+from dataset import (CropDataset, DataError, Pair, PairDataset, crop_batches, find_pairs, luma, match_pairs, named_pairs,
+                     read_ir, read_vis, write_image)
+
+rng = np.random.default_rng(0)
+
+
+def gray(height=20, width=30, dtype=np.uint8):
+    return rng.integers(0, np.iinfo(dtype).max, (height, width), dtype)
+
+
+def save(path, image=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), gray() if image is None else image)
+    return path
+
+
+# --- reading ---
+
+
+def test_png_round_trip_keeps_every_pixel_and_the_order_of_colours(tmp_path):
+    for image in (gray(), rng.integers(0, 256, (20, 30, 3), np.uint8)):
+        write_image(tmp_path / "a.png", image)
+        assert np.array_equal(read_vis(tmp_path / "a.png"), image)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]      # no temporary file is left
+
+
+def test_rgba_loses_alpha_and_gray_in_three_planes_is_gray(tmp_path):
+    rgba = rng.integers(0, 256, (20, 30, 4), np.uint8)
+    assert np.array_equal(read_vis(save(tmp_path / "a.png", rgba)), rgba[..., 2::-1])
+    plane = gray()
+    assert np.array_equal(read_vis(save(tmp_path / "b.png", np.dstack([plane] * 3))), plane)
+
+
+def test_16_bit_infrared_is_scaled_by_its_own_range_and_says_so(tmp_path):
+    raw = np.linspace(7000, 8020, 600).astype(np.uint16).reshape(20, 30)
+    with pytest.warns(UserWarning, match=r"a\.png.*\[7000, 8020\]"):
+        image = read_ir(save(tmp_path / "a.png", raw))
+    assert image.min() == 0 and image.max() == 255
+    assert np.abs(image - (raw - 7000.) / 4).max() <= 0.5
+    with pytest.warns(UserWarning):
+        assert (read_ir(save(tmp_path / "flat.png", np.full((20, 30), 500, np.uint16))) == 0).all()
+
+
+def test_16_bit_visible_keeps_its_exposure(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = read_vis(save(tmp_path / "a.png", np.array([[0, 257, 32896, 65535]] * 9, np.uint16)))
+    assert image[0].tolist() == [0, 1, 128, 255]
+
+
+def test_luma_is_bt601():
+    pixel = np.array([[[200, 100, 50]]], np.uint8)
+    assert luma(pixel)[0, 0] == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing more")
+    (tmp_path / "empty.png").touch()
+    for name in ("broken.png", "empty.png", "absent.png"):
+        with pytest.raises(DataError, match=name):
+            read_ir(tmp_path / name)
+    with pytest.raises(DataError, match="float32"):
+        read_vis(save(tmp_path / "a.tif", np.zeros((20, 30), np.float32)))
+    with pytest.raises(DataError, match=r"\.xyz"):
+        write_image(tmp_path / "a.xyz", gray())
+
+
+# --- pairing ---
+
+
+def test_folders_pair_by_stem_in_natural_order(tmp_path):
+    for name in ("10", "2", "1"):
+        save(tmp_path / "ir" / f"{name}.png")
+        save(tmp_path / "vi" / f"{name}.bmp")
+    (tmp_path / "ir" / "notes.txt").write_text("not an image")
+    pairs = match_pairs(tmp_path / "ir", tmp_path / "vi")
+    assert [p.name for p in pairs] == ["1", "2", "10"]
+    assert pairs[0].vis.name == "1.bmp"
+
+
+def test_one_folder_pairs_by_prefix(tmp_path):
+    for n in (1, 2, 11):
+        save(tmp_path / f"IR{n}.bmp")
+        save(tmp_path / f"VIS{n}.bmp")
+    assert [p.name for p in match_pairs(tmp_path, tmp_path)] == ["1", "2", "11"]
+
+
+def test_all_missing_partners_are_listed_at_once(tmp_path):
+    for name in ("a", "b", "c"):
+        save(tmp_path / "ir" / f"{name}.png")
+    for name in ("c", "d"):
+        save(tmp_path / "vis" / f"{name}.png")
+    with pytest.raises(DataError) as caught:
+        match_pairs(tmp_path / "ir", tmp_path / "vis")
+    for name in ("a.png", "b.png", "d.png"):
+        assert name in str(caught.value)
+    pairs, lonely = find_pairs(tmp_path / "ir", tmp_path / "vis")
+    assert [p.name for p in pairs] == ["c"] and len(lonely) == 3
+
+
+def test_ambiguous_names_and_empty_folders_are_refused(tmp_path):
+    save(tmp_path / "ir" / "a.png")
+    save(tmp_path / "ir" / "a.jpg")
+    save(tmp_path / "vis" / "a.png")
+    with pytest.raises(DataError, match="share a name"):
+        match_pairs(tmp_path / "ir", tmp_path / "vis")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no images"):
+        match_pairs(tmp_path / "none", tmp_path / "vis")
+    with pytest.raises(DataError, match="no such folder"):
+        match_pairs(tmp_path / "absent", tmp_path / "vis")
+
+
+# --- published layouts ---
+
+TREES = {
+    ("tno", None): ["IR1.bmp", "VIS1.bmp"],
+    ("msrs", None): ["test/ir/00001D.png", "test/vi/00001D.png"],
+    ("msrs", "train"): ["train/ir/00002N.png", "train/vi/00002N.png"],
+    ("m3fd", None): ["M3FD_Fusion/Ir/00000.png", "M3FD_Fusion/Vis/00000.png"],
+    ("m3fd", "Detection"): ["M3FD_Detection/Ir/00000.png", "M3FD_Detection/Vis/00000.png"],
+    ("mri-pet", None): ["test/MRI/25015.png", "test/PET/25015.png"],
+    ("mri-spect", "train"): ["SPECT-MRI/train/MRI/3.png", "SPECT-MRI/train/SPECT/3.png"],
+    ("roadscene", "all"): ["cropinfrared/FLIR_1.jpg", "crop_LR_visible/FLIR_1.jpg"],
+}
+
+
+@pytest.mark.parametrize("key", TREES, ids=str)
+def test_published_layouts(tmp_path, key):
+    name, split = key
+    ir, vis = (save(tmp_path / file) for file in TREES[key])
+    (pair,) = named_pairs(name.upper(), tmp_path, split)
+    assert pair.ir.samefile(ir) and pair.vis.samefile(vis)
+
+
+def test_split_lists_are_the_papers():
+    lists = {split: (dataset.SPLIT_LISTS / f"roadscene_{split}.txt").read_text().split() for split in ("train", "val")}
+    assert len(lists["train"]) == 180 and len(lists["val"]) == 40
+    assert len({*lists["train"], *lists["val"]}) == 220
+
+
+def test_a_split_with_missing_pairs_lists_them(tmp_path):
+    save(tmp_path / "cropinfrared" / "FLIR_00006.jpg")
+    save(tmp_path / "crop_LR_visible" / "FLIR_00006.jpg")
+    with pytest.raises(DataError, match="FLIR_00018"):
+        named_pairs("roadscene", tmp_path, "train")
+
+
+def test_unknown_names_say_what_is_known(tmp_path):
+    with pytest.raises(DataError, match="roadscene"):
+        named_pairs("nothing", tmp_path)
+    with pytest.raises(DataError, match="val, train, all"):
+        named_pairs("roadscene", tmp_path, "test")
+    with pytest.raises(DataError, match="git clone .*RoadScene"):
+        named_pairs("roadscene", tmp_path)
+
+
+def test_check_command(tmp_path, capsys):
+    for n in (1, 2):
+        save(tmp_path / f"IR{n}.bmp")
+        save(tmp_path / f"VIS{n}.bmp", gray(20, 30) if n == 1 else gray(40, 30))
+    assert dataset.main(["tno", str(tmp_path)]) == 1
+    assert "30x20" in capsys.readouterr().err
+    save(tmp_path / "VIS2.bmp")
+    assert dataset.main(["TNO", str(tmp_path)]) == 0
+    assert "2 pairs, 30x20" in capsys.readouterr().out
+
+
+# --- data sets ---
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    for n in range(3):
+        save(tmp_path / "ir" / f"{n}.png", gray(40 + n, 50))
+        save(tmp_path / "vis" / f"{n}.png", gray(40 + n, 50))
+    return PairDataset(match_pairs(tmp_path / "ir", tmp_path / "vis"))
+
+
+def test_pair_dataset_lists_every_problem(tmp_path):
+    good, small = save(tmp_path / "good.png"), save(tmp_path / "small.png", gray(10, 30))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        PairDataset([Pair("one", good, small), Pair("two", good, good), Pair("three", tmp_path / "bad.png", good)])
+    assert "2 of 3" in str(caught.value) and "30x10" in str(caught.value) and "bad.png" in str(caught.value)
+
+
+def test_crops_are_aligned_windows_of_both_sources(pairs):
+    pairs.items = [(ir, 255 - ir) for ir, _ in pairs.items]
+    for number in range(20):
+        ir, vis = CropDataset(pairs, 16, seed=3)[number]
+        assert ir.shape == (1, 16, 16) and ir.dtype == torch.uint8
+        assert torch.equal(vis, 255 - ir)
+
+
+def test_crops_vary_in_place_and_flip(pairs):
+    pairs.items = [(torch.arange(40 * 50).reshape(1, 40, 50),) * 2]
+    corners = [CropDataset(pairs, 16, 0)[n][0][0] for n in range(60)]
+    assert len({int(c.min()) for c in corners}) > 50
+    assert {(bool(c[0, 0] < c[0, 1]), bool(c[0, 0] < c[1, 0])) for c in corners} == {(a, b) for a in (0, 1) for b in (0, 1)}
+
+
+def test_same_seed_same_crops_whatever_the_workers(pairs):
+    batches = list(crop_batches(epoch=1, length=20, batch=6))
+    assert [len(b) for b in batches] == [6, 6, 6, 2] and batches[0][0] == 20
+    runs = [torch.cat([ir for ir, _ in DataLoader(CropDataset(pairs, 16, seed), batch_sampler=batches, num_workers=workers)])
+            for seed, workers in ((7, 0), (7, 2), (8, 0))]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    assert list(crop_batches(1, 20, 6, start=2)) == batches[2:]
+
+
+def test_crops_larger_than_an_image_are_refused(pairs):
+    with pytest.raises(DataError, match="50x40"):
+        CropDataset(pairs, 41)
