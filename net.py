@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "rpfnet.pth"
 MIN_SIZE = 16       # pixels; below, the dilated convolutions see little but padding
@@ -201,14 +202,17 @@ class RPFNet(nn.Module):
         norm: "instance" (default) or "batch"; see NORMS.
         sharing: what the iterations have in common: "all" (default: one stage, unrolled),
             "convolutions" (each iteration has normalisation of its own) or "none".
+        border: in eval mode the sources are mirrored by so many pixels on each side and the result is
+            cropped again, so that what zero padding and the FFT's wrap-around do to a frame falls outside.
     """
 
-    def __init__(self, channels: int = 32, stages: int = 3, norm: str = "instance", sharing: str = "all"):
+    def __init__(self, channels: int = 32, stages: int = 3, norm: str = "instance", sharing: str = "all",
+                 border: int = 8):
         super().__init__()
         for name, value, known in (("norm", norm, tuple(NORMS)), ("sharing", sharing, ("all", "convolutions", "none"))):
             if value not in known:
                 raise ValueError(f"{name}={value!r}; choose from {', '.join(known)}")
-        self.config = {"channels": channels, "stages": stages, "norm": norm, "sharing": sharing}
+        self.config = {"channels": channels, "stages": stages, "norm": norm, "sharing": sharing, "border": border}
         self.stem_f = CB(2, channels, norm=norm)
         self.stem_r = CB(1, channels, norm=norm)
         self.stages = nn.ModuleList(Stage(channels, norm) for _ in range(1 if sharing == "all" else stages))
@@ -227,14 +231,19 @@ class RPFNet(nn.Module):
             The fused luminance, (B, 1, H, W) in [0, 1], float32.
         """
         _check_batch(ir, vis_y)
-        features = [Features(self.stem_f(torch.cat([ir, vis_y], 1)), self.stem_r(ir - vis_y))]
+        border = 0 if self.training else self.config["border"]
+        sources = F.pad(torch.cat([ir, vis_y], 1), (border,) * 4, mode="reflect")         # (B, 2, H, W)
+        prior = sources[:, :1] - sources[:, 1:]                                           # M
+        features = [Features(self.stem_f(sources), self.stem_r(prior))]
         for iteration in range(self.config["stages"]):
             stage = self.stages[iteration % len(self.stages)]
             features.append(stage(features[-1]))
             if not return_features:
                 del features[0]     # a large image should not hold what nobody asked for
-        fused = self.head(features[-1].fusion + features[-1].residual)
-        return (fused, features) if return_features else fused
+        fused = _crop(self.head(features[-1].fusion + features[-1].residual), border)
+        if not return_features:
+            return fused
+        return fused, [Features(_crop(f.fusion, border), _crop(f.residual, border)) for f in features]
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, device: str | torch.device = "cpu") -> RPFNet:
@@ -269,6 +278,10 @@ def _tie_convolutions(stages: nn.ModuleList) -> None:
         for first, other in zip(stages[0].modules(), stage.modules()):
             if isinstance(first, nn.Conv2d):
                 other.weight, other.bias = first.weight, first.bias
+
+
+def _crop(x: Tensor, border: int) -> Tensor:
+    return x[..., border:x.shape[-2] - border, border:x.shape[-1] - border]
 
 
 def _check_batch(ir: Tensor, vis_y: Tensor) -> None:

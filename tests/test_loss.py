@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from dataset import PairDataset, named_pairs
 from loss import (FrequencyContrastiveLoss, FusionLoss, SaliencyStructureLoss, SSIMLoss, above_deviation,
                   adaptive_weight, max_normalised, sobel, texture_mask)
 
@@ -202,3 +203,18 @@ def test_gradients_are_finite(sources, output, autocast):
         total.backward()
         assert total.dtype == torch.float32 and total.isfinite(), options
         assert fused.grad.isfinite().all() and m_prime.grad.isfinite().all(), options
+
+
+def test_w_covers_the_hot_pixels_of_real_pairs(data_root):
+    """Share of the hot pixels (IR > mean + std) that w marks, over the 40 validation pairs; `-s` prints it."""
+    pairs = PairDataset(named_pairs("roadscene", data_root / "RoadScene", "val"))
+    coverage = {}
+    for printed in (False, True):
+        shares = []
+        for ir, vis in pairs.items:
+            ir, vis = (x[None] / 255 for x in (ir, vis))
+            hot = above_deviation(ir)
+            shares.append(((adaptive_weight(ir, vis, printed) * hot).sum() / hot.sum()).item())
+        coverage[printed] = sum(shares) / len(shares)
+    print(f"hot pixels that w covers: {coverage[False]:.2f}, with Eq. 9 as printed: {coverage[True]:.2f}")
+    assert coverage[False] > 0.8 and coverage[True] < 0.1

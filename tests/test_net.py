@@ -111,6 +111,7 @@ def test_frequency_branch_with_identity_weights_returns_its_input(size):
 
 def test_head_and_stems_follow_the_paper(model):
     ir, vis = images(1, 20, 24)
+    model.train()       # without the mirrored border
     fused, stages = model(ir, vis, return_features=True)
     assert len(stages) == 4
     torch.testing.assert_close(stages[0].fusion, slow_cb(torch.cat([ir, vis], 1), model.stem_f), atol=1e-4, rtol=1e-4)
@@ -141,9 +142,20 @@ def test_eval_result_of_an_image_does_not_depend_on_its_batch(norm):
         torch.testing.assert_close(together[i:i + 1], model(ir[i:i + 1], vis[i:i + 1]), atol=1e-5, rtol=1e-5)
 
 
-def test_instance_norm_gives_the_same_in_train_and_eval(model):
-    pair = images(2, 32, 32)
-    torch.testing.assert_close(model(*pair), model.train()(*pair))
+def test_eval_is_training_mode_on_mirrored_sources_cropped(model):
+    pair = images(2, 20, 33)
+    mirrored = [F.pad(x, (8,) * 4, mode="reflect") for x in pair]
+    fused, stages = model(*pair, return_features=True)
+    assert all(f.shape == (2, 8, 20, 33) for stage in stages for f in stage)
+    torch.testing.assert_close(fused, model.train()(*mirrored)[..., 8:-8, 8:-8])
+
+
+def test_a_flat_scene_has_no_frame():
+    """Zero padding draws a frame; mirrored sources push it outside."""
+    torch.manual_seed(0)
+    pair = [torch.full((1, 1, 48, 48), value) for value in (0.3, 0.6)]
+    spread = {border: RPFNet(channels=8, border=border).eval()(*pair)[0, 0].std().item() for border in (0, 16)}
+    assert spread[16] < 0.25 * spread[0]
 
 
 def test_running_the_network_leaves_no_state_behind(model):

@@ -1,0 +1,134 @@
+"""test.py as its users run it: on the samples, on folders, on single files, on bad input."""
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import test as fuse_command     # the project's test.py; the name is the field's habit
+from dataset import luma, named_pairs, read_vis
+from net import RPFNet
+
+ROOT = Path(fuse_command.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Weights of a small untrained network: these tests are about files, not pictures."""
+    path = tmp_path_factory.mktemp("weights") / "last.pth"
+    torch.manual_seed(0)
+    model = RPFNet(channels=4, stages=1)
+    torch.save({"model": model.state_dict(), "config": model.config}, path)
+    return ["--checkpoint", str(path)]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    rng = np.random.default_rng(0)
+    for side in ("ir", "vis"):
+        (tmp_path / side).mkdir()
+    for name, size in (("a", (20, 31)), ("b", (33, 18)), ("c", (20, 31))):
+        cv2.imwrite(str(tmp_path / "ir" / f"{name}.png"), rng.integers(0, 256, size, np.uint8))
+        cv2.imwrite(str(tmp_path / "vis" / f"{name}.jpg"), rng.integers(0, 256, (*size, 3), np.uint8))
+    return tmp_path
+
+
+def fuse(folders, *options):
+    return fuse_command.main(["--ir", str(folders / "ir"), "--vis", str(folders / "vis"),
+                              "--out", str(folders / "out"), *options])
+
+
+def names(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_the_readme_command_fuses_the_samples_with_the_shipped_checkpoint(tmp_path):
+    done = subprocess.run([sys.executable, str(ROOT / "test.py")], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    samples = names(ROOT / "samples" / "ir")
+    assert len(samples) == 4 and names(tmp_path / "Fused") == samples
+    assert "4 images in Fused/" in done.stdout and "ms an image on" in done.stdout
+    for name in samples:
+        fused, vis = read_vis(tmp_path / "Fused" / name), read_vis(ROOT / "samples" / "vis" / name)
+        ir = read_vis(ROOT / "samples" / "ir" / name)
+        assert fused.shape == vis.shape == (480, 640, 3)
+        for source in (ir, luma(vis)):
+            assert np.corrcoef(luma(fused).ravel(), source.ravel())[0, 1] > 0.2, name
+
+
+def test_names_sizes_and_colour_are_kept(folders, small):
+    assert fuse(folders, *small) == 0
+    assert names(folders / "out") == ["a.png", "b.png", "c.png"]
+    assert read_vis(folders / "out" / "b.png").shape == (33, 18, 3)
+
+
+def test_gray_and_format_and_compare(folders, small):
+    assert fuse(folders, *small, "--gray", "--format", "bmp", "--compare") == 0
+    assert names(folders / "out") == ["a.bmp", "b.bmp", "c.bmp", "compare/a.bmp", "compare/b.bmp", "compare/c.bmp"]
+    assert read_vis(folders / "out" / "a.bmp").ndim == 2
+    sheet = cv2.imread(str(folders / "out" / "compare" / "a.bmp"))
+    assert sheet.shape == (20, 3 * 31 + 2 * 4, 3)
+    assert np.array_equal(sheet[:, -31:, 0], read_vis(folders / "out" / "a.bmp"))
+
+
+def test_result_is_that_of_the_python_interface(folders, small):
+    assert fuse(folders, *small, "--studio-range") == 0
+    model = RPFNet.from_pretrained(small[1])
+    ir, vis = read_vis(folders / "ir" / "a.png"), read_vis(folders / "vis" / "a.jpg")
+    assert np.array_equal(read_vis(folders / "out" / "a.png"), model.fuse(ir, vis, studio_range=True))
+    assert not np.array_equal(model.fuse(ir, vis), model.fuse(ir, vis, studio_range=True))
+
+
+def test_two_single_files(folders, small):
+    assert fuse_command.main(["--ir", str(folders / "ir" / "a.png"), "--vis", str(folders / "vis" / "a.jpg"),
+                              "--out", str(folders / "one"), *small]) == 0
+    assert names(folders / "one") == ["a.png"]
+
+
+def test_bad_pairs_are_reported_and_the_others_written(folders, small, capsys):
+    (folders / "ir" / "b.png").write_bytes(b"damaged")
+    cv2.imwrite(str(folders / "vis" / "c.jpg"), np.zeros((9, 9), np.uint8))
+    cv2.imwrite(str(folders / "ir" / "lonely.png"), np.zeros((20, 20), np.uint8))
+    assert fuse(folders, *small) == 1
+    assert names(folders / "out") == ["a.png"]
+    error = capsys.readouterr().err
+    assert "skipped: b: " in error and "skipped: c: " in error and "lonely.png" in error
+
+
+def test_a_full_disk_ends_with_one_line(folders, small, monkeypatch, capsys):
+    def full(self, data):
+        raise OSError(28, "No space left on device", str(self))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert fuse(folders, *small) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert names(folders / "out") == []
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--ir", "x"], "go together"),
+    (["--dataset", "tno"], "go together"),
+    (["--split", "val"], "goes with --dataset"),
+    (["--dataset", "tno", "--data", "nowhere"], "Test_data_TNO"),
+    (["--ir", "nowhere", "--vis", "nowhere"], "no such folder"),
+    (["--checkpoint", "nowhere.pth"], "nowhere.pth"),
+])
+def test_wrong_calls_are_explained_in_one_line(tmp_path, capsys, options, message):
+    assert fuse_command.main([*options, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+
+
+def test_real_pairs_of_every_data_set(data_root, tmp_path):
+    """A few real pairs through the shipped network: right shape, and both sources show in the result."""
+    model = RPFNet.from_pretrained()
+    for name, folder in (("roadscene", "RoadScene"), ("tno", "TNO"), ("msrs", "MSRS_sample"), ("mri-pet", "Harvard")):
+        pair = named_pairs(name, data_root / folder)[0]
+        assert fuse_command.main(["--ir", str(pair.ir), "--vis", str(pair.vis), "--out", str(tmp_path / name)]) == 0
+        (path,) = (tmp_path / name).iterdir()
+        ir, vis, fused = read_vis(pair.ir), read_vis(pair.vis), read_vis(path)
+        assert fused.shape == vis.shape and np.array_equal(fused, model.fuse(luma(ir), vis))
+        for source in (luma(ir), luma(vis)):
+            assert np.corrcoef(luma(fused).ravel(), source.ravel())[0, 1] > 0.15, name
