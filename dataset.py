@@ -7,17 +7,21 @@ Infrared (or MRI) is the gray source, visible (or PET, SPECT) the one whose colo
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from torch import distributed
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -339,6 +343,43 @@ def crop_batches(epoch: int, length: int, batch: int, start: int = 0) -> Iterato
     first = epoch * length
     for begin in range(first + start * batch, first + length, batch):
         yield list(range(begin, min(begin + batch, first + length)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Several processes
+
+
+class Team:
+    """The processes that torchrun started, who share the items among them; without torchrun, this one alone."""
+
+    rank, world = 0, 1      # which one this is, and of how many
+
+    def join(self) -> None:
+        """Meet the others, and take a GPU of one's own ("cuda" then means that one). Without torchrun: nothing."""
+        launched = distributed.is_available() and distributed.is_torchelastic_launched()
+        if not launched or distributed.is_initialized():
+            return
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # Both on a GPU: what the processes agree on between two steps must not wait for it.
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(distributed.destroy_process_group)
+        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+
+    def share(self, items: Sequence) -> Sequence:
+        """Those of this process: every world-th."""
+        return items[self.rank::self.world]
+
+    def gathered(self, items: list) -> list:
+        """What all made of their shares, for everybody, in the order before `share`. No item may be None."""
+        if self.world == 1:
+            return items
+        parts: list = [None] * self.world
+        distributed.all_gather_object(parts, items)
+        return [item for row in zip_longest(*parts) for item in row if item is not None]
+
+
+team = Team()
 
 
 # ---------------------------------------------------------------------------------------------
