@@ -4,6 +4,7 @@
     python test.py --ir DIR --vis DIR                               your own folders, matched by file name
     python test.py --ir a.png --vis b.png                           one pair
     python test.py --dataset roadscene --data data/RoadScene        a published data set
+    torchrun --nproc_per_node=4 test.py ...                         the same, shared among four processes
 
 Colour comes from the visible image; names and sizes are kept.
 """
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset import DATASETS, DataError, Pair, find_pairs, load_pair, luma, named_pairs, write_image
+from dataset import DATASETS, DataError, Pair, find_pairs, load_pair, luma, named_pairs, team, write_image
 from net import RPFNet, fuse_pair
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
@@ -128,7 +129,8 @@ def fuse_all(args: argparse.Namespace, model: nn.Module, pairs: Sequence[Pair]) 
     seconds, problems = [], []
     with ThreadPoolExecutor(2) as pool:
         writer = Writer(pool)
-        for pair, images in tqdm(read_ahead(pool, pairs), total=len(pairs), unit="pair", desc="fusing"):
+        for pair, images in tqdm(read_ahead(pool, pairs), total=len(pairs), unit="pair", desc="fusing",
+                                 disable=team.rank > 0):
             try:
                 ir, vis = images.result()
                 vis = luma(vis) if args.gray else vis
@@ -148,27 +150,34 @@ def fuse_all(args: argparse.Namespace, model: nn.Module, pairs: Sequence[Pair]) 
 def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) -> None:
     device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
     if seconds:
-        # The first image pays for memory and kernel choices.
-        mean = statistics.mean(seconds[1:] or seconds)
-        print(f"{len(seconds)} images in {args.out}{'/' if args.out.name else ''}, {1000 * mean:.0f} ms an image on {device}")
+        # The first image of each process pays for memory and kernel choices.
+        mean = statistics.mean(seconds[team.world:] or seconds)
+        print(f"{len(seconds)} images in {args.out}{'/' if args.out.name else ''}, {1000 * mean:.0f} ms an image on {device}"
+              + (f", {team.world} processes side by side" if team.world > 1 else ""))
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    team.join()
+    lonely, seconds, problems, fatal = [], [], [], []       # fatal: of this process; the others go on
     try:
         pairs, lonely = collect_pairs(args)
         model = load_network(args)
         (args.out / "compare" if args.compare else args.out).mkdir(parents=True, exist_ok=True)
-        seconds, problems = fuse_all(args, model, pairs)
+        seconds, problems = fuse_all(args, model, team.share(pairs))
     except (DataError, FileNotFoundError, ValueError, RuntimeError, OSError) as error:
-        print(f"test.py: {error}", file=sys.stderr)
-        return 1
+        fatal = [f"test.py: {error}"]
     except KeyboardInterrupt:
         print("\ntest.py: interrupted; the images written so far are whole", file=sys.stderr)
         return 130
-    problems = lonely + problems
+    seconds, problems, fatal = team.gathered(seconds), lonely + team.gathered(problems), team.gathered(fatal)
+    if team.rank > 0:
+        return 0    # rank 0 reports for all, and its exit code counts; it would be ended if another one failed first
+    if fatal:
+        print("\n".join(dict.fromkeys(fatal)), file=sys.stderr)
+        return 1
     report(args, seconds, problems)
     return 1 if problems else 0
 

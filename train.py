@@ -3,6 +3,7 @@
     python train.py --data data/RoadScene                           the paper's recipe (a GPU: 100 epochs)
     python train.py --data data/RoadScene --amp --batch 8 --max-minutes 60      what a CPU can do
     python train.py --data data/RoadScene --resume                  go on after Ctrl-C, a kill or a crash
+    torchrun --nproc_per_node=4 train.py --data data/RoadScene      the same run on four GPUs
 
 Writes to --out: last.pth (everything to resume), best.pth and best.json (weights and recipe, for
 RPFNet.from_pretrained and test.py), log.csv (one row an epoch).
@@ -21,12 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
-from dataset import DATASETS, CropDataset, DataError, PairDataset, crop_batches, match_pairs, named_pairs
+from dataset import DATASETS, CropDataset, DataError, PairDataset, crop_batches, match_pairs, named_pairs, team
 from loss import FrequencyContrastiveLoss, FusionLoss, SaliencyStructureLoss, SSIMLoss
 from net import NORMS, AuxiliaryDecoder, RPFNet, to_image
 
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--max-minutes", type=float, default=0, help="end after this time; 0: no bound")
 
     hyper = parser.add_argument_group("hyper-parameters (defaults: the paper's)")
-    hyper.add_argument("--batch", type=int, default=16, help="crops a step")
+    hyper.add_argument("--batch", type=int, default=16, help="crops a step, of all processes together")
     hyper.add_argument("--crop", type=int, default=128, help="side of a crop, pixels")
     hyper.add_argument("--crops", type=int, default=3383, help="crops an epoch")
     hyper.add_argument("--lr", type=float, default=1e-3, help="initial learning rate of both Adam optimisers")
@@ -133,11 +134,12 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
 
 def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None]:
     """Training and validation pairs; no validation for data without a validation split."""
+    progress = team.rank == 0
     if args.ir:
-        return PairDataset(match_pairs(args.ir, args.vis), progress=True), None
-    train = PairDataset(named_pairs(args.dataset, args.data, "train"), progress=True)
+        return PairDataset(match_pairs(args.ir, args.vis), progress), None
+    train = PairDataset(named_pairs(args.dataset, args.data, "train"), progress)
     has_val = "val" in DATASETS[args.dataset].splits and args.val_every
-    return train, PairDataset(named_pairs(args.dataset, args.data, "val"), progress=True) if has_val else None
+    return train, PairDataset(named_pairs(args.dataset, args.data, "val"), progress) if has_val else None
 
 
 def to_unit(image: Tensor, device: str) -> Tensor:
@@ -171,34 +173,43 @@ class Trainer:
         layout = torch.channels_last if args.channels_last else torch.contiguous_format
         self.model = RPFNet(args.channels, args.stages, args.norm, args.sharing).to(self.device, memory_format=layout)
         self.decoder = AuxiliaryDecoder(args.channels, args.norm).to(self.device)
+        self.wrapped = in_parallel(self.model, self.decoder) if team.world > 1 else None
         self.loss = build_loss(args)
         self.optimisers = [torch.optim.Adam(net.parameters(), args.lr) for net in (self.model, self.decoder)]
         self.per_epoch = math.ceil(args.crops / args.batch)
         self.total = args.steps or args.epochs * self.per_epoch
         self.step, self.seconds, self.best = 0, 0.0, math.inf
-        self.sums: dict[str, Tensor] = {}       # of this epoch's terms
+        self.sums: dict[str, Tensor] = {}       # of this epoch's terms, over the crops of this process
         self.history: list[dict] = []           # the log's rows
         self._tick = time.monotonic()
 
     # --- one step ---
 
-    def train_step(self, ir: Tensor, vis_y: Tensor) -> None:
-        """One step of both optimisers on a batch of (B, 1, H, W) in [0, 1]."""
+    def train_step(self, ir: Tensor, vis_y: Tensor, size: int | None = None) -> None:
+        """One step of both optimisers on a batch of (B, 1, H, W) in [0, 1].
+
+        Args:
+            size: crops of the step in all processes together, of which ir and vis_y are this one's share.
+        """
+        model, decoder = self.wrapped or (self.model, self.decoder)
+        size = size or len(ir)
+        own = len(team.share(range(size)))       # 0 where a last batch is too small: the crop is then a stand-in
         rate = learning_rate(self.args.lr, self.args.schedule, self.progress)
         for optimiser in self.optimisers:
             optimiser.param_groups[0]["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp):
-            fused, features = self.model(ir, vis_y, return_features=True)
-            m_prime = self.decoder(features[-1].residual) if self.args.saliency else None
+            fused, features = model(ir, vis_y, return_features=True)
+            m_prime = decoder(features[-1].residual) if self.args.saliency else None
         total, terms = self.loss(fused, m_prime, ir, vis_y)
-        total.backward()
+        # The processes' gradients are averaged; so weighted, to the gradient of the mean over all `size` crops.
+        (total * (own * team.world / size)).backward()
         for net, optimiser in zip((self.model, self.decoder), self.optimisers):
             if self.args.clip:
                 torch.nn.utils.clip_grad_norm_(net.parameters(), self.args.clip)
             optimiser.step()
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach() * len(ir)
+            self.sums[name] = self.sums.get(name, 0) + value.detach() * own
         self.step += 1
 
     @property
@@ -212,15 +223,30 @@ class Trainer:
         return max(self.step / self.total, by_time)
 
     def clock(self) -> float:
-        """Seconds of training so far, earlier parts of a resumed run included."""
+        """Seconds of training so far, earlier parts of a resumed run included; in several processes, as last agreed."""
+        if team.world == 1:
+            self._advance()
+        return self.seconds
+
+    def _advance(self) -> None:
         now = time.monotonic()
         self.seconds, self._tick = self.seconds + now - self._tick, now
-        return self.seconds
+
+    def agree(self, stop: Stop) -> None:
+        """Between two steps: rank 0's clock becomes everybody's, and a signal to one process stops all.
+
+        What they decide by (learning rate, end, when to save) stays the same in all of them until the next time.
+        """
+        if team.world > 1:
+            self._advance()
+            common = torch.tensor([0.0 if team.rank else self.seconds, stop.received], dtype=torch.float64)
+            distributed.all_reduce(common, distributed.ReduceOp.MAX)
+            self.seconds, stop.agreed = float(common[0]), int(common[1])
 
     def means(self) -> dict[str, float]:
         """This epoch's terms so far, a mean over its crops. Raises TrainingError when training has failed."""
         done = min((self.step - len(self.history) * self.per_epoch) * self.args.batch, self.args.crops)
-        values = {name: float(value) / done for name, value in self.sums.items()}
+        values = {name: float(value) / done for name, value in over_all(self.sums).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(f"step {self.step}: {', '.join(bad)} is not finite; lower --lr, or set --clip 1")
@@ -236,7 +262,7 @@ class Trainer:
         state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
                  "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                  "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(), "best": self.best,
-                 "sums": dict(self.sums), "history": self.history}
+                 "sums": over_all(self.sums), "history": self.history}
         write_atomically(path, serialised(state))
 
     def load(self, state: dict) -> None:
@@ -245,7 +271,9 @@ class Trainer:
         for optimiser, stored in zip(self.optimisers, state["optimisers"]):
             optimiser.load_state_dict(stored)
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        # The sums so far are rank 0's, however many processes they came from.
+        self.sums = {name: torch.zeros_like(value, device=self.device) if team.rank else value.to(self.device)
+                     for name, value in state["sums"].items()}
         self.history = state["history"]
 
     def save_best(self, scores: dict[str, float]) -> None:
@@ -283,12 +311,38 @@ class Trainer:
         self.history.append(row)
         self.sums = {}
         self.write_log()
-        tqdm.write(f"epoch {number}: " + "  ".join(
-            f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
+        if team.rank == 0:
+            tqdm.write(f"epoch {number}: " + "  ".join(
+                f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
 
     @property
     def finished(self) -> bool:
         return self.progress >= 1
+
+
+# --- several processes (torchrun) ---
+
+
+def in_parallel(*nets: nn.Module) -> list[nn.Module]:
+    """The networks, so wrapped that backward() leaves the processes' mean gradient in each."""
+    if any(isinstance(module, nn.BatchNorm2d) for net in nets for module in net.modules()):
+        if next(nets[0].parameters()).device.type != "cuda":
+            raise TrainingError("--norm batch needs GPUs when several processes share a batch; use one process")
+        # In place: what it replaces are modules inside, the parameters and their names stay.
+        nets = [nn.SyncBatchNorm.convert_sync_batchnorm(net) for net in nets]
+    return [nn.parallel.DistributedDataParallel(net) for net in nets]
+
+
+def over_all(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each sum over all processes."""
+    if team.world == 1 or not sums:
+        return sums
+    values = torch.stack(list(sums.values()))
+    distributed.all_reduce(values)
+    return dict(zip(sums, values))
+
+
+# --- from the first step to the last ---
 
 
 @torch.inference_mode()
@@ -296,7 +350,9 @@ def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.de
     """Mean fusion loss L_F and metrics (float protocol, plain range) over whole validation pairs, eval mode."""
     model.eval()
     rows = []
-    for ir, vis in tqdm(val, desc="validating", unit="pair", leave=False):
+    own = team.share(range(len(val)))
+    for index in tqdm(own, desc="validating", unit="pair", leave=False, disable=team.rank > 0):
+        ir, vis = val[index]
         inputs = [to_unit(x[None], device) for x in (ir, vis)]
         fused = model(*inputs)
         terms = [weight * part(fused, *inputs)[0].item() for weight, part in
@@ -305,36 +361,45 @@ def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.de
         rows.append({"val_loss": sum(terms)} |
                     metrics.evaluate(image, ir[0].numpy(), vis[0].numpy(), names=VALIDATION_METRICS))
     model.train()
+    rows = team.gathered(rows)
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
 def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Stop) -> None:
-    """Train until the end of the schedule or until `stop` is set."""
+    """Train until the end of the schedule or until `stop` is set. All processes take the same turns here."""
     args, last = trainer.args, trainer.args.out / "last.pth"
     crops = CropDataset(train, args.crop, args.seed)
-    saved = time.monotonic()
-    bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05)
+    saved = trainer.clock()
+    bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05,
+               disable=team.rank > 0)
     with bar:
         while not trainer.finished and not stop:
             start = trainer.step - len(trainer.history) * trainer.per_epoch
             batches = list(crop_batches(len(trainer.history), args.crops, args.batch, start))
-            loader = DataLoader(crops, batch_sampler=batches, num_workers=args.workers,
+            own = [team.share(numbers) or numbers[:1] for numbers in batches]
+            loader = DataLoader(crops, batch_sampler=own, num_workers=args.workers,
                                 pin_memory=trainer.device.type == "cuda")
-            for ir, vis in loader:
-                trainer.train_step(to_unit(ir, trainer.device), to_unit(vis, trainer.device))
+            for (ir, vis), numbers in zip(loader, batches):
+                trainer.train_step(to_unit(ir, trainer.device), to_unit(vis, trainer.device), len(numbers))
+                trainer.agree(stop)
                 bar.update()
                 if trainer.step % CHECK_EVERY == 0:
                     bar.set_postfix({k: f"{v:.3f}" for k, v in trainer.means().items()}, refresh=False)
                 if trainer.finished or stop:
                     break
-                if time.monotonic() - saved > SAVE_EVERY:
+                if trainer.clock() - saved > SAVE_EVERY:
                     save_or_warn(trainer, last)
-                    saved = time.monotonic()
+                    saved = trainer.clock()
             whole = trainer.step == (len(trainer.history) + 1) * trainer.per_epoch
             if whole or trainer.finished:
                 trainer.end_epoch(val)
                 save_or_warn(trainer, last)
-    trainer.save(last)
+                trainer.agree(stop)
+    try:
+        trainer.save(last)
+    finally:
+        if team.world > 1:
+            distributed.barrier()       # torchrun ends all when one leaves with a code: not while rank 0 writes
 
 
 def save_or_warn(trainer: Trainer, path: Path) -> None:
@@ -346,17 +411,24 @@ def save_or_warn(trainer: Trainer, path: Path) -> None:
 
 
 class Stop:
-    """True after Ctrl-C or SIGTERM, so that the step in hand is finished and saved; a second Ctrl-C ends at once."""
+    """True after Ctrl-C or SIGTERM, so that the step in hand is finished and saved; a second Ctrl-C ends at once.
+
+    In several processes it is true when all know of it; torchrun passes signals on, maybe twice.
+    """
 
     def __init__(self):
-        self.signal = 0
+        self.received, self.agreed = 0, 0       # signal numbers; the second by Trainer.agree
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._set)
 
     def _set(self, number: int, frame: object) -> None:
-        if self.signal:
+        if self.received and team.world == 1:
             raise KeyboardInterrupt
-        self.signal = number
+        self.received = number
+
+    @property
+    def signal(self) -> int:
+        return self.received if team.world == 1 else self.agreed
 
     def __bool__(self) -> bool:
         return bool(self.signal)
@@ -377,6 +449,8 @@ def serialised(state: dict) -> bytes:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
+    if team.rank > 0:
+        return      # one process writes for all
     part = path.with_name(path.name + ".part")
     try:
         part.write_bytes(data)
@@ -386,10 +460,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return f"{team.world} x {name}" if team.world > 1 else name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    team.join()
     try:
         args, state = parse(argv)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -397,17 +473,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer = Trainer(args)
         if state:
             trainer.load(state)
-        print(f"{len(train)} training pairs, {len(val) if val else 'no'} validation pairs; "
-              f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}", flush=True)
+        if team.rank == 0:
+            print(f"{len(train)} training pairs, {len(val) if val else 'no'} validation pairs; "
+                  f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}", flush=True)
         stop = Stop()
         run(trainer, train, val, stop)
     except (DataError, TrainingError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
-    if stop:
+    if stop and team.rank == 0:
         print(f"stopped at step {trainer.step}; go on with: python train.py --data {args.data} --out {args.out} --resume")
-        return 128 + stop.signal
-    return 0
+    return 128 + stop.signal if stop else 0
 
 
 if __name__ == "__main__":
