@@ -14,7 +14,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 import things as tg
 from scene import Scene, blur, footprint, inside, mix, tint
 

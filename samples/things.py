@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-
 from scene import HEIGHT, WIDTH, footprint, inside, mix, tint
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import test as fuse_command     # the project's test.py; the name is the field's habit
+import test as fuse_command  # the project's test.py; the name is the field's habit
 from dataset import luma, named_pairs, read_vis
 from net import RPFNet
 

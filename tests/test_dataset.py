@@ -8,8 +8,20 @@ import torch
 from torch.utils.data import DataLoader
 
 import dataset
-from dataset import (CropDataset, DataError, Pair, PairDataset, crop_batches, find_pairs, luma, match_pairs, named_pairs,
-                     read_ir, read_vis, write_image)
+from dataset import (
+    CropDataset,
+    DataError,
+    Pair,
+    PairDataset,
+    crop_batches,
+    find_pairs,
+    luma,
+    match_pairs,
+    named_pairs,
+    read_ir,
+    read_vis,
+    write_image,
+)
 
 rng = np.random.default_rng(0)
 

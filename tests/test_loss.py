@@ -3,8 +3,17 @@ import pytest
 import torch
 
 from dataset import PairDataset, named_pairs
-from loss import (FrequencyContrastiveLoss, FusionLoss, SaliencyStructureLoss, SSIMLoss, above_deviation,
-                  adaptive_weight, max_normalised, sobel, texture_mask)
+from loss import (
+    FrequencyContrastiveLoss,
+    FusionLoss,
+    SaliencyStructureLoss,
+    SSIMLoss,
+    above_deviation,
+    adaptive_weight,
+    max_normalised,
+    sobel,
+    texture_mask,
+)
 
 
 def constant(value, size=24):

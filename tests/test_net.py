@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 import net
-from net import CB, CPM, FDFM, RPM, AuxiliaryDecoder, FrequencyCB, RPFNet, split_colour, to_image
+from dataset import PairDataset, named_pairs
+from net import CPM, FDFM, RPM, AuxiliaryDecoder, FrequencyCB, RPFNet, split_colour, to_image
 
 
 @pytest.fixture
@@ -144,10 +145,18 @@ def test_eval_result_of_an_image_does_not_depend_on_its_batch(norm):
 
 def test_eval_is_training_mode_on_mirrored_sources_cropped(model):
     pair = images(2, 20, 33)
-    mirrored = [F.pad(x, (8,) * 4, mode="reflect") for x in pair]
+    mirrored = [F.pad(x, (8, 9, 8, 8), mode="reflect") for x in pair]      # to 36 x 50: 49 has a factor 7
     fused, stages = model(*pair, return_features=True)
     assert all(f.shape == (2, 8, 20, 33) for stage in stages for f in stage)
-    torch.testing.assert_close(fused, model.train()(*mirrored)[..., 8:-8, 8:-8])
+    torch.testing.assert_close(fused, model.train()(*mirrored)[..., 8:-8, 8:-9])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_memory_layout_changes_nothing_but_speed(model, batch):
+    pair = images(batch, 40, 50)
+    expected = model(*pair)
+    fast = model.to(memory_format=torch.channels_last)(*(x.contiguous(memory_format=torch.channels_last) for x in pair))
+    torch.testing.assert_close(fast, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_flat_scene_has_no_frame():
@@ -251,6 +260,16 @@ def test_fuse_of_a_training_model_changes_nothing():
 def test_fuse_names_what_was_given(model, ir, vis, error, message):
     with pytest.raises(error, match=message):
         model.fuse(ir, vis)
+
+
+def test_optimized_network_gives_the_same_picture_of_real_pairs(data_root):
+    pairs = PairDataset(named_pairs("roadscene", data_root / "RoadScene", "val")[:3])
+    plain, fast = RPFNet.from_pretrained(), RPFNet.from_pretrained().optimize()
+    for sources in pairs.items:
+        ir, vis = (x[None] / 255 for x in sources)
+        with torch.inference_mode():
+            error = (plain(ir, vis) - fast(ir, vis)).square().mean()
+        assert -10 * error.log10() > 50      # dB
 
 
 # --- checkpoints ---
