@@ -154,7 +154,10 @@ def _prefixed(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     for stem, path in list_images(folder).items():
         match = re.fullmatch(r"(ir|vis|vi)[-_]?(.+)", stem, re.IGNORECASE)
         if match:
-            sides[0 if match[1].lower() == "ir" else 1][match[2]] = path
+            side = sides[0 if match[1].lower() == "ir" else 1]
+            if match[2] in side:
+                raise DataError(f"{folder}: {side[match[2]].name} and {path.name} share a name; keep one of them")
+            side[match[2]] = path
     if not sides[0] and not sides[1]:
         raise DataError(f"{folder}: no IR*/VIS* files; give two folders instead (infrared and visible)")
     return sides
@@ -179,7 +182,10 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path) -> tuple[list[Pair], lis
 
 def match_pairs(ir_dir: str | Path, vis_dir: str | Path) -> list[Pair]:
     """`find_pairs`, for uses that need every file: raises DataError that lists all those without a partner."""
-    pairs, lonely = find_pairs(ir_dir, vis_dir)
+    return _all_paired(*find_pairs(ir_dir, vis_dir))
+
+
+def _all_paired(pairs: list[Pair], lonely: list[str]) -> list[Pair]:
     if lonely:
         raise DataError(_listing(f"{len(lonely)} image(s) without a partner of the same name", lonely))
     return pairs
@@ -226,15 +232,15 @@ DATASETS = {
 }
 
 
-def named_pairs(name: str, root: str | Path, split: str | None = None) -> list[Pair]:
-    """Pairs of a published data set.
+def find_named(name: str, root: str | Path, split: str | None = None) -> tuple[list[Pair], list[str]]:
+    """Pairs of a published data set, and one line for each file without a partner.
 
     Args:
         name: a key of `DATASETS`, in any case.
         root: the folder that the data set was unpacked to.
         split: one of the data set's splits; by default the one that is evaluated.
     Raises:
-        DataError: unknown name or split, missing folders (with the place to fetch them), missing partners.
+        DataError: unknown name or split, missing folders (with the place to fetch them), missing pairs of a listed split.
     """
     layout = DATASETS.get(name.lower())
     if layout is None:
@@ -242,17 +248,27 @@ def named_pairs(name: str, root: str | Path, split: str | None = None) -> list[P
     split = split or layout.splits[0]
     if split not in layout.splits:
         raise DataError(f"{name} has no split '{split}'; it has: {', '.join(layout.splits)}")
-    pairs = match_pairs(_first_folder(name, layout, layout.ir, root, split),
-                        _first_folder(name, layout, layout.vis, root, split))
-    return _listed(name.lower(), pairs, split) if layout.listed and split != "all" else pairs
+    pairs, lonely = find_pairs(*_folders(name, layout, Path(root), split))
+    if layout.listed and split != "all":
+        return _listed(name.lower(), pairs, split), []      # what else lies there is not of this split
+    return pairs, lonely
 
 
-def _first_folder(name: str, layout: Layout, patterns: Sequence[str], root: str | Path, split: str) -> Path:
-    folders = [Path(root) / pattern.format(split=split) for pattern in patterns]
-    for folder in folders:
-        if folder.is_dir():
-            return folder
-    raise DataError(f"{folders[0]}: no such folder. To fetch {name}: {layout.source}")
+def named_pairs(name: str, root: str | Path, split: str | None = None) -> list[Pair]:
+    """`find_named`, for uses that need every file: raises DataError that lists all those without a partner."""
+    return _all_paired(*find_named(name, root, split))
+
+
+def _folders(name: str, layout: Layout, root: Path, split: str) -> tuple[Path, Path]:
+    """The first of the layout's places that is there, infrared and visible."""
+    for ir, vis in zip(layout.ir, layout.vis):
+        if "{split}" not in ir and split != layout.splits[0] and not layout.listed:
+            continue        # a bare pair of folders holds what is evaluated, not a training set
+        ir, vis = root / ir.format(split=split), root / vis.format(split=split)
+        if ir.is_dir() and vis.is_dir():
+            return ir, vis
+    raise DataError(f"{root / layout.ir[0].format(split=split)} or {root / layout.vis[0].format(split=split)}: "
+                    f"no such folder. To fetch {name}: {layout.source}")
 
 
 def _listed(name: str, pairs: list[Pair], split: str) -> list[Pair]:

@@ -1103,11 +1103,11 @@ def cores() -> int:
 
 def collect_pairs(args: argparse.Namespace) -> tuple[list, list[str]]:
     """The pairs to score, and a line for each source image without a partner."""
-    from dataset import DataError, find_pairs, named_pairs  # only here: it needs PyTorch, the metrics do not
+    from dataset import DataError, find_named, find_pairs  # only here: it needs PyTorch, the metrics do not
     if args.dataset or args.data:
         if not (args.dataset and args.data) or args.ir or args.vis:
             raise DataError("--dataset NAME and --data FOLDER go together, without --ir and --vis")
-        return named_pairs(args.dataset, args.data, args.split), []
+        return find_named(args.dataset, args.data, args.split)
     if args.split:
         raise DataError("--split goes with --dataset")
     if not (args.ir and args.vis):

@@ -245,6 +245,8 @@ class RPFNet(nn.Module):
         for name, value, known in (("norm", norm, tuple(NORMS)), ("sharing", sharing, ("all", "convolutions", "none"))):
             if value not in known:
                 raise ValueError(f"{name}={value!r}; choose from {', '.join(known)}")
+        if stages < 1 or channels < 4 or border < 0:
+            raise ValueError(f"stages={stages}, channels={channels}, border={border}: at least 1, 4 and 0 are needed")
         self.config = {"channels": channels, "stages": stages, "norm": norm, "sharing": sharing, "border": border}
         self.stem_f = CB(2, channels, norm=norm)
         self.stem_r = CB(1, channels, norm=norm)
@@ -308,11 +310,12 @@ class RPFNet(nn.Module):
         path = Path(path or CHECKPOINT)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python train.py`, or give its path")
+        check_device(device)
         state, config = _read_checkpoint(path)
-        model = cls(**config)
         try:
+            model = cls(**config)
             model.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path}: not the weights of RPFNet({config}): {error}") from None
         # Layout changes no value; a single image is convolved faster so, on CPUs and GPUs.
         return model.to(device, memory_format=torch.channels_last).eval()
@@ -334,7 +337,8 @@ def _mirror_pads(size: tuple[int, int], border: int) -> tuple[int, int, int, int
     """Left, right, top, bottom, as F.pad takes them."""
     pads = []
     for length in reversed(size):
-        total = next_fast_len(length + 2 * border, real=True) - length if border else 0
+        wanted = 2 * min(border, length // 2)       # a mirror shows no more than there is
+        total = next_fast_len(length + wanted, real=True) - length if border else 0
         pads += [total // 2, total - total // 2]
     return tuple(pads)
 
@@ -343,6 +347,8 @@ def _check_batch(ir: Tensor, vis_y: Tensor) -> None:
     if ir.shape != vis_y.shape or ir.dim() != 4 or ir.shape[1] != 1 or min(ir.shape[2:]) < MIN_SIZE:
         raise ValueError(f"expected ir and vis_y of one shape (B, 1, H, W) with H, W >= {MIN_SIZE}, "
                          f"got {tuple(ir.shape)} and {tuple(vis_y.shape)}")
+    if not ir.is_floating_point() or not vis_y.is_floating_point():
+        raise ValueError(f"expected floats in [0, 1], got {ir.dtype} and {vis_y.dtype}; divide 8-bit images by 255")
 
 
 def _check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
@@ -365,11 +371,23 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:     # torch raises many types; each would hide the file's name
         raise ValueError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from None
-    if isinstance(state, dict) and "model" in state:
+    if isinstance(state, dict) and {"model", "config"} <= state.keys():
         return state["model"], state["config"]
     recipe = path.with_suffix(".json")
-    config = json.loads(recipe.read_text())["config"] if recipe.is_file() else {}
-    return state, config
+    try:
+        return state, json.loads(recipe.read_text())["config"]
+    except (OSError, ValueError, KeyError):
+        # Not guessed: with shared stages the weights do not tell their number.
+        raise ValueError(f"{path}: the network's arguments are missing; put the {recipe.name} that was written "
+                         "with it beside it") from None
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raises ValueError, in one line, for a device that PyTorch cannot use here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device}: {str(error).splitlines()[0]}") from None
 
 
 # ---------------------------------------------------------------------------------------------

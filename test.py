@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset import DATASETS, DataError, Pair, find_pairs, load_pair, luma, named_pairs, team, write_image
-from net import RPFNet, fuse_pair
+from dataset import DATASETS, DataError, Pair, find_named, find_pairs, load_pair, luma, team, write_image
+from net import RPFNet, check_device, fuse_pair
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 AHEAD = 4       # pairs that are read before their turn, and results that wait to be written
@@ -67,21 +67,35 @@ def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
     if args.dataset or args.data:
         if not (args.dataset and args.data) or args.ir or args.vis:
             raise DataError("--dataset NAME and --data FOLDER go together, without --ir and --vis")
-        return named_pairs(args.dataset, args.data, args.split), []
+        return find_named(args.dataset, args.data, args.split)
     if args.split:
         raise DataError("--split goes with --dataset")
     if args.ir is None and args.vis is None:
         return find_pairs(SAMPLES / "ir", SAMPLES / "vis")
     if args.ir is None or args.vis is None:
         raise DataError("--ir and --vis go together")
+    for path in (args.ir, args.vis):
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
     if args.ir.is_file() and args.vis.is_file():
         return [Pair(args.vis.stem, args.ir, args.vis)], []
+    if args.ir.is_file() or args.vis.is_file():
+        raise DataError("--ir and --vis: give two files or two folders")
     return find_pairs(args.ir, args.vis)
+
+
+def refuse_overwriting(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
+    """The user's own images are never the output."""
+    for pair in pairs:
+        target = (args.out / f"{pair.name}.{args.format}").resolve()
+        if target in (pair.ir.resolve(), pair.vis.resolve()):
+            raise DataError(f"{target} is a source image; choose another --out")
 
 
 def load_network(args: argparse.Namespace) -> nn.Module:
     if args.released and (args.checkpoint or args.fast):
         raise DataError("--released goes without --checkpoint and --fast")
+    check_device(args.device)
     if args.released:
         from released import load_released  # only here: nobody else pays for the import
         return load_released(args.released).to(args.device)
@@ -128,7 +142,7 @@ def side_by_side(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarr
 
 
 def fuse_all(args: argparse.Namespace, model: nn.Module, pairs: Sequence[Pair]) -> tuple[list[float], list[str]]:
-    """Fuse and write all pairs. Returns the network's seconds for each, and a line for each pair that failed."""
+    """Fuse and write all pairs. Returns the seconds from arrays to array for each, and a line for each pair that failed."""
     seconds, problems = [], []
     with ThreadPoolExecutor(2) as pool:
         writer = Writer(pool)
@@ -151,7 +165,7 @@ def fuse_all(args: argparse.Namespace, model: nn.Module, pairs: Sequence[Pair]) 
 
 
 def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) -> None:
-    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
+    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else args.device.upper()
     if seconds:
         # The first image of each process pays for memory and kernel choices.
         mean = statistics.mean(seconds[team.world:] or seconds)
@@ -167,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lonely, seconds, problems, fatal = [], [], [], []       # fatal: of this process; the others go on
     try:
         pairs, lonely = collect_pairs(args)
+        refuse_overwriting(args, pairs)
         model = load_network(args)
         (args.out / "compare" if args.compare else args.out).mkdir(parents=True, exist_ok=True)
         seconds, problems = fuse_all(args, model, team.share(pairs))

@@ -18,7 +18,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from tqdm import tqdm
 import metrics
 from dataset import DATASETS, CropDataset, DataError, PairDataset, crop_batches, match_pairs, named_pairs, team
 from loss import FrequencyContrastiveLoss, FusionLoss, SaliencyStructureLoss, SSIMLoss
-from net import NORMS, AuxiliaryDecoder, RPFNet, to_image
+from net import NORMS, AuxiliaryDecoder, RPFNet, check_device, to_image
 
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
@@ -45,10 +45,27 @@ class TrainingError(Exception):
 # ---------------------------------------------------------------------------------------------
 # Options
 
-# What decides the result. It is stored in the checkpoint, and --resume goes on with it.
-RECIPE = ("dataset", "ir", "vis", "seed", "epochs", "steps", "max_minutes", "crops", "crop", "batch", "lr", "schedule",
+# What decides the result, stored in the checkpoint: --resume goes on with it. PLACES are stored too, but may move.
+RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "crops", "crop", "batch", "lr", "schedule",
           "clip", "lambda_1", "lambda_2", "ssim_window", "contrast_domain", "contrast", "weight", "saliency",
           "channels", "stages", "norm", "sharing", "amp", "channels_last", "val_every")
+PLACES = ("data", "ir", "vis", "init")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def odd(text: str) -> int:
+    """An odd number from 1, for argparse."""
+    value = positive(text)
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text} is even; a window has a middle")
+    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,29 +73,30 @@ def build_parser() -> argparse.ArgumentParser:
     flag = argparse.BooleanOptionalAction
 
     main = parser.add_argument_group("main")
-    main.add_argument("--data", type=Path, default=Path("data/RoadScene"), help="folder of the data set")
+    main.add_argument("--data", default="data/RoadScene", help="folder of the data set")
     main.add_argument("--dataset", type=str.lower, choices=DATASETS, default="roadscene", help="its layout")
     main.add_argument("--ir", metavar="DIR", help="train on your own two folders: infrared ...")
     main.add_argument("--vis", metavar="DIR", help="... and visible, matched by file name")
     main.add_argument("--out", type=Path, default=Path("checkpoints"), help="where checkpoints and the log go")
     main.add_argument("--resume", action="store_true", help="go on from OUT/last.pth, with the recipe stored in it")
+    main.add_argument("--init", metavar="PTH", help="start from these weights: fine-tune, or continue with another recipe")
     main.add_argument("--seed", type=int, default=0, help="of the weights and of the crops")
 
     length = parser.add_argument_group("length (the learning rate's schedule scales with it)")
-    length.add_argument("--epochs", type=int, default=100, help="passes of --crops crops")
+    length.add_argument("--epochs", type=positive, default=100, help="passes of --crops crops")
     length.add_argument("--steps", type=int, default=0, help="optimiser steps in place of epochs; 0: off")
     length.add_argument("--max-minutes", type=float, default=0, help="end after this time; 0: no bound")
 
     hyper = parser.add_argument_group("hyper-parameters (defaults: the paper's)")
-    hyper.add_argument("--batch", type=int, default=16, help="crops a step, of all processes together")
+    hyper.add_argument("--batch", type=positive, default=16, help="crops a step, of all processes together")
     hyper.add_argument("--crop", type=int, default=128, help="side of a crop, pixels")
-    hyper.add_argument("--crops", type=int, default=3383, help="crops an epoch")
+    hyper.add_argument("--crops", type=positive, default=3383, help="crops an epoch")
     hyper.add_argument("--lr", type=float, default=1e-3, help="initial learning rate of both Adam optimisers")
     hyper.add_argument("--schedule", choices=("step", "cosine"), default="step", help="step: halved at each fifth of the run")
     hyper.add_argument("--clip", type=float, default=1.0, help="bound of the gradient's norm, against the "
                        "decoder's saturation; 0: off, as the paper")
     hyper.add_argument("--channels", type=int, default=32, help="width")
-    hyper.add_argument("--stages", type=int, default=3, help="iterations n")
+    hyper.add_argument("--stages", type=positive, default=3, help="iterations n")
     hyper.add_argument("--norm", choices=tuple(NORMS), default="instance", help="normalisation")
     hyper.add_argument("--sharing", choices=("all", "convolutions", "none"), default="all",
                        help="what the iterations share")
@@ -86,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     loss = parser.add_argument_group("loss (defaults: the paper's; the others are its ablations)")
     loss.add_argument("--lambda-1", type=float, default=0.3, help="texture term of Eq. 6")
     loss.add_argument("--lambda-2", type=float, default=5.0, help="SSIM term of Eq. 8; 0: w/o L_s")
-    loss.add_argument("--ssim-window", type=int, default=3, help="pixels, odd")
+    loss.add_argument("--ssim-window", type=odd, default=3, help="pixels, odd")
     loss.add_argument("--saliency", action=flag, default=True, help="L_SS and the auxiliary decoder")
     loss.add_argument("--contrast", action=flag, default=True, help="no: frequency l1 without contrast")
     loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), default="frequency", help="of L_c")
@@ -110,15 +128,20 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
     """Options, and the state to resume from. A stored recipe replaces the defaults; contradicting it is an error."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    path = args.out / "last.pth"
     if not args.resume:
         if (args.ir is None) != (args.vis is None):
             parser.error("--ir and --vis go together")
+        if path.exists():
+            raise TrainingError(f"{path}: a run is there already; go on with --resume, or start anew with another --out")
         return args, None
-    path = args.out / "last.pth"
     if not path.is_file():
         raise TrainingError(f"{path}: nothing to resume; start without --resume, or name the run's folder with --out")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    stored = state["recipe"]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        stored = state["recipe"]
+    except Exception as error:      # torch raises many types; each would hide the file's name
+        raise TrainingError(f"{path}: not a checkpoint of train.py ({type(error).__name__}); it cannot be resumed") from None
     parser.set_defaults(**stored)
     args = parser.parse_args(argv)
     changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in RECIPE if getattr(args, key) != stored[key]]
@@ -181,6 +204,8 @@ class Trainer:
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.sums: dict[str, Tensor] = {}       # of this epoch's terms, over the crops of this process
         self.history: list[dict] = []           # the log's rows
+        self.edge: Tensor | None = None         # M_edge of the last step: an epoch's mean would hide a collapse in it
+        self.finished = False
         self._tick = time.monotonic()
 
     # --- one step ---
@@ -210,11 +235,9 @@ class Trainer:
             optimiser.step()
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach() * own
+        self.edge = terms["M_edge"].detach() if "M_edge" in terms else None
         self.step += 1
-
-    @property
-    def epoch(self) -> int:
-        return self.step // self.per_epoch
+        self.finished = self.progress >= 1
 
     @property
     def progress(self) -> float:
@@ -242,6 +265,7 @@ class Trainer:
             common = torch.tensor([0.0 if team.rank else self.seconds, stop.received], dtype=torch.float64)
             distributed.all_reduce(common, distributed.ReduceOp.MAX)
             self.seconds, stop.agreed = float(common[0]), int(common[1])
+            self.finished = self.progress >= 1
 
     def means(self) -> dict[str, float]:
         """This epoch's terms so far, a mean over its crops. Raises TrainingError when training has failed."""
@@ -250,20 +274,29 @@ class Trainer:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(f"step {self.step}: {', '.join(bad)} is not finite; lower --lr, or set --clip 1")
-        if values.get("M_edge", 1.0) < FLAT:
+        if self.edge is not None and float(over_all({"M_edge": self.edge})["M_edge"]) / team.world < FLAT:
             raise TrainingError(f"step {self.step}: the auxiliary decoder is saturated (M' is flat), so L_SS teaches "
                                 "nothing any more; lower --lr, or set --clip 1, and start again")
         return values
 
     # --- files ---
 
-    def save(self, path: Path) -> None:
-        """Write everything that --resume needs, whole or not at all."""
+    def save(self, write: Callable[[Path, bytes], None]) -> None:
+        """Write everything that --resume needs, whole or not at all; never a state that has failed."""
+        if self.sums:
+            self.means()
         state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
                  "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                  "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(), "best": self.best,
                  "sums": over_all(self.sums), "history": self.history}
-        write_atomically(path, serialised(state))
+        write(self.args.out / "last.pth", serialised(state))
+
+    def start_from(self, path: str) -> None:
+        """Take the weights of a checkpoint (the decoder's too, if it has them) and nothing else."""
+        self.model.load_state_dict(RPFNet.from_pretrained(path).state_dict())
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if "decoder" in state:
+            self.decoder.load_state_dict(state["decoder"])
 
     def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -275,6 +308,7 @@ class Trainer:
         self.sums = {name: torch.zeros_like(value, device=self.device) if team.rank else value.to(self.device)
                      for name, value in state["sums"].items()}
         self.history = state["history"]
+        self.finished = self.progress >= 1
 
     def save_best(self, scores: dict[str, float]) -> None:
         """best.pth: a plain state dict; best.json: the recipe and what was measured."""
@@ -282,8 +316,8 @@ class Trainer:
         about = {"config": self.model.config, "recipe": recipe(self.args), "steps": self.step,
                  "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
                  "torch": torch.__version__, "validation": {k: round(v, 4) for k, v in scores.items()}}
-        write_atomically(self.args.out / "best.pth", serialised(weights))
-        write_atomically(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())
+        write_or_warn(self.args.out / "best.pth", serialised(weights))
+        write_or_warn(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())
 
     def write_log(self) -> None:
         columns = list(dict.fromkeys(key for row in self.history for key in row))
@@ -291,22 +325,21 @@ class Trainer:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.history)
-        write_atomically(self.args.out / "log.csv", text.getvalue().encode())
+        write_or_warn(self.args.out / "log.csv", text.getvalue().encode())
 
     # --- one epoch's end ---
 
     def end_epoch(self, val: PairDataset | None) -> None:
         """Log the epoch, validate if it is due, keep the best weights."""
-        last = self.finished
         number = len(self.history) + 1
         rate = self.optimisers[0].param_groups[0]["lr"]
         row = {"epoch": number, "step": self.step, "lr": rate, "seconds": round(self.clock(), 1)} | self.means()
-        if val is not None and (last or number % self.args.val_every == 0):
+        if val is not None and (self.finished or number % self.args.val_every == 0):
             row |= validate(self.model, self.loss, val, self.device)
             if row["val_loss"] < self.best:
                 self.best = row["val_loss"]
                 self.save_best({k: row[k] for k in ("val_loss", *VALIDATION_METRICS)})
-        elif val is None and last:
+        elif val is None and self.finished:
             self.save_best({})
         self.history.append(row)
         self.sums = {}
@@ -314,10 +347,6 @@ class Trainer:
         if team.rank == 0:
             tqdm.write(f"epoch {number}: " + "  ".join(
                 f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
-
-    @property
-    def finished(self) -> bool:
-        return self.progress >= 1
 
 
 # --- several processes (torchrun) ---
@@ -367,45 +396,51 @@ def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.de
 
 def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Stop) -> None:
     """Train until the end of the schedule or until `stop` is set. All processes take the same turns here."""
-    args, last = trainer.args, trainer.args.out / "last.pth"
-    crops = CropDataset(train, args.crop, args.seed)
-    saved = trainer.clock()
+    crops = CropDataset(train, trainer.args.crop, trainer.args.seed)
     bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05,
                disable=team.rank > 0)
     with bar:
-        while not trainer.finished and not stop:
-            start = trainer.step - len(trainer.history) * trainer.per_epoch
-            batches = list(crop_batches(len(trainer.history), args.crops, args.batch, start))
-            own = [team.share(numbers) or numbers[:1] for numbers in batches]
-            loader = DataLoader(crops, batch_sampler=own, num_workers=args.workers,
-                                pin_memory=trainer.device.type == "cuda")
-            for (ir, vis), numbers in zip(loader, batches):
-                trainer.train_step(to_unit(ir, trainer.device), to_unit(vis, trainer.device), len(numbers))
-                trainer.agree(stop)
-                bar.update()
-                if trainer.step % CHECK_EVERY == 0:
-                    bar.set_postfix({k: f"{v:.3f}" for k, v in trainer.means().items()}, refresh=False)
-                if trainer.finished or stop:
-                    break
-                if trainer.clock() - saved > SAVE_EVERY:
-                    save_or_warn(trainer, last)
-                    saved = trainer.clock()
-            whole = trainer.step == (len(trainer.history) + 1) * trainer.per_epoch
-            if whole or trainer.finished:
+        while not stop:
+            done = trainer.step - len(trainer.history) * trainer.per_epoch      # steps of this epoch
+            if done == trainer.per_epoch or trainer.finished and done > 0:
+                trainer.save(write_or_warn)         # before the validation: it takes a while
                 trainer.end_epoch(val)
-                save_or_warn(trainer, last)
+                trainer.save(write_or_warn)
                 trainer.agree(stop)
+            elif trainer.finished:
+                break
+            else:
+                train_epoch(trainer, crops, done, bar, stop)
     try:
-        trainer.save(last)
+        trainer.save(write_atomically)
     finally:
         if team.world > 1:
             distributed.barrier()       # torchrun ends all when one leaves with a code: not while rank 0 writes
 
 
-def save_or_warn(trainer: Trainer, path: Path) -> None:
-    """In mid-run a full disk is no reason to lose the run: the older checkpoint is still whole."""
+def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, stop: Stop) -> None:
+    """The steps of one epoch from step `start` of it, or until the run ends or is stopped."""
+    args, saved = trainer.args, trainer.clock()
+    batches = list(crop_batches(len(trainer.history), args.crops, args.batch, start))
+    own = [team.share(numbers) or numbers[:1] for numbers in batches]
+    loader = DataLoader(crops, batch_sampler=own, num_workers=args.workers, pin_memory=trainer.device.type == "cuda")
+    for (ir, vis), numbers in zip(loader, batches):
+        trainer.train_step(to_unit(ir, trainer.device), to_unit(vis, trainer.device), len(numbers))
+        trainer.agree(stop)
+        bar.update()
+        if trainer.step % CHECK_EVERY == 0:
+            bar.set_postfix({k: f"{v:.3f}" for k, v in trainer.means().items()}, refresh=False)
+        if trainer.finished or stop:
+            break
+        if trainer.clock() - saved > SAVE_EVERY:
+            trainer.save(write_or_warn)
+            saved = trainer.clock()
+
+
+def write_or_warn(path: Path, data: bytes) -> None:
+    """In mid-run a full disk is no reason to lose the run: the older file is still whole."""
     try:
-        trainer.save(path)
+        write_atomically(path, data)
     except OSError as error:
         tqdm.write(f"warning: {path} not written ({error.strerror}); training goes on", file=sys.stderr)
 
@@ -439,7 +474,8 @@ class Stop:
 
 
 def recipe(args: argparse.Namespace) -> dict:
-    return {key: getattr(args, key) for key in RECIPE}
+    return {key: getattr(args, key) for key in RECIPE} | {
+        key: None if getattr(args, key) is None else str(getattr(args, key)) for key in PLACES}
 
 
 def serialised(state: dict) -> bytes:
@@ -468,21 +504,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     team.join()
     try:
         args, state = parse(argv)
+        check_device(args.device)
         args.out.mkdir(parents=True, exist_ok=True)
         train, val = load_data(args)
         trainer = Trainer(args)
         if state:
             trainer.load(state)
+        elif args.init:
+            trainer.start_from(args.init)
         if team.rank == 0:
             print(f"{len(train)} training pairs, {len(val) if val else 'no'} validation pairs; "
                   f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}", flush=True)
         stop = Stop()
         run(trainer, train, val, stop)
-    except (DataError, TrainingError, OSError) as error:
+    except (DataError, TrainingError, ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\ntrain.py: ended at once; {args.out / 'last.pth'} holds the last save", file=sys.stderr)
+        return 130
     if stop and team.rank == 0:
-        print(f"stopped at step {trainer.step}; go on with: python train.py --data {args.data} --out {args.out} --resume")
+        print(f"stopped at step {trainer.step}; go on with: python train.py --out {args.out} --resume")
     return 128 + stop.signal if stop else 0
 
 

@@ -98,6 +98,14 @@ def test_bad_pairs_are_reported_and_the_others_written(folders, small, capsys):
     assert "skipped: b: " in error and "skipped: c: " in error and "lonely.png" in error
 
 
+def test_source_images_are_never_overwritten(folders, small, capsys):
+    before = (folders / "ir" / "a.png").read_bytes()
+    assert fuse_command.main(["--ir", str(folders / "ir"), "--vis", str(folders / "vis"),
+                              "--out", str(folders / "ir"), *small]) == 1
+    assert "is a source image" in capsys.readouterr().err
+    assert (folders / "ir" / "a.png").read_bytes() == before
+
+
 def test_a_full_disk_ends_with_one_line(folders, small, monkeypatch, capsys):
     def full(self, data):
         raise OSError(28, "No space left on device", str(self))
@@ -112,7 +120,9 @@ def test_a_full_disk_ends_with_one_line(folders, small, monkeypatch, capsys):
     (["--dataset", "tno"], "go together"),
     (["--split", "val"], "goes with --dataset"),
     (["--dataset", "tno", "--data", "nowhere"], "Test_data_TNO"),
-    (["--ir", "nowhere", "--vis", "nowhere"], "no such folder"),
+    (["--ir", "nowhere", "--vis", "nowhere"], "no such file or folder"),
+    (["--ir", str(ROOT / "samples" / "ir"), "--vis", str(ROOT / "test.py")], "two files or two folders"),
+    (["--device", "nonsense"], "device nonsense"),
     (["--checkpoint", "nowhere.pth"], "nowhere.pth"),
 ])
 def test_wrong_calls_are_explained_in_one_line(tmp_path, capsys, options, message):

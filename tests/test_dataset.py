@@ -126,6 +126,10 @@ def test_ambiguous_names_and_empty_folders_are_refused(tmp_path):
     save(tmp_path / "vis" / "a.png")
     with pytest.raises(DataError, match="share a name"):
         match_pairs(tmp_path / "ir", tmp_path / "vis")
+    for name in ("IR1.png", "IR_1.png", "VIS1.png"):
+        save(tmp_path / "one" / name)
+    with pytest.raises(DataError, match="IR1.png and IR_1.png"):
+        match_pairs(tmp_path / "one", tmp_path / "one")
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="no images"):
         match_pairs(tmp_path / "none", tmp_path / "vis")
@@ -166,6 +170,25 @@ def test_a_split_with_missing_pairs_lists_them(tmp_path):
     save(tmp_path / "crop_LR_visible" / "FLIR_00006.jpg")
     with pytest.raises(DataError, match="FLIR_00018"):
         named_pairs("roadscene", tmp_path, "train")
+
+
+def test_bare_folders_are_the_evaluated_split_and_never_the_training_set(tmp_path):
+    save(tmp_path / "ir" / "1.png")
+    save(tmp_path / "vi" / "1.png")
+    assert len(named_pairs("msrs", tmp_path)) == 1
+    with pytest.raises(DataError, match="train"):
+        named_pairs("msrs", tmp_path, "train")
+
+
+def test_a_file_outside_a_listed_split_does_not_stop_it(tmp_path):
+    stems = (dataset.SPLIT_LISTS / "roadscene_val.txt").read_text().split()
+    for stem in stems:
+        save(tmp_path / "cropinfrared" / f"{stem}.jpg")
+        save(tmp_path / "crop_LR_visible" / f"{stem}.jpg")
+    save(tmp_path / "cropinfrared" / "FLIR_stray.jpg")
+    assert [pair.name for pair in named_pairs("roadscene", tmp_path)] == stems
+    with pytest.raises(DataError, match="FLIR_stray"):
+        named_pairs("roadscene", tmp_path, "all")
 
 
 def test_unknown_names_say_what_is_known(tmp_path):

@@ -27,6 +27,8 @@ RECIPE = ["--crop", "16", "--crops", "11", "--batch", "5", "--channels", "4", "-
 # each gradient by its own size, so a weight whose gradient is nearly zero shows more of it: 1e-6 is seen, of steps
 # that sum up to 3e-3.
 LOG = {"rel": 1e-5}
+# The metrics see 8-bit images, where 1e-7 can move a pixel by one level.
+PIXELS = set(train.VALIDATION_METRICS)
 WEIGHTS = {"rtol": 1e-4, "atol": 2e-5}
 
 # What one process of the second torchrun does: a run of two that a signal to rank 1 cuts in mid-epoch, then the rest of
@@ -94,7 +96,10 @@ def close(first, second):
     rows = [log(out) for out in (first, second)]
     assert len(rows[0]) == len(rows[1]) == 3
     for row, other in zip(*rows):
-        assert row == pytest.approx(other, **LOG)
+        rounded = row.keys() & PIXELS
+        assert {k: row[k] for k in rounded} == pytest.approx({k: other[k] for k in rounded}, rel=1e-3)
+        assert {k: v for k, v in row.items() if k not in rounded} == pytest.approx(
+            {k: v for k, v in other.items() if k not in rounded}, **LOG)
     states = [torch.load(out / "last.pth", weights_only=True) for out in (first, second)]
     assert states[0]["step"] == states[1]["step"] == 8
     for net in ("model", "decoder"):

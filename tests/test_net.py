@@ -204,13 +204,25 @@ def test_autocast_keeps_the_output_in_float32_and_the_picture_close(model):
     assert (fused - model(*pair)).abs().max() < 0.05
 
 
+def test_the_auxiliary_decoder_stays_in_float32_under_autocast():
+    torch.manual_seed(0)
+    decoder, features = AuxiliaryDecoder(8), torch.randn(1, 8, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = decoder(features)
+    torch.testing.assert_close(fast, decoder(features), atol=1e-6, rtol=0)
+
+
 def test_wrong_batches_are_refused_with_what_was_given(model):
     with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\)"):
         model(torch.rand(1, 3, 32, 32), torch.rand(1, 1, 32, 32))
     with pytest.raises(ValueError, match="15"):
         model(*images(1, 15, 32))
+    with pytest.raises(ValueError, match="uint8"):
+        model(*(torch.zeros(1, 1, 32, 32, dtype=torch.uint8) for _ in range(2)))
     with pytest.raises(ValueError, match="norm='layer'"):
         RPFNet(norm="layer")
+    with pytest.raises(ValueError, match="stages=0"):
+        RPFNet(stages=0)
 
 
 # --- arrays and colour ---
@@ -221,6 +233,17 @@ def test_colour_round_trip_is_exact_to_one_level():
     assert np.abs(to_image(*split_colour(rgb)).astype(int) - rgb).max() <= 1
     gray = rgb[..., 0]
     assert np.array_equal(to_image(*split_colour(gray)), gray)
+
+
+def test_luminance_weighs_red_green_and_blue_in_this_order():
+    pure = np.eye(3, dtype=np.uint8)[None] * 255
+    np.testing.assert_allclose(split_colour(pure)[0][0], [0.299, 0.587, 0.114], atol=1e-3)
+    # Y, Cr, Cb of a saturated red through the studio-range matrix, by hand.
+    chroma = np.float32([[[0.9, 0.4]]])
+    y = 1.164 * (90 / 255 - 16 / 255)
+    expected = [y + 1.596 * 0.4, y - 0.813 * 0.4 + 0.392 * 0.1, y - 2.017 * 0.1]
+    image = to_image(np.float32([[90 / 255]]), chroma, studio_range=True)
+    assert image[0, 0].tolist() == [round(255 * min(max(v, 0), 1)) for v in expected]
 
 
 def test_studio_range_is_the_published_stretch():
@@ -284,7 +307,7 @@ def test_checkpoint_round_trip_with_its_configuration(tmp_path):
     for name in ("a.pth", "last.pth"):
         loaded = RPFNet.from_pretrained(tmp_path / name)
         assert not loaded.training
-        torch.testing.assert_close(loaded(*pair), model(*pair), atol=0, rtol=0)
+        torch.testing.assert_close(loaded(*pair), model(*pair), atol=1e-5, rtol=1e-5)    # another memory layout
 
 
 def test_bad_checkpoints_are_named(tmp_path):
@@ -293,6 +316,12 @@ def test_bad_checkpoints_are_named(tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(ValueError, match="text.pth"):
         RPFNet.from_pretrained(tmp_path / "text.pth")
+    torch.save(RPFNet(channels=8).state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(ValueError, match="put the bare.json"):
+        RPFNet.from_pretrained(tmp_path / "bare.pth")
+    with pytest.raises(ValueError, match="device nonsense"):
+        RPFNet.from_pretrained(tmp_path / "bare.pth", device="nonsense")
+    (tmp_path / "other.json").write_text('{"config": {}}')
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="other.pth"):
         RPFNet.from_pretrained(tmp_path / "other.pth")

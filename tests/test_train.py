@@ -158,16 +158,22 @@ def test_a_full_disk_loses_nothing(folders, tmp_path, monkeypatch, capsys):
     assert "No space left" in capsys.readouterr().err
     assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 3
     assert len(list(csv.DictReader((tmp_path / "log.csv").open()))) == 3
+    assert not list(tmp_path.glob("*.part"))
     monkeypatch.undo()
     assert train.main(["--resume", "--out", str(tmp_path)]) == 0
 
 
-def test_a_saturated_decoder_ends_training_with_the_remedy(folders, tmp_path, monkeypatch, capsys):
+def test_a_decoder_that_saturates_in_mid_epoch_ends_training_with_the_remedy(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "CHECK_EVERY", 1)
-    forward = train.AuxiliaryDecoder.forward
-    monkeypatch.setattr(train.AuxiliaryDecoder, "forward", lambda self, x: forward(self, x) * 1e-6 + 0.99)
-    assert train.main([*folders, *TINY, "--steps", "3", "--out", str(tmp_path)]) == 1
-    assert "saturated" in capsys.readouterr().err
+    forward, calls = train.AuxiliaryDecoder.forward, []
+
+    def saturating(self, x):
+        calls.append(1)
+        return forward(self, x) * (1e-6 if len(calls) > 12 else 1) + 0.01
+
+    monkeypatch.setattr(train.AuxiliaryDecoder, "forward", saturating)
+    assert train.main([*folders, *TINY, "--crops", "60", "--steps", "30", "--out", str(tmp_path)]) == 1
+    assert "saturated" in capsys.readouterr().err and len(calls) == 13
 
 
 def test_a_diverged_run_ends_with_an_error(folders, tmp_path, monkeypatch, capsys):
@@ -199,3 +205,88 @@ def test_training_on_real_pairs_lowers_the_loss_and_validates(data_root, tmp_pat
     assert float(rows[-1]["L_total"]) < 0.9 * float(rows[0]["L_total"])
     about = json.loads((tmp_path / "best.json").read_text())["validation"]
     assert about["val_loss"] > 0 and 4 < about["EN"] < 8 and 0.4 < about["CC"] < 1
+
+
+@pytest.mark.parametrize("name", ["log.csv", "best.pth"])
+def test_a_log_that_cannot_be_written_does_not_end_the_run(folders, tmp_path, monkeypatch, capsys, name):
+    written = Path.write_bytes
+
+    def locked(self, data):
+        if self.name == name + ".part":
+            raise OSError(13, "Permission denied")
+        return written(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", locked)
+    assert train.main([*folders, *TINY, "--steps", "6", "--out", str(tmp_path)]) == 0
+    assert name in capsys.readouterr().err
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 6
+
+
+def test_a_run_that_ended_before_its_last_row_writes_it_when_resumed(folders, tmp_path, monkeypatch):
+    """A kill during the last validation leaves all steps done, and neither their row nor best.pth."""
+    monkeypatch.setattr(train.Trainer, "end_epoch", lambda self, val: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main([*folders, *TINY, "--steps", "3", "--out", str(tmp_path)])
+    monkeypatch.undo()
+    assert not (tmp_path / "best.pth").exists()
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "best.pth").exists() and (tmp_path / "log.csv").read_text().count("\n") == 2
+
+
+def test_a_new_run_does_not_destroy_an_old_one(folders, tmp_path, capsys):
+    run = [*folders, *TINY, "--steps", "2", "--out", str(tmp_path)]
+    assert train.main(run) == 0
+    before = (tmp_path / "last.pth").read_bytes()
+    assert train.main(run) == 1
+    assert "--resume" in capsys.readouterr().err and (tmp_path / "last.pth").read_bytes() == before
+
+
+def test_init_starts_from_given_weights(folders, tmp_path):
+    first = [*folders, *TINY, "--steps", "3"]
+    assert train.main([*first, "--out", str(tmp_path / "a")]) == 0
+    # With a learning rate of nearly nothing the weights stay those that were given.
+    for name in ("best.pth", "last.pth"):
+        out = tmp_path / name.replace(".pth", "")
+        assert train.main([*first, "--init", str(tmp_path / "a" / name), "--lr", "1e-12", "--seed", "5", "--out", str(out)]) == 0
+        given, kept = (RPFNet.from_pretrained(p).state_dict() for p in (tmp_path / "a" / name, out / "best.pth"))
+        for key in given:
+            torch.testing.assert_close(kept[key], given[key], atol=1e-9, rtol=0)
+
+
+def test_options_reach_what_they_name():
+    args = train.build_parser().parse_args(["--contrast-domain", "spatial", "--no-contrast", "--weight", "printed",
+                                            "--ssim-window", "5", "--lambda-1", "0.7", "--lambda-2", "3"])
+    loss = train.build_loss(args)
+    assert (loss.contrastive.domain, loss.contrastive.contrast, loss.contrastive.weight) == ("spatial", False, "printed")
+    assert (loss.structure.window, loss.saliency.lambda_1, loss.lambda_2) == (5, 0.7, 3)
+
+
+@pytest.mark.parametrize("option", [["--amp"], ["--clip", "0.01"], ["--lr", "1e-2"], ["--lambda-2", "1"]])
+def test_options_change_the_weights(folders, tmp_path, option):
+    # clip: Adam forgets a constant factor, so what shows is that it differs from step to step.
+    assert train.main([*folders, *TINY, "--steps", "4", "--out", str(tmp_path / "plain")]) == 0
+    assert train.main([*folders, *TINY, "--steps", "4", *option, "--out", str(tmp_path / "option")]) == 0
+    assert not same_weights(tmp_path / "plain", tmp_path / "option")
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--device", "nonsense"], "device nonsense"),
+    (["--channels", "2"], "channels=2"),
+    (["--init", "nowhere.pth"], "nowhere.pth"),
+])
+def test_wrong_options_are_explained_in_one_line(folders, tmp_path, capsys, options, message):
+    assert train.main([*folders, "--crop", "16", *options, "--out", str(tmp_path)]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1 and message in lines[0]
+
+
+@pytest.mark.parametrize("options", [["--epochs", "0"], ["--batch", "-1"], ["--ssim-window", "4"], ["--ir", "x"]])
+def test_impossible_options_are_refused_by_the_parser(options):
+    with pytest.raises(SystemExit):
+        train.main(options)
+
+
+def test_resume_of_a_foreign_file_names_it(tmp_path, capsys):
+    torch.save({"model": {}}, tmp_path / "last.pth")
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 1
+    assert "last.pth: not a checkpoint of train.py" in capsys.readouterr().err
