@@ -58,10 +58,10 @@ class CB(nn.Sequential):
     (B, inputs, H, W) -> (B, outputs, H, W)
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, dilation: int = 1, norm: str = "instance",
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, norm: str = "instance",
                  activation: type[nn.Module] = nn.ReLU):
         # No bias: the normalisation would remove it.
-        conv = nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
+        conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
         # In place: the normalisation's backward pass needs its input, not its output.
         super().__init__(conv, NORMS[norm](outputs), nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
 
@@ -111,17 +111,18 @@ class CPM(nn.Module):
 
 
 class RPM(nn.Module):
-    """Residual Prior Module: attention, then dilated blocks with rates 1, 3, 5, summed (Eq. 3)."""
+    """Residual Prior Module: attention, then dilated convolutions with rates 1, 3, 5, summed (Eq. 3)."""
 
-    def __init__(self, channels: int, norm: str):
+    def __init__(self, channels: int):
         super().__init__()
         self.ca = ChannelAttention(channels)
         self.sa = SpatialAttention()
-        self.dilated = nn.ModuleList(CB(channels, channels, dilation=rate, norm=norm) for rate in (1, 3, 5))
+        self.dilated = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate) for rate in (1, 3, 5))
 
     def forward(self, f_r: Tensor) -> Tensor:
         attended = self.sa(self.ca(f_r))
-        return sum(block(attended) for block in self.dilated)
+        return sum(conv(attended) for conv in self.dilated)
 
 
 class FrequencyCB(nn.Module):
@@ -182,7 +183,7 @@ class Stage(nn.Module):
         super().__init__()
         self.cpm = CPM(channels, norm)
         self.fdfm = FDFM(channels, norm)
-        self.rpm = RPM(channels, norm)
+        self.rpm = RPM(channels)
 
     def forward(self, features: Features) -> Features:
         refined_f, refined_r = self.cpm(*features)
