@@ -45,6 +45,12 @@ def names(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
+def resemblance(fused, ir, vis):
+    """Correlation with the average of the sources; with one alone it may be negative (a bright sky is cold)."""
+    average = (luma(ir).astype(float) + luma(vis)) / 2
+    return np.corrcoef(luma(fused).ravel(), average.ravel())[0, 1]
+
+
 def test_the_readme_command_fuses_the_samples_with_the_shipped_checkpoint(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "test.py")], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -55,8 +61,7 @@ def test_the_readme_command_fuses_the_samples_with_the_shipped_checkpoint(tmp_pa
         fused, vis = read_vis(tmp_path / "Fused" / name), read_vis(ROOT / "samples" / "vis" / name)
         ir = read_vis(ROOT / "samples" / "ir" / name)
         assert fused.shape == vis.shape == (480, 640, 3)
-        for source in (ir, luma(vis)):
-            assert np.corrcoef(luma(fused).ravel(), source.ravel())[0, 1] > 0.2, name
+        assert resemblance(fused, ir, vis) > 0.5, name
 
 
 def test_names_sizes_and_colour_are_kept(folders, small):
@@ -140,5 +145,4 @@ def test_real_pairs_of_every_data_set(data_root, tmp_path):
         (path,) = (tmp_path / name).iterdir()
         ir, vis, fused = read_vis(pair.ir), read_vis(pair.vis), read_vis(path)
         assert fused.shape == vis.shape and np.array_equal(fused, model.fuse(luma(ir), vis))
-        for source in (luma(ir), luma(vis)):
-            assert np.corrcoef(luma(fused).ravel(), source.ravel())[0, 1] > 0.15, name
+        assert resemblance(fused, ir, vis) > 0.5, name

@@ -1,6 +1,7 @@
 """Training: the schedule, the log, and runs that are killed, interrupted and resumed."""
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -104,7 +105,9 @@ def test_a_run_cut_in_mid_epoch_and_resumed_is_the_whole_run_bit_for_bit(folders
 def test_a_killed_process_resumes_from_its_last_checkpoint(folders, tmp_path):
     """SIGKILL leaves no time to save: what counts is the checkpoint of the last whole epoch."""
     recipe = [*folders, *TINY, "--steps", "60"]
-    process = subprocess.Popen(command(*recipe, "--out", tmp_path / "killed"), stderr=subprocess.DEVNULL)
+    # The same number of threads as here: it decides the order of float32 sums.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command(*recipe, "--out", tmp_path / "killed"), stderr=subprocess.DEVNULL, env=environment)
     log = tmp_path / "killed" / "log.csv"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text().count("\n") > 4):
