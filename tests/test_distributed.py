@@ -48,6 +48,9 @@ codes = [train.main(shared.recipe(base, "cut by two"))]
 shared.stop_at(0, setattr)
 codes += [train.main(["--resume", "--out", str(base / "cut by one")]), fuse_command.main(shared.fusion(base, "by two"))]
 (base / f"codes {{rank}}.json").write_text(json.dumps(codes))
+sys.stdout.flush(), sys.stderr.flush()
+train.distributed.barrier()
+os._exit(0)     # three runs in one interpreter leave DDP objects whose end at exit may abort; the commands run one
 """
 
 
