@@ -106,8 +106,7 @@ def read_gray(path: str | Path) -> np.ndarray:
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 (H, W) or (H, W, 3) RGB in the format of the suffix.
 
-    The file appears whole or not at all: it is written under another name first.
-    Raises OSError (a full disk, a missing folder) or DataError (an unknown suffix).
+    The file appears whole or not at all. Raises OSError (a full disk, a missing folder) or DataError (an unknown suffix).
     """
     path = Path(path)
     bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
@@ -117,9 +116,14 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         ok = False
     if not ok:
         raise DataError(f"{path}: cannot encode {path.suffix or 'a file without suffix'}; use .png")
+    write_atomically(path, data.tobytes())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: under another name first. Raises OSError."""
     part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(data.tobytes())
+        part.write_bytes(data)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -257,6 +261,18 @@ def find_named(name: str, root: str | Path, split: str | None = None) -> tuple[l
 def named_pairs(name: str, root: str | Path, split: str | None = None) -> list[Pair]:
     """`find_named`, for uses that need every file: raises DataError that lists all those without a partner."""
     return _all_paired(*find_named(name, root, split))
+
+
+def find_chosen(name: str | None, root: Path | None, split: str | None, ir: Path | None,
+                vis: Path | None) -> tuple[list[Pair], list[str]] | None:
+    """`find_named` for a command's --dataset, --data and --split; None where --ir and --vis are meant instead."""
+    if name or root:
+        if not (name and root) or ir or vis:
+            raise DataError("--dataset NAME and --data FOLDER go together, without --ir and --vis")
+        return find_named(name, root, split)
+    if split:
+        raise DataError("--split goes with --dataset")
+    return None
 
 
 def _folders(name: str, layout: Layout, root: Path, split: str) -> tuple[Path, Path]:

@@ -1103,13 +1103,10 @@ def cores() -> int:
 
 def collect_pairs(args: argparse.Namespace) -> tuple[list, list[str]]:
     """The pairs to score, and a line for each source image without a partner."""
-    from dataset import DataError, find_named, find_pairs  # only here: it needs PyTorch, the metrics do not
-    if args.dataset or args.data:
-        if not (args.dataset and args.data) or args.ir or args.vis:
-            raise DataError("--dataset NAME and --data FOLDER go together, without --ir and --vis")
-        return find_named(args.dataset, args.data, args.split)
-    if args.split:
-        raise DataError("--split goes with --dataset")
+    from dataset import DataError, find_chosen, find_pairs  # only here: it needs PyTorch, the metrics do not
+    chosen = find_chosen(args.dataset, args.data, args.split, args.ir, args.vis)
+    if chosen:
+        return chosen
     if not (args.ir and args.vis):
         raise DataError("say where the sources are: --ir DIR --vis DIR, or --dataset NAME --data FOLDER")
     return find_pairs(args.ir, args.vis)

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset import DATASETS, DataError, Pair, find_named, find_pairs, load_pair, luma, team, write_image
+from dataset import DATASETS, DataError, Pair, find_chosen, find_pairs, load_pair, luma, team, write_image
 from net import RPFNet, check_device, fuse_pair
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
@@ -64,12 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
     """The pairs to fuse, and a line for each file that has no partner."""
-    if args.dataset or args.data:
-        if not (args.dataset and args.data) or args.ir or args.vis:
-            raise DataError("--dataset NAME and --data FOLDER go together, without --ir and --vis")
-        return find_named(args.dataset, args.data, args.split)
-    if args.split:
-        raise DataError("--split goes with --dataset")
+    chosen = find_chosen(args.dataset, args.data, args.split, args.ir, args.vis)
+    if chosen:
+        return chosen
     if args.ir is None and args.vis is None:
         return find_pairs(SAMPLES / "ir", SAMPLES / "vis")
     if args.ir is None or args.vis is None:

@@ -27,7 +27,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
-from dataset import DATASETS, CropDataset, DataError, PairDataset, crop_batches, match_pairs, named_pairs, team
+from dataset import (
+    DATASETS,
+    CropDataset,
+    DataError,
+    PairDataset,
+    crop_batches,
+    match_pairs,
+    named_pairs,
+    team,
+    write_atomically,
+)
 from loss import FrequencyContrastiveLoss, FusionLoss, SaliencyStructureLoss, SSIMLoss
 from net import NORMS, AuxiliaryDecoder, RPFNet, check_device, to_image
 
@@ -412,7 +422,7 @@ def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Sto
             else:
                 train_epoch(trainer, crops, done, bar, stop)
     try:
-        trainer.save(write_atomically)
+        trainer.save(write_once)
     finally:
         if team.world > 1:
             distributed.barrier()       # torchrun ends all when one leaves with a code: not while rank 0 writes
@@ -440,7 +450,7 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
 def write_or_warn(path: Path, data: bytes) -> None:
     """In mid-run a full disk is no reason to lose the run: the older file is still whole."""
     try:
-        write_atomically(path, data)
+        write_once(path, data)
     except OSError as error:
         tqdm.write(f"warning: {path} not written ({error.strerror}); training goes on", file=sys.stderr)
 
@@ -484,15 +494,10 @@ def serialised(state: dict) -> bytes:
     return buffer.getvalue()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    if team.rank > 0:
-        return      # one process writes for all
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+def write_once(path: Path, data: bytes) -> None:
+    """`write_atomically`, by one process for all."""
+    if team.rank == 0:
+        write_atomically(path, data)
 
 
 def device_name(device: torch.device) -> str:
