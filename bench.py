@@ -15,6 +15,7 @@ How it measures:
   grew at most over the idle state (libraries, weights and inputs loaded), up to the end of the first
   timed pass. On CUDA: the peak that PyTorch's allocator gave out (max_memory_allocated), weights and
   inputs included.
+- All rows, the released graph's too, keep freed memory as test.py and train.py do (net.keep_freed_memory).
 - A training step is train.py's own: forward, all losses, backward, clipping, two Adam steps. The released
   graph gets the same losses and auxiliary decoder.
 - The released graph leaves out the attention of the authors' file, whose result is dropped: it would only
@@ -50,7 +51,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
-from net import CHECKPOINT, MIN_SIZE, RPFNet
+from net import CHECKPOINT, MIN_SIZE, RPFNet, keep_freed_memory
 from released import ReleasedNet
 
 TINY = 32                                   # side of the image that loads libraries before memory is counted
@@ -201,6 +202,7 @@ class CpuWorker:
 def _serve(connection: Connection, case: Case, threads: int) -> None:
     try:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         run, inputs = prepare(case, "cpu")
         run(*(x[:1, :, :TINY, :TINY] for x in inputs))
         idle = peak_resident()

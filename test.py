@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset import DATASETS, DataError, Pair, find_chosen, find_pairs, load_pair, luma, team, write_image
-from net import RPFNet, check_device, fuse_pair
+from net import RPFNet, check_device, fuse_pair, keep_freed_memory
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 AHEAD = 4       # pairs that are read before their turn, and results that wait to be written
@@ -57,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
                          "graph, with the statistics of the one image; the pickle is read without executing it")
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs and "
                          "on CPUs with bfloat16 instructions")
+    network.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="fuse in overlapping tiles of this side, for images "
+                         "that do not fit into memory; off by default, because each tile gets a contrast of its own")
     network.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cuda, cuda:1, cpu (default: cuda where there is one)")
     return parser
@@ -149,7 +151,7 @@ def fuse_all(args: argparse.Namespace, model: nn.Module, pairs: Sequence[Pair]) 
                 ir, vis = images.result()
                 vis = luma(vis) if args.gray else vis
                 start = time.perf_counter()
-                fused = fuse_pair(model, ir, vis, args.studio_range)    # ends on the CPU: no sync is missing
+                fused = fuse_pair(model, ir, vis, args.studio_range, args.tile)    # ends on the CPU: no sync is missing
                 seconds.append(time.perf_counter() - start)
             except (DataError, ValueError, torch.OutOfMemoryError) as error:
                 problems.append(f"{pair.name}: {str(error).splitlines()[0]}")
@@ -175,6 +177,7 @@ def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     team.join()
+    keep_freed_memory()
     lonely, seconds, problems, fatal = [], [], [], []       # fatal: of this process; the others go on
     try:
         pairs, lonely = collect_pairs(args)

@@ -8,7 +8,22 @@ from torch.nn import functional as F
 
 import net
 from dataset import PairDataset, named_pairs
-from net import CPM, FDFM, RPM, AuxiliaryDecoder, FrequencyCB, RPFNet, split_colour, to_image
+from net import (
+    CPM,
+    FDFM,
+    RPM,
+    AuxiliaryDecoder,
+    FrequencyCB,
+    FromParts,
+    PooledNorm,
+    RPFNet,
+    ToParts,
+    channel_pools,
+    fuse_tiles,
+    image_pools,
+    split_colour,
+    to_image,
+)
 
 
 @pytest.fixture
@@ -111,6 +126,44 @@ def test_frequency_branch_with_identity_weights_returns_its_input(size):
     torch.testing.assert_close(branch(x), x, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("width", [6, 7])
+def test_half_spectra_have_the_gradient_of_whole_ones(width):
+    x = torch.randn(2, 3, 5, width, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ToParts.apply, x)
+    parts = torch.randn(2, 6, 5, width // 2 + 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p: FromParts.apply(p, (5, width)), parts)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("values", [1, 1500, 10**6])        # channels at a time: 1, 3 and all 8
+def test_groups_of_channels_change_nothing(monkeypatch, layout, values):
+    monkeypatch.setattr(net, "CPU_GROUP", values)
+    block = scrambled(FrequencyCB(8, "instance"))
+    x = torch.randn(2, 8, 16, 15).contiguous(memory_format=layout)
+    expected = block(x.clone().requires_grad_())            # a gradient needs all of the spectrum at once
+    with torch.no_grad():
+        grouped = block(x)
+    torch.testing.assert_close(grouped, expected)
+    assert grouped.stride() == x.stride()
+
+
+def test_inference_pools_as_training_does():
+    x = torch.randn(2, 7, 9, 10)                            # an odd number of channels
+    with torch.no_grad():
+        pools = channel_pools(x) + image_pools(x)
+    torch.testing.assert_close(pools, channel_pools(x.requires_grad_()) + (x.mean((2, 3), True), x.amax((2, 3), True)))
+
+
+def test_pooled_statistics_are_the_batchs_in_training_and_the_images_in_use():
+    norm = scrambled(PooledNorm(3))
+    x = torch.randn(4, 3, 8, 9) * torch.arange(1, 5).view(4, 1, 1, 1)
+    whole = F.batch_norm(x, None, None, norm.weight, norm.bias, training=True)
+    single = F.instance_norm(x, None, None, norm.weight, norm.bias)
+    torch.testing.assert_close(norm.train()(x), whole)
+    torch.testing.assert_close(norm.eval()(x), single)
+    assert (whole - single).abs().max() > 0.1
+
+
 def test_head_and_stems_follow_the_paper(model):
     ir, vis = images(1, 20, 24)
     model.train()       # without the mirrored border
@@ -131,7 +184,7 @@ def test_any_size_keeps_its_shape_and_range(model, size):
     assert 0 <= fused.min() and fused.max() <= 1
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "pooled", "batch"])
 def test_eval_result_of_an_image_does_not_depend_on_its_batch(norm):
     torch.manual_seed(0)
     model = RPFNet(channels=8, norm=norm)
@@ -145,11 +198,11 @@ def test_eval_result_of_an_image_does_not_depend_on_its_batch(norm):
 
 
 def test_eval_is_training_mode_on_mirrored_sources_cropped(model):
-    pair = images(2, 20, 33)
-    mirrored = [F.pad(x, (8, 9, 8, 8), mode="reflect") for x in pair]      # to 36 x 50: 49 has a factor 7
+    pair = images(2, 20, 35)
+    mirrored = [F.pad(x, (9, 10, 8, 8), mode="reflect") for x in pair]     # to 36 x 54: 51 to 53 have large factors
     fused, stages = model(*pair, return_features=True)
-    assert all(f.shape == (2, 8, 20, 33) for stage in stages for f in stage)
-    torch.testing.assert_close(fused, model.train()(*mirrored)[..., 8:-8, 8:-9])
+    assert all(f.shape == (2, 8, 20, 35) for stage in stages for f in stage)
+    torch.testing.assert_close(fused, model.train()(*mirrored)[..., 8:-8, 9:-10])
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -177,7 +230,7 @@ def test_running_the_network_leaves_no_state_behind(model):
 
 
 @pytest.mark.parametrize("sharing", ["all", "convolutions", "none"])
-@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("norm", ["instance", "pooled", "batch"])
 def test_gradients_reach_every_parameter(norm, sharing):
     torch.manual_seed(0)
     # Full width: with 8 channels the attention has 2 hidden units, which may start out dead.
@@ -284,6 +337,20 @@ def test_fuse_of_a_training_model_changes_nothing():
 def test_fuse_names_what_was_given(model, ir, vis, error, message):
     with pytest.raises(error, match=message):
         model.fuse(ir, vis)
+
+
+def test_tiles_cover_the_image_and_blend_without_a_trace():
+    pixelwise = lambda ir, vis_y: 0.25 * ir + 0.75 * vis_y      # a network without statistics: tiles must not show
+    for size in ((64, 64), (65, 200), (150, 97)):
+        pair = images(1, *size)
+        torch.testing.assert_close(fuse_tiles(pixelwise, *pair, 64), pixelwise(*pair))
+    with pytest.raises(ValueError, match="tile=63"):
+        fuse_tiles(pixelwise, *pair, 63)
+
+
+def test_an_image_of_one_tile_is_fused_as_a_whole(model):
+    ir, vis = (np.uint8(255 * x[0, 0].numpy()) for x in images(1, 64, 50))
+    assert np.array_equal(model.fuse(ir, vis, tile=64), model.fuse(ir, vis))
 
 
 def test_optimized_network_gives_the_same_picture_of_real_pairs(data_root):
