@@ -42,6 +42,11 @@ class InstanceNorm(nn.InstanceNorm2d):
     def __init__(self, channels: int):
         super().__init__(channels, affine=True)
 
+    @property
+    def per_image(self) -> bool:
+        """Whether, as things are, an image's statistics are its own."""
+        return True
+
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and not (x.requires_grad and is_channels_last(x)):
             # One group a channel is the same, and several times faster; but not backwards in channels_last.
@@ -71,8 +76,12 @@ class PooledNorm(InstanceNorm):
     parts of an image do. In use each image has its own statistics, as the published pictures have.
     """
 
+    @property
+    def per_image(self) -> bool:
+        return not self.training
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if self.per_image:
             return super().forward(x)
         if distributed.is_initialized():
             return self._over_all_processes(x)
@@ -91,9 +100,9 @@ class PooledNorm(InstanceNorm):
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    # Statistics of the one image, in training and in use: what the published pictures rely on.
-    "instance": InstanceNorm,
+    # In use, both take the statistics of the one image, which the published pictures rely on.
     "pooled": PooledNorm,
+    "instance": InstanceNorm,
     # As printed in the paper. With one shared stage the running statistics mix three
     # distributions, and eval() is wrong; see `sharing` of RPFNet.
     "batch": nn.BatchNorm2d,
@@ -106,7 +115,7 @@ class CB(nn.Sequential):
     (B, inputs, H, W) -> (B, outputs, H, W)
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, norm: str = "instance",
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, norm: str = "pooled",
                  activation: type[nn.Module] = nn.ReLU):
         # No bias: the normalisation would remove it.
         conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
@@ -255,8 +264,8 @@ class FrequencyCB(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             # Plane by plane: the transform of a channels_last image is several times slower.
             planes = as_planes(x)
-            # Running statistics need all of a spectrum, and so does a gradient.
-            grouped = not torch.is_grad_enabled() and isinstance(self.block[1], InstanceNorm)
+            norm = self.block[1]
+            grouped = not torch.is_grad_enabled() and isinstance(norm, InstanceNorm) and norm.per_image
             image = self._in_groups(planes) if grouped else self._at_once(planes)
         return image.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else image
 
@@ -359,7 +368,7 @@ class AuxiliaryDecoder(Head):
     saturates, M' goes flat and L_SS has no gradient any more.
     """
 
-    def __init__(self, channels: int = 32, norm: str = "instance"):
+    def __init__(self, channels: int = 32, norm: str = "pooled"):
         super().__init__(channels, norm)
 
     def forward(self, f_r: Tensor) -> Tensor:
@@ -377,7 +386,7 @@ class RPFNet(nn.Module):
     Args:
         channels: width of all features.
         stages: the number n of iterations.
-        norm: "instance" (default) or "batch"; see NORMS.
+        norm: "pooled" (default), "instance" or "batch"; see NORMS.
         sharing: what the iterations have in common: "all" (default: one stage, unrolled),
             "convolutions" (each iteration has normalisation of its own) or "none".
         border: in eval mode the sources are mirrored by at least so many pixels on each side (up to a
@@ -385,7 +394,7 @@ class RPFNet(nn.Module):
             FFT's wrap-around do to a frame falls outside. 0: off.
     """
 
-    def __init__(self, channels: int = 32, stages: int = 3, norm: str = "instance", sharing: str = "all",
+    def __init__(self, channels: int = 32, stages: int = 3, norm: str = "pooled", sharing: str = "all",
                  border: int = 8):
         super().__init__()
         for name, value, known in (("norm", norm, tuple(NORMS)), ("sharing", sharing, ("all", "convolutions", "none"))):

@@ -39,7 +39,7 @@ from dataset import (
     write_atomically,
 )
 from loss import FrequencyContrastiveLoss, FusionLoss, SaliencyStructureLoss, SSIMLoss
-from net import NORMS, AuxiliaryDecoder, RPFNet, check_device, to_image
+from net import NORMS, AuxiliaryDecoder, RPFNet, check_device, keep_freed_memory, to_image
 
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
@@ -57,7 +57,7 @@ class TrainingError(Exception):
 
 # What decides the result, stored in the checkpoint: --resume goes on with it. PLACES are stored too, but may move.
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "crops", "crop", "batch", "lr", "schedule",
-          "clip", "lambda_1", "lambda_2", "ssim_window", "contrast_domain", "contrast", "weight", "saliency",
+          "clip", "lambda_1", "lambda_2", "ssim_window", "ssim_scales", "contrast_domain", "contrast", "weight", "saliency",
           "channels", "stages", "norm", "sharing", "amp", "channels_last", "val_every")
 PLACES = ("data", "ir", "vis", "init")
 
@@ -107,14 +107,15 @@ def build_parser() -> argparse.ArgumentParser:
                        "decoder's saturation; 0: off, as the paper")
     hyper.add_argument("--channels", type=int, default=32, help="width")
     hyper.add_argument("--stages", type=positive, default=3, help="iterations n")
-    hyper.add_argument("--norm", choices=tuple(NORMS), default="instance", help="normalisation")
+    hyper.add_argument("--norm", choices=tuple(NORMS), default="pooled", help="normalisation")
     hyper.add_argument("--sharing", choices=("all", "convolutions", "none"), default="all",
                        help="what the iterations share")
 
     loss = parser.add_argument_group("loss (defaults: the paper's; the others are its ablations)")
     loss.add_argument("--lambda-1", type=float, default=0.3, help="texture term of Eq. 6")
     loss.add_argument("--lambda-2", type=float, default=5.0, help="SSIM term of Eq. 8; 0: w/o L_s")
-    loss.add_argument("--ssim-window", type=odd, default=3, help="pixels, odd")
+    loss.add_argument("--ssim-window", type=odd, default=7, help="pixels, odd")
+    loss.add_argument("--ssim-scales", type=positive, default=5, help="1: plain SSIM, as Eq. 13 prints")
     loss.add_argument("--saliency", action=flag, default=True, help="L_SS and the auxiliary decoder")
     loss.add_argument("--contrast", action=flag, default=True, help="no: frequency l1 without contrast")
     loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), default="frequency", help="of L_c")
@@ -123,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     performance = parser.add_argument_group("performance")
     performance.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
     performance.add_argument("--amp", action="store_true", help="bfloat16; the FFT, decoder and losses stay in float32")
-    performance.add_argument("--channels-last", action="store_true", help="memory layout for GPUs with tensor cores")
+    performance.add_argument("--channels-last", action="store_true", help="memory layout that tensor cores and, with --amp, CPUs like")
     performance.add_argument("--workers", type=int, default=0, help="loader processes; the images are in memory, "
                              "so 0 is seldom slower")
     performance.add_argument("--val-every", type=int, default=5, help="epochs between validations; 0: never")
@@ -186,7 +187,7 @@ def to_unit(image: Tensor, device: str) -> Tensor:
 
 def build_loss(args: argparse.Namespace) -> FusionLoss:
     return FusionLoss(FrequencyContrastiveLoss(args.contrast_domain, args.contrast, args.weight),
-                      SSIMLoss(args.ssim_window) if args.lambda_2 else None,
+                      SSIMLoss(args.ssim_window, args.ssim_scales) if args.lambda_2 else None,
                       SaliencyStructureLoss(args.lambda_1) if args.saliency else None, args.lambda_2)
 
 
@@ -507,6 +508,7 @@ def device_name(device: torch.device) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     team.join()
+    keep_freed_memory()
     try:
         args, state = parse(argv)
         check_device(args.device)

@@ -1,4 +1,5 @@
 """The losses on hand-made inputs with known answers, and where gradients could break."""
+import kornia
 import pytest
 import torch
 
@@ -157,14 +158,32 @@ def test_unknown_options_are_refused():
 # --- Eq. 8, 13, 14 ---
 
 
+@pytest.mark.parametrize("window", [3, 11])
+def test_plain_ssim_is_that_of_kornia(window):
+    fused, ir, vis = (noise(i, batch=2) for i in range(3))
+    expected = kornia.losses.ssim_loss(fused, ir, window) + kornia.losses.ssim_loss(fused, vis, window)
+    torch.testing.assert_close(SSIMLoss(window, scales=1)(fused, ir, vis)[0], expected)
+
+
 def test_ssim_term_by_hand():
     x = noise(0)
     assert SSIMLoss()(x, x, x)[0].abs() < 1e-5
-    # Two constant images: SSIM is the luminance term alone.
+    # Two constant images: contrast and structure are 1; luminance counts on the coarser of the two scales of 24 pixels.
     a, b = 0.2, 0.6
-    ssim = (2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2)
-    torch.testing.assert_close(SSIMLoss()(constant(a), constant(a), constant(b))[0], torch.tensor((1 - ssim) / 2),
-                               atol=1e-4, rtol=1e-4)
+    luminance = (2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2)
+    loss = SSIMLoss()(constant(a), constant(a), constant(b))[0]
+    torch.testing.assert_close(loss, torch.tensor((1 - (1 + luminance) / 2) / 2), atol=1e-4, rtol=1e-4)
+
+
+def test_ssim_on_scales_asks_for_the_contrast_between_regions_that_plain_ssim_gives_up():
+    """Waves along and across: their average has less contrast than either source."""
+    rows, columns = torch.arange(128).view(-1, 1), torch.arange(128).view(1, -1)
+    ir = (0.5 + 0.2 * torch.sin(rows / 10) * torch.ones(128, 128))[None, None]
+    vis = (0.5 + 0.2 * torch.sin(columns / 10) * torch.ones(128, 128))[None, None]
+    average = (ir + vis) / 2
+    strong = 0.5 + (average - 0.5) * 2**0.5             # as much contrast as each source has
+    assert SSIMLoss()(strong, ir, vis)[0] < SSIMLoss()(average, ir, vis)[0] - 0.005
+    assert SSIMLoss(3, 1)(strong, ir, vis)[0] > SSIMLoss(3, 1)(average, ir, vis)[0]
 
 
 def test_total_is_the_weighted_sum_and_none_switches_a_term_off():
