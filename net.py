@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -506,7 +506,8 @@ def _check_batch(ir: Tensor, vis_y: Tensor) -> None:
         raise ValueError(f"expected floats in [0, 1], got {ir.dtype} and {vis_y.dtype}; divide 8-bit images by 255")
 
 
-def _check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
+def check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
+    """Raises TypeError or ValueError, in one line, for what is not a pair as `fuse_pair` takes it."""
     for name, image in (("ir", ir), ("vis", vis)):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             raise TypeError(f"{name}: expected a numpy array of uint8, got {getattr(image, 'dtype', type(image).__name__)}")
@@ -563,12 +564,11 @@ def check_device(device: str | torch.device) -> None:
 # Images in, images out
 
 
-@torch.inference_mode()
 def fuse_pair(model: nn.Module, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False, tile: int = 0) -> np.ndarray:
     """Fuse one pair of numpy images in eval mode.
 
     Args:
-        model: RPFNet, or any network called as model(ir, vis_y) with (1, 1, H, W) tensors in [0, 1].
+        model: RPFNet, or any network called as model(ir, vis_y) with (B, 1, H, W) tensors in [0, 1].
         ir: uint8 (H, W).
         vis: uint8 (H, W) gray or (H, W, 3) RGB.
         studio_range: stretch the output as the paper's published pictures do; see `to_image`.
@@ -578,18 +578,27 @@ def fuse_pair(model: nn.Module, ir: np.ndarray, vis: np.ndarray, studio_range: b
     Raises:
         TypeError, ValueError: that name what was given.
     """
-    _check_arrays(ir, vis)
-    luminance, chrominance = split_colour(vis)
+    return fuse_batch(model, [(ir, vis)], studio_range, tile)[0]
+
+
+@torch.inference_mode()
+def fuse_batch(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], studio_range: bool = False,
+               tile: int = 0) -> list[np.ndarray]:
+    """Fuse pairs (ir, vis) of one size in one pass; see `fuse_pair`. Small images use a GPU better so."""
+    for ir, vis in pairs:
+        check_arrays(ir, vis)
+    colours = [split_colour(vis) for _, vis in pairs]
     device = next(model.parameters()).device
-    inputs = [torch.from_numpy(x).to(device)[None, None] for x in (np.float32(ir) / 255, luminance)]
+    ir = torch.from_numpy(np.stack([np.float32(ir) / 255 for ir, _ in pairs])[:, None]).to(device)
+    vis_y = torch.from_numpy(np.stack([luminance for luminance, _ in colours])[:, None]).to(device)
     training = model.training
     model.eval()
     try:
-        fused = fuse_tiles(model, *inputs, tile) if tile else model(*inputs)
-        fused = fused[0, 0].float().cpu().numpy()
+        fused = fuse_tiles(model, ir, vis_y, tile) if tile else model(ir, vis_y)
+        fused = fused[:, 0].float().cpu().numpy()
     finally:
         model.train(training)
-    return to_image(fused, chrominance, studio_range)
+    return [to_image(image, chrominance, studio_range) for image, (_, chrominance) in zip(fused, colours)]
 
 
 def fuse_tiles(model: nn.Module, ir: Tensor, vis_y: Tensor, tile: int) -> Tensor:

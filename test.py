@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,10 +27,10 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset import DATASETS, DataError, Pair, find_chosen, find_pairs, load_pair, luma, team, write_image
-from net import RPFNet, check_device, fuse_pair, keep_freed_memory
+from net import RPFNet, check_arrays, check_device, fuse_batch, keep_freed_memory
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
-AHEAD = 4       # pairs that are read before their turn, and results that wait to be written
+AHEAD = 4       # pairs that are read before their batch, and results that wait to be written
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
                          "graph, with the statistics of the one image; the pickle is read without executing it")
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs and "
                          "on CPUs with bfloat16 instructions")
+    network.add_argument("--batch", type=int, metavar="N", help="neighbours of one size that are fused in one pass (default: 4 on a GPU, 1 on "
+                         "a CPU); each image is the same, whatever else is in its batch")
     network.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="fuse in overlapping tiles of this side, for images "
                          "that do not fit into memory; off by default, because each tile gets a contrast of its own")
     network.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
@@ -106,12 +109,12 @@ def load_network(args: argparse.Namespace) -> nn.Module:
 # Reading, fusing and writing overlap: two threads decode and encode while the network computes.
 
 
-def read_ahead(pool: ThreadPoolExecutor, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, Future]]:
-    """Pairs in order, each with the future of its two images; a few are decoded in advance."""
+def read_ahead(pool: ThreadPoolExecutor, pairs: Iterable[Pair], ahead: int) -> Iterator[tuple[Pair, Future]]:
+    """Pairs in order, each with the future of its two images; `ahead` are decoded in advance."""
     waiting: deque = deque()
     for pair in pairs:
         waiting.append((pair, pool.submit(load_pair, pair)))
-        if len(waiting) > AHEAD:
+        if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting
 
@@ -140,27 +143,80 @@ def side_by_side(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarr
     return np.hstack([panels[0], line, panels[1], line, panels[2]])
 
 
-def fuse_all(args: argparse.Namespace, model: nn.Module, pairs: Sequence[Pair]) -> tuple[list[float], list[str]]:
-    """Fuse and write all pairs. Returns the seconds from arrays to array for each, and a line for each pair that failed."""
-    seconds, problems = [], []
-    with ThreadPoolExecutor(2) as pool:
-        writer = Writer(pool)
-        for pair, images in tqdm(read_ahead(pool, pairs), total=len(pairs), unit="pair", desc="fusing",
-                                 disable=team.rank > 0):
+class Item(NamedTuple):
+    """A pair with its images."""
+    pair: Pair
+    ir: np.ndarray
+    vis: np.ndarray
+
+    @property
+    def shapes(self) -> tuple:
+        return self.ir.shape, self.vis.shape
+
+
+def in_batches(items: Iterable[Item], limit: int) -> Iterator[list[Item]]:
+    """Neighbours of one size together, `limit` at most."""
+    batch: list[Item] = []
+    for item in items:
+        if batch and (len(batch) == limit or item.shapes != batch[0].shapes):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+class Fuser:
+    """Fuses and writes pairs; `seconds` holds the time of each image, `problems` a line for each pair that failed."""
+
+    def __init__(self, args: argparse.Namespace, model: nn.Module):
+        self.args, self.model = args, model
+        self.seconds, self.problems = [], []
+
+    def fuse_all(self, pairs: Sequence[Pair]) -> None:
+        with ThreadPoolExecutor(2) as pool, tqdm(total=len(pairs), unit="pair", desc="fusing", disable=team.rank > 0) as bar:
+            writer = Writer(pool)
+            for batch in in_batches(self._read(pool, pairs, bar), self.args.batch):
+                for item, fused in zip(batch, self._fuse(batch)):
+                    if fused is not None:
+                        self._write(writer, item, fused)
+                    bar.update()
+            writer.finish()
+
+    def _read(self, pool: ThreadPoolExecutor, pairs: Sequence[Pair], bar: tqdm) -> Iterator[Item]:
+        for pair, images in read_ahead(pool, pairs, self.args.batch + AHEAD):
             try:
                 ir, vis = images.result()
-                vis = luma(vis) if args.gray else vis
-                start = time.perf_counter()
-                fused = fuse_pair(model, ir, vis, args.studio_range, args.tile)    # ends on the CPU: no sync is missing
-                seconds.append(time.perf_counter() - start)
-            except (DataError, ValueError, torch.OutOfMemoryError) as error:
-                problems.append(f"{pair.name}: {str(error).splitlines()[0]}")
+                vis = luma(vis) if self.args.gray else vis
+                check_arrays(ir, vis)
+            except (DataError, ValueError) as error:
+                self._failed(pair, error)
+                bar.update()
                 continue
-            writer.put(args.out / f"{pair.name}.{args.format}", fused)
-            if args.compare:
-                writer.put(args.out / "compare" / f"{pair.name}.{args.format}", side_by_side(ir, vis, fused))
-        writer.finish()
-    return seconds, problems
+            yield Item(pair, ir, vis)
+
+    def _fuse(self, batch: list[Item]) -> list[np.ndarray | None]:
+        """One image for each item; None for those that failed."""
+        start = time.perf_counter()
+        try:
+            # Ends on the CPU: no synchronisation is missing in the time.
+            fused = fuse_batch(self.model, [(item.ir, item.vis) for item in batch], self.args.studio_range, self.args.tile)
+        except (ValueError, torch.OutOfMemoryError) as error:
+            if len(batch) > 1:      # one by one they may fit
+                return [self._fuse([item])[0] for item in batch]
+            self._failed(batch[0].pair, error)
+            return [None]
+        self.seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
+        return fused
+
+    def _write(self, writer: Writer, item: Item, fused: np.ndarray) -> None:
+        name = f"{item.pair.name}.{self.args.format}"
+        writer.put(self.args.out / name, fused)
+        if self.args.compare:
+            writer.put(self.args.out / "compare" / name, side_by_side(item.ir, item.vis, fused))
+
+    def _failed(self, pair: Pair, error: Exception) -> None:
+        self.problems.append(f"{pair.name}: {str(error).splitlines()[0]}")
 
 
 def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) -> None:
@@ -176,15 +232,17 @@ def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    args.batch = args.batch or (4 if args.device.startswith("cuda") else 1)
     team.join()
     keep_freed_memory()
     lonely, seconds, problems, fatal = [], [], [], []       # fatal: of this process; the others go on
     try:
         pairs, lonely = collect_pairs(args)
         refuse_overwriting(args, pairs)
-        model = load_network(args)
+        fuser = Fuser(args, load_network(args))
         (args.out / "compare" if args.compare else args.out).mkdir(parents=True, exist_ok=True)
-        seconds, problems = fuse_all(args, model, team.share(pairs))
+        fuser.fuse_all(team.share(pairs))
+        seconds, problems = fuser.seconds, fuser.problems
     except (DataError, FileNotFoundError, ValueError, RuntimeError, OSError) as error:
         fatal = [f"test.py: {error}"]
     except KeyboardInterrupt:

@@ -64,6 +64,39 @@ def test_the_readme_command_fuses_the_samples_with_the_shipped_checkpoint(tmp_pa
         assert resemblance(fused, ir, vis) > 0.5, name
 
 
+def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
+    """a and d share a batch of two; b between them has another size, e cannot be read."""
+    for name in ("d", "e"):
+        for side, suffix in (("ir", ".png"), ("vis", ".jpg")):
+            (folders / side / (name + suffix)).write_bytes((folders / side / ("c" + suffix)).read_bytes())
+    (folders / "ir" / "e.png").write_bytes(b"damaged")
+    sizes = []
+    whole = fuse_command.fuse_batch
+    monkeypatch.setattr(fuse_command, "fuse_batch", lambda model, pairs, *rest: sizes.append(len(pairs)) or whole(model, pairs, *rest))
+    results = []
+    for batch in ("1", "2"):
+        assert fuse(folders, *small, "--batch", batch) == 1        # e
+        results.append({path.name: path.read_bytes() for path in (folders / "out").glob("*.png")})
+    assert sizes == [1, 1, 1, 1, 1, 1, 2]
+    assert results[0].keys() == results[1].keys() == {"a.png", "b.png", "c.png", "d.png"}
+    for name in results[0]:
+        images = [cv2.imdecode(np.frombuffer(r[name], np.uint8), cv2.IMREAD_COLOR).astype(int) for r in results]
+        assert np.abs(images[0] - images[1]).max() <= 1         # a rounding either way
+
+
+def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypatch):
+    (folders / "ir" / "b.png").unlink(), (folders / "vis" / "b.jpg").unlink()
+    whole = fuse_command.fuse_batch
+
+    def no_room_for_two(model, pairs, *rest):
+        if len(pairs) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(model, pairs, *rest)
+    monkeypatch.setattr(fuse_command, "fuse_batch", no_room_for_two)
+    assert fuse(folders, *small, "--batch", "2") == 0
+    assert names(folders / "out") == ["a.png", "c.png"]
+
+
 def test_names_sizes_and_colour_are_kept(folders, small):
     assert fuse(folders, *small) == 0
     assert names(folders / "out") == ["a.png", "b.png", "c.png"]
