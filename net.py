@@ -263,10 +263,9 @@ class FrequencyCB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             # Plane by plane: the transform of a channels_last image is several times slower.
-            planes = as_planes(x)
             norm = self.block[1]
             grouped = not torch.is_grad_enabled() and isinstance(norm, InstanceNorm) and norm.per_image
-            image = self._in_groups(planes) if grouped else self._at_once(planes)
+            image = self._in_groups(as_planes(x)) if grouped else self._at_once(as_planes(x))
         return image.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else image
 
     def _at_once(self, planes: Tensor) -> Tensor:
@@ -283,10 +282,11 @@ class FrequencyCB(nn.Module):
         parts = planes.new_empty((batch, 2, channels, height, width // 2 + 1), dtype=torch.float32)
         for group in groups:
             parts[:, :, group] = to_parts(planes[:, group].float()).unflatten(1, (2, -1))
+        image = torch.empty_like(planes)
+        del planes
         conv, norm, activation = self.block
         # Of the rows, the first half makes real parts and the second half imaginary parts.
         weight, scale, shift = (x.unflatten(0, (2, channels)) for x in (conv.weight.flatten(1), norm.weight, norm.bias))
-        image = torch.empty_like(planes)
         for group in groups:
             mixed = mix(weight[:, group].flatten(0, 1), parts.flatten(1, 2))
             mixed = F.group_norm(mixed, mixed.shape[1], scale[:, group].flatten(), shift[:, group].flatten(), norm.eps)
@@ -331,17 +331,13 @@ class Features(NamedTuple):
 
 
 class Stage(nn.Module):
-    """One iteration of the paper's Figure 2: CPM, then FDFM and RPM side by side."""
+    """The modules of one iteration of the paper's Figure 2: CPM, then FDFM and RPM side by side (see RPFNet)."""
 
     def __init__(self, channels: int, norm: str):
         super().__init__()
         self.cpm = CPM(channels, norm)
         self.fdfm = FDFM(channels, norm)
         self.rpm = RPM(channels)
-
-    def forward(self, features: Features) -> Features:
-        refined_f, refined_r = self.cpm(*features)
-        return Features(self.fdfm(refined_f), self.rpm(refined_r))
 
 
 class Head(nn.Module):
@@ -443,9 +439,12 @@ class RPFNet(nn.Module):
         features = [Features(self.stem_f(sources), self.stem_r(prior))]
         for iteration in range(self.config["stages"]):
             stage = self.stages[iteration % len(self.stages)]
-            features.append(stage(features[-1]))
+            refined_f, refined_r = stage.cpm(*features[-1])
             if not return_features:
-                del features[0]     # a large image should not hold what nobody asked for
+                features.clear()        # a large image should not hold what nobody needs any more
+            fusion = stage.fdfm(refined_f)
+            del refined_f
+            features.append(Features(fusion, stage.rpm(refined_r)))
         left, _, top, _ = pads
         place = (..., slice(top, top + ir.shape[-2]), slice(left, left + ir.shape[-1]))
         fused = self.head(features[-1].fusion + features[-1].residual)[place]

@@ -14,6 +14,7 @@ from loss import (
     max_normalised,
     sobel,
     texture_mask,
+    whole_ssim,
 )
 
 
@@ -158,32 +159,42 @@ def test_unknown_options_are_refused():
 # --- Eq. 8, 13, 14 ---
 
 
-@pytest.mark.parametrize("window", [3, 11])
-def test_plain_ssim_is_that_of_kornia(window):
+def test_plain_ssim_is_that_of_eq_13():
     fused, ir, vis = (noise(i, batch=2) for i in range(3))
-    expected = kornia.losses.ssim_loss(fused, ir, window) + kornia.losses.ssim_loss(fused, vis, window)
-    torch.testing.assert_close(SSIMLoss(window, scales=1)(fused, ir, vis)[0], expected)
+    expected = kornia.losses.ssim_loss(fused, ir, 11) + kornia.losses.ssim_loss(fused, vis, 11)
+    torch.testing.assert_close(SSIMLoss(11, whole=False)(fused, ir, vis)[0], expected)
 
 
 def test_ssim_term_by_hand():
     x = noise(0)
     assert SSIMLoss()(x, x, x)[0].abs() < 1e-5
-    # Two constant images: contrast and structure are 1; luminance counts on the coarser of the two scales of 24 pixels.
+    # Two constant images: SSIM is the luminance factor alone, and the whole has no contrast to miss.
     a, b = 0.2, 0.6
-    luminance = (2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2)
-    loss = SSIMLoss()(constant(a), constant(a), constant(b))[0]
-    torch.testing.assert_close(loss, torch.tensor((1 - (1 + luminance) / 2) / 2), atol=1e-4, rtol=1e-4)
+    ssim = (2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2)
+    plain = torch.tensor((1 - ssim) / 2)
+    pair = constant(a), constant(a), constant(b)
+    torch.testing.assert_close(SSIMLoss(whole=False)(*pair)[0], plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(SSIMLoss()(*pair)[0], plain / 2, atol=1e-4, rtol=1e-4)
 
 
-def test_ssim_on_scales_asks_for_the_contrast_between_regions_that_plain_ssim_gives_up():
+def test_whole_ssim_is_image_by_image_and_blind_to_brightness():
+    x = noise(0, batch=2)
+    x[1] = x[1] * 0.1                                           # a neighbour with little contrast
+    c2 = 0.03**2
+    for scale in (1.0, 0.5):
+        variance = x.var((1, 2, 3), keepdim=True, correction=0)
+        expected = (2 * scale * variance + c2) / ((1 + scale**2) * variance + c2)
+        torch.testing.assert_close(whole_ssim(x * scale + 0.1, x), expected)
+
+
+def test_the_whole_asks_for_the_contrast_between_regions_that_windows_give_up():
     """Waves along and across: their average has less contrast than either source."""
-    rows, columns = torch.arange(128).view(-1, 1), torch.arange(128).view(1, -1)
-    ir = (0.5 + 0.2 * torch.sin(rows / 10) * torch.ones(128, 128))[None, None]
-    vis = (0.5 + 0.2 * torch.sin(columns / 10) * torch.ones(128, 128))[None, None]
+    wave = 0.5 + 0.2 * torch.sin(torch.arange(128) / 10).expand(128, 128)[None, None]
+    ir, vis = wave, wave.mT
     average = (ir + vis) / 2
-    strong = 0.5 + (average - 0.5) * 2**0.5             # as much contrast as each source has
+    strong = 0.5 + (average - 0.5) * 2**0.5             # as much as each source has
     assert SSIMLoss()(strong, ir, vis)[0] < SSIMLoss()(average, ir, vis)[0] - 0.005
-    assert SSIMLoss(3, 1)(strong, ir, vis)[0] > SSIMLoss(3, 1)(average, ir, vis)[0]
+    assert SSIMLoss(3, whole=False)(strong, ir, vis)[0] > SSIMLoss(3, whole=False)(average, ir, vis)[0]
 
 
 def test_total_is_the_weighted_sum_and_none_switches_a_term_off():
