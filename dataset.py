@@ -346,28 +346,36 @@ class CropDataset(Dataset):
 
     Item `number` is a pure function of (seed, number): a random pair, place and flips. So the
     crops are the same whatever the number of workers, and a resumed run continues the stream.
+    Images smaller than a crop are mirrored at their lower and right edges; DataError below half of it.
 
     Item: (ir, vis_y), each a uint8 tensor (1, size, size).
     """
 
     def __init__(self, pairs: PairDataset, size: int = 128, seed: int = 0):
         small = [f"{name}: {ir.shape[2]}x{ir.shape[1]}" for name, (ir, _) in zip(pairs.names, pairs.items)
-                 if min(ir.shape[1:]) < size]
+                 if 2 * min(ir.shape[1:]) < size]
         if small:
-            raise DataError(_listing(f"smaller than the {size}x{size} training crop", small))
-        self.pairs, self.size, self.seed = pairs, size, seed
+            raise DataError(_listing(f"smaller than half of the {size}x{size} training crop", small))
+        self.items = [tuple(_mirrored(image, size) for image in pair) for pair in pairs.items]
+        self.size, self.seed = size, seed
 
     def __len__(self) -> int:
         raise TypeError("the stream of crops has no end; see crop_batches")
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng((self.seed, number))
-        ir, vis = self.pairs[int(rng.integers(len(self.pairs)))]
+        ir, vis = self.items[int(rng.integers(len(self.items)))]
         top = int(rng.integers(ir.shape[1] - self.size + 1))
         left = int(rng.integers(ir.shape[2] - self.size + 1))
         flips = [dim for dim in (1, 2) if rng.random() < 0.5]
         window = (slice(None), slice(top, top + self.size), slice(left, left + self.size))
         return ir[window].flip(flips), vis[window].flip(flips)
+
+
+def _mirrored(image: torch.Tensor, size: int) -> torch.Tensor:
+    """(1, H, W) -> at least (1, size, size)."""
+    height, width = (max(size - length, 0) for length in image.shape[1:])
+    return torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, height), (0, width)), "symmetric")) if height or width else image
 
 
 def crop_batches(epoch: int, length: int, batch: int, start: int = 0) -> Iterator[list[int]]:

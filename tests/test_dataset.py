@@ -254,6 +254,13 @@ def test_same_seed_same_crops_whatever_the_workers(pairs):
     assert list(crop_batches(1, 20, 6, start=2)) == batches[2:]
 
 
-def test_crops_larger_than_an_image_are_refused(pairs):
-    with pytest.raises(DataError, match="50x40"):
-        CropDataset(pairs, 41)
+def test_images_smaller_than_a_crop_are_mirrored_up_to_twice(pairs):
+    image = torch.arange(40 * 50).reshape(1, 40, 50)
+    pairs.items = [(image, image)]
+    for number in range(8):     # all four flips
+        crop, _ = CropDataset(pairs, 45, 0)[number]
+        assert crop.shape == (1, 45, 45)
+        upright = crop if crop[0, 0, 0] < crop[0, 10, 0] else crop.flip(1)
+        assert torch.equal(upright[:, 40:], upright[:, 35:40].flip(1))
+    with pytest.raises(DataError, match=r"half of the 81x81 training crop:\n  0: 50x40"):
+        CropDataset(pairs, 81)
