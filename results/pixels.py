@@ -75,9 +75,9 @@ def score(fused: Tensor, ir: Tensor, vis_y: Tensor) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/RoadScene", help="folder of RoadScene")
-    parser.add_argument("--count", type=int, default=12, help="crops (default: 12)")
+    parser.add_argument("--count", type=int, default=6, help="crops (default: 6)")
     parser.add_argument("--side", type=int, default=192, help="of a crop, pixels (default: 192)")
-    parser.add_argument("--steps", type=int, default=120, help="of Adam (default: 120)")
+    parser.add_argument("--steps", type=int, default=100, help="of Adam (default: 100)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("pixels.csv"))
     args = parser.parse_args()
     ir, vis_y = central_crops(args.data, args.count, args.side)
