@@ -212,7 +212,7 @@ class FusionLoss(nn.Module):
 
     @classmethod
     def paper(cls) -> FusionLoss:
-        """All terms, with the paper's settings."""
+        """All terms, with the paper's weights and this project's L_s (see SSIMLoss)."""
         return cls(FrequencyContrastiveLoss(), SSIMLoss(), SaliencyStructureLoss())
 
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:

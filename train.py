@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--steps", type=int, default=0, help="optimiser steps in place of epochs; 0: off")
     length.add_argument("--max-minutes", type=float, default=0, help="end after this time; 0: no bound")
 
-    hyper = parser.add_argument_group("hyper-parameters (defaults: the paper's)")
+    hyper = parser.add_argument_group("hyper-parameters (defaults: the paper's but for the normalisation, see README)")
     hyper.add_argument("--batch", type=positive, default=16, help="crops a step, of all processes together")
     hyper.add_argument("--crop", type=int, default=128, help="side of a crop, pixels")
     hyper.add_argument("--crops", type=positive, default=3383, help="crops an epoch")
@@ -111,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     hyper.add_argument("--sharing", choices=("all", "convolutions", "none"), default="all",
                        help="what the iterations share")
 
-    loss = parser.add_argument_group("loss (defaults: the paper's; the others are its ablations)")
+    loss = parser.add_argument_group("loss (defaults: the paper's but for L_s, see README; the others are its ablations)")
     loss.add_argument("--lambda-1", type=float, default=0.3, help="texture term of Eq. 6")
     loss.add_argument("--lambda-2", type=float, default=5.0, help="SSIM term of Eq. 8; 0: w/o L_s")
     loss.add_argument("--ssim-window", type=odd, default=7, help="pixels, odd")
