@@ -386,6 +386,18 @@ def crop_batches(epoch: int, length: int, batch: int, start: int = 0) -> Iterato
 
 
 # ---------------------------------------------------------------------------------------------
+# Options of the commands
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------
 # Several processes
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 IMAGE = (1, 2, 3)       # the axes of one image in a batch
 EPSILON = 1e-9          # of Eq. 10
-SSIM_C2 = 0.03**2     # of images in [0, 1] (Wang et al. 2004)
+SSIM_C2 = 0.03**2       # of images in [0, 1] (Wang et al. 2004)
 FAINT = 1e-3            # Sobel magnitude; one 8-bit level gives 1.6e-2
 FLAT = 1e-5             # Sobel magnitude that rounding leaves in a constant image
 

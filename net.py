@@ -505,8 +505,7 @@ def _check_batch(ir: Tensor, vis_y: Tensor) -> None:
         raise ValueError(f"expected floats in [0, 1], got {ir.dtype} and {vis_y.dtype}; divide 8-bit images by 255")
 
 
-def check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
-    """Raises TypeError or ValueError, in one line, for what is not a pair as `fuse_pair` takes it."""
+def _check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
     for name, image in (("ir", ir), ("vis", vis)):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             raise TypeError(f"{name}: expected a numpy array of uint8, got {getattr(image, 'dtype', type(image).__name__)}")
@@ -585,7 +584,7 @@ def fuse_batch(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]],
                tile: int = 0) -> list[np.ndarray]:
     """Fuse pairs (ir, vis) of one size in one pass; see `fuse_pair`. Small images use a GPU better so."""
     for ir, vis in pairs:
-        check_arrays(ir, vis)
+        _check_arrays(ir, vis)
     colours = [split_colour(vis) for _, vis in pairs]
     device = next(model.parameters()).device
     ir = torch.from_numpy(np.stack([np.float32(ir) / 255 for ir, _ in pairs])[:, None]).to(device)

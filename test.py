@@ -26,8 +26,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset import DATASETS, DataError, Pair, find_chosen, find_pairs, load_pair, luma, team, write_image
-from net import RPFNet, check_arrays, check_device, fuse_batch, keep_freed_memory
+from dataset import DATASETS, DataError, Pair, find_chosen, find_pairs, load_pair, luma, positive, team, write_image
+from net import RPFNet, check_device, fuse_batch, keep_freed_memory
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 AHEAD = 4       # pairs that are read before their batch, and results that wait to be written
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
                          "graph, with the statistics of the one image; the pickle is read without executing it")
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs and "
                          "on CPUs with bfloat16 instructions")
-    network.add_argument("--batch", type=int, metavar="N", help="neighbours of one size that are fused in one pass (default: 4 on a GPU, 1 on "
+    network.add_argument("--batch", type=positive, metavar="N", help="neighbours of one size that are fused in one pass (default: 4 on a GPU, 1 on "
                          "a CPU); each image is the same, whatever else is in its batch")
     network.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="fuse in overlapping tiles of this side, for images "
                          "that do not fit into memory; off by default, because each tile gets a contrast of its own")
@@ -187,13 +187,11 @@ class Fuser:
         for pair, images in read_ahead(pool, pairs, self.args.batch + AHEAD):
             try:
                 ir, vis = images.result()
-                vis = luma(vis) if self.args.gray else vis
-                check_arrays(ir, vis)
             except (DataError, ValueError) as error:
                 self._failed(pair, error)
                 bar.update()
                 continue
-            yield Item(pair, ir, vis)
+            yield Item(pair, ir, luma(vis) if self.args.gray else vis)
 
     def _fuse(self, batch: list[Item]) -> list[np.ndarray | None]:
         """One image for each item; None for those that failed."""
@@ -202,7 +200,7 @@ class Fuser:
             # Ends on the CPU: no synchronisation is missing in the time.
             fused = fuse_batch(self.model, [(item.ir, item.vis) for item in batch], self.args.studio_range, self.args.tile)
         except (ValueError, torch.OutOfMemoryError) as error:
-            if len(batch) > 1:      # one by one they may fit
+            if len(batch) > 1:      # one by one they may fit, and only the bad one is lost
                 return [self._fuse([item])[0] for item in batch]
             self._failed(batch[0].pair, error)
             return [None]

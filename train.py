@@ -35,6 +35,7 @@ from dataset import (
     crop_batches,
     match_pairs,
     named_pairs,
+    positive,
     team,
     write_atomically,
 )
@@ -60,14 +61,6 @@ RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "crops", "crop", 
           "clip", "lambda_1", "lambda_2", "ssim_window", "ssim_whole", "contrast_domain", "contrast", "weight", "saliency",
           "channels", "stages", "norm", "sharing", "amp", "channels_last", "val_every")
 PLACES = ("data", "ir", "vis", "init")
-
-
-def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
 
 
 def odd(text: str) -> int:
