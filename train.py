@@ -58,7 +58,7 @@ class TrainingError(Exception):
 
 # What decides the result, stored in the checkpoint: --resume goes on with it. PLACES are stored too, but may move.
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "crops", "crop", "batch", "lr", "schedule",
-          "clip", "lambda_1", "lambda_2", "ssim_window", "ssim_whole", "contrast_domain", "contrast", "weight", "saliency",
+          "clip", "lambda_1", "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "contrast_domain", "contrast", "weight", "saliency",
           "channels", "stages", "norm", "sharing", "amp", "channels_last", "val_every")
 PLACES = ("data", "ir", "vis", "init")
 
@@ -108,6 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     loss.add_argument("--lambda-1", type=float, default=0.3, help="texture term of Eq. 6")
     loss.add_argument("--lambda-2", type=float, default=5.0, help="SSIM term of Eq. 8; 0: w/o L_s")
     loss.add_argument("--ssim-window", type=odd, default=7, help="pixels, odd")
+    loss.add_argument("--ssim-weighted", action=flag, default=True, help="L_s's windows weigh the sources by their "
+                      "variance; no: as Eq. 13 prints")
     loss.add_argument("--ssim-whole", action=flag, default=True, help="L_s also over the whole crop; no: as Eq. 13 prints")
     loss.add_argument("--saliency", action=flag, default=True, help="L_SS and the auxiliary decoder")
     loss.add_argument("--contrast", action=flag, default=True, help="no: frequency l1 without contrast")
@@ -180,7 +182,7 @@ def to_unit(image: Tensor, device: str) -> Tensor:
 
 def build_loss(args: argparse.Namespace) -> FusionLoss:
     return FusionLoss(FrequencyContrastiveLoss(args.contrast_domain, args.contrast, args.weight),
-                      SSIMLoss(args.ssim_window, args.ssim_whole) if args.lambda_2 else None,
+                      SSIMLoss(args.ssim_window, args.ssim_weighted, args.ssim_whole) if args.lambda_2 else None,
                       SaliencyStructureLoss(args.lambda_1) if args.saliency else None, args.lambda_2)
 
 

@@ -26,19 +26,22 @@ from dataset import PairDataset, named_pairs, write_atomically
 from loss import FrequencyContrastiveLoss, FusionLoss, SSIMLoss
 
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
+PRINTED, WHOLE, WEIGHTED = ({"weighted": w, "whole": h} for w, h in ((False, False), (False, True), (True, False)))
 LOSSES = {      # arguments of L_c, of L_s, and lambda_2
-    "windows of 3 (Eq. 13)": ({}, (3, False), 5.0),
-    "windows of 7": ({}, (7, False), 5.0),
-    "windows of 11": ({}, (11, False), 5.0),
-    "windows of 3 and the whole": ({}, (3, True), 5.0),
-    "windows of 7 and the whole (default)": ({}, (7, True), 5.0),
-    "windows of 11 and the whole": ({}, (11, True), 5.0),
-    "default, lambda_2 2.5": ({}, (7, True), 2.5),
-    "default, lambda_2 10": ({}, (7, True), 10.0),
-    "default, w as printed (Eq. 9)": ({"weight": "printed"}, (7, True), 5.0),
-    "default, spatial L_c": ({"domain": "spatial"}, (7, True), 5.0),
-    "default, L_c without contrast": ({"contrast": False}, (7, True), 5.0),
-    "Eq. 13, lambda_2 1.25": ({}, (3, False), 1.25),
+    "windows of 3 (Eq. 13)": ({}, {"window": 3} | PRINTED, 5.0),
+    "windows of 7": ({}, PRINTED, 5.0),
+    "windows of 11": ({}, {"window": 11} | PRINTED, 5.0),
+    "Eq. 13, lambda_2 1.25": ({}, {"window": 3} | PRINTED, 1.25),
+    "weighted windows of 7": ({}, WEIGHTED, 5.0),
+    "windows of 7 and the whole": ({}, WHOLE, 5.0),
+    "weighted windows of 3 and the whole": ({}, {"window": 3}, 5.0),
+    "weighted windows of 7 and the whole (default)": ({}, {}, 5.0),
+    "weighted windows of 11 and the whole": ({}, {"window": 11}, 5.0),
+    "default, lambda_2 2.5": ({}, {}, 2.5),
+    "default, lambda_2 10": ({}, {}, 10.0),
+    "default, w as printed (Eq. 9)": ({"weight": "printed"}, {}, 5.0),
+    "default, spatial L_c": ({"domain": "spatial"}, {}, 5.0),
+    "default, L_c without contrast": ({"contrast": False}, {}, 5.0),
 }
 
 
@@ -83,7 +86,7 @@ def main() -> None:
     ir, vis_y = central_crops(args.data, args.count, args.side)
     rows = [{"loss": "average of the sources"} | score((ir + vis_y) / 2, ir, vis_y)]
     for name, (contrastive, structure, lambda_2) in LOSSES.items():
-        loss = FusionLoss(FrequencyContrastiveLoss(**contrastive), SSIMLoss(*structure), lambda_2=lambda_2)
+        loss = FusionLoss(FrequencyContrastiveLoss(**contrastive), SSIMLoss(**structure), lambda_2=lambda_2)
         rows.append({"loss": name} | score(optimum(loss, ir, vis_y, args.steps), ir, vis_y))
         print(rows[-1], flush=True)
     text = io.StringIO()

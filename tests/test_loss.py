@@ -2,6 +2,7 @@
 import kornia
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from dataset import PairDataset, named_pairs
 from loss import (
@@ -14,6 +15,7 @@ from loss import (
     max_normalised,
     sobel,
     texture_mask,
+    weighted_ssim,
     whole_ssim,
 )
 
@@ -159,22 +161,54 @@ def test_unknown_options_are_refused():
 # --- Eq. 8, 13, 14 ---
 
 
+PRINTED = {"weighted": False, "whole": False}
+
+
 def test_plain_ssim_is_that_of_eq_13():
     fused, ir, vis = (noise(i, batch=2) for i in range(3))
     expected = kornia.losses.ssim_loss(fused, ir, 11) + kornia.losses.ssim_loss(fused, vis, 11)
-    torch.testing.assert_close(SSIMLoss(11, whole=False)(fused, ir, vis)[0], expected)
+    torch.testing.assert_close(SSIMLoss(11, **PRINTED)(fused, ir, vis)[0], expected)
 
 
 def test_ssim_term_by_hand():
-    x = noise(0)
+    x = noise()
     assert SSIMLoss()(x, x, x)[0].abs() < 1e-5
-    # Two constant images: SSIM is the luminance factor alone, and the whole has no contrast to miss.
-    a, b = 0.2, 0.6
+    # Two constant images: SSIM is the luminance factor alone, and there is no contrast to miss.
+    a, b = 0.3, 0.6
     ssim = (2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2)
     plain = torch.tensor((1 - ssim) / 2)
-    pair = constant(a), constant(a), constant(b)
-    torch.testing.assert_close(SSIMLoss(whole=False)(*pair)[0], plain, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(SSIMLoss()(*pair)[0], plain / 2, atol=1e-4, rtol=1e-4)
+    pair = constant(a), constant(b), constant(a)
+    torch.testing.assert_close(SSIMLoss(**PRINTED)(*pair)[0], plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(SSIMLoss(weighted=False)(*pair)[0], plain / 2, atol=1e-4, rtol=1e-4)
+    assert SSIMLoss()(*pair)[0].abs() < 1e-3
+
+
+def test_weighted_ssim_is_scipys_windows_weighed_by_variance():
+    fused, *sources = (x.double() for x in (noise(0), noise(1), 0.3 * noise(2)))
+
+    def window(x):
+        return gaussian_filter(x[0, 0].numpy(), 1.5, mode="mirror", radius=3)
+
+    def variance(x, y):
+        return window(x * y) - window(x) * window(y)
+
+    c2 = 0.03**2
+    similarity = [(2 * variance(fused, s) + c2) / (variance(fused, fused) + variance(s, s) + c2) for s in sources]
+    total = sum(variance(s, s) for s in sources)
+    expected = sum(each * variance(s, s) / total for each, s in zip(similarity, sources))
+    got = weighted_ssim(fused, tuple(sources), 7)[0, 0].numpy()
+    assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_flat_source_does_not_flatten_the_texture_of_the_other():
+    texture, flat = 0.3 + 0.2 * noise(), constant(0.7)
+    faded = 0.3 + 0.1 * noise()
+    for sources in ((texture, flat), (flat, texture)):
+        best, worse = (SSIMLoss(whole=False)(fused, *sources)[0] for fused in (texture, faded))
+        assert best.abs() < 1e-4 and worse > 0.1
+        # With equal weights, half of the contrast counts for more than half of the similarity.
+        best, worse = (SSIMLoss(**PRINTED)(fused, *sources)[0] for fused in (texture, faded))
+        assert worse - best < 0.05
 
 
 def test_whole_ssim_is_image_by_image_and_blind_to_brightness():
@@ -194,7 +228,7 @@ def test_the_whole_asks_for_the_contrast_between_regions_that_windows_give_up():
     average = (ir + vis) / 2
     strong = 0.5 + (average - 0.5) * 2**0.5             # as much as each source has
     assert SSIMLoss()(strong, ir, vis)[0] < SSIMLoss()(average, ir, vis)[0] - 0.005
-    assert SSIMLoss(3, whole=False)(strong, ir, vis)[0] > SSIMLoss(3, whole=False)(average, ir, vis)[0]
+    assert SSIMLoss(3, **PRINTED)(strong, ir, vis)[0] > SSIMLoss(3, **PRINTED)(average, ir, vis)[0]
 
 
 def test_total_is_the_weighted_sum_and_none_switches_a_term_off():
