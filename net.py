@@ -252,8 +252,8 @@ class FromParts(torch.autograd.Function):
 class FrequencyCB(nn.Module):
     """FFT^-1(CB_1x1(FFT(x))): a 1 x 1 convolution of the spectrum sees the whole image (Eq. 4).
 
-    Always in float32, under autocast too: the zero frequency of an ortho FFT is sqrt(H W) times the
-    mean, and 8 bits of mantissa there would show as noise everywhere.
+    The transforms are in float32, under autocast too, and in training all of it is. In use the spectrum waits
+    for its product in the precision of x: rounding it adds no more noise than rounding x (Parseval).
     """
 
     def __init__(self, channels: int, norm: str):
@@ -279,18 +279,20 @@ class FrequencyCB(nn.Module):
         batch, channels, height, width = planes.shape
         size = max(1, (CPU_GROUP if planes.device.type == "cpu" else GPU_GROUP) // (batch * height * width))
         groups = [slice(start, start + size) for start in range(0, channels, size)]
-        parts = planes.new_empty((batch, 2, channels, height, width // 2 + 1), dtype=torch.float32)
+        parts = planes.new_empty((batch, 2, channels, height, width // 2 + 1))
         for group in groups:
             parts[:, :, group] = to_parts(planes[:, group].float()).unflatten(1, (2, -1))
         image = torch.empty_like(planes)
+        dtype = planes.dtype
         del planes
         conv, norm, activation = self.block
         # Of the rows, the first half makes real parts and the second half imaginary parts.
-        weight, scale, shift = (x.unflatten(0, (2, channels)) for x in (conv.weight.flatten(1), norm.weight, norm.bias))
+        weight, scale, shift = (x.to(dtype).unflatten(0, (2, channels))
+                                for x in (conv.weight.flatten(1), norm.weight, norm.bias))
         for group in groups:
             mixed = mix(weight[:, group].flatten(0, 1), parts.flatten(1, 2))
             mixed = F.group_norm(mixed, mixed.shape[1], scale[:, group].flatten(), shift[:, group].flatten(), norm.eps)
-            image[:, group] = from_parts(activation(mixed), (height, width))
+            image[:, group] = from_parts(activation(mixed).float(), (height, width))
         return image
 
 
