@@ -7,7 +7,8 @@
 How it measures:
 - Rows of one size take turns, pass by pass, after warm-up, so that a disturbance hits all alike. Time is
   the median, spread the interquartile range (0 of one pass), ratio the time over that of the released
-  graph in float32. On a CPU, where a pass takes seconds, large ones warm up on an eighth of the input.
+  graph in float32. On a CPU, where a pass takes seconds, large ones warm up on an eighth of the input, and
+  the first pass, which fetches memory from the system, counts only where time allowed no other.
 - float32 is the plain network; bfloat16 is autocast with channels_last (the FFT stays in float32).
 - FLOPs are those of PyTorch's counter (convolutions; a multiplication and an addition are 2), and of the
   FFTs by convention: 2.5 N log2 N for a real one of N points, 5 N log2 N for a complex one.
@@ -15,7 +16,8 @@ How it measures:
   grew at most over the idle state (libraries, weights and inputs loaded), up to the end of the first
   timed pass. On CUDA: the peak that PyTorch's allocator gave out (max_memory_allocated), weights and
   inputs included.
-- All rows, the released graph's too, keep freed memory as test.py and train.py do (net.keep_freed_memory).
+- RPFNet's rows keep freed memory, as test.py and train.py do (net.keep_freed_memory). The released graph runs
+  as its users run it, and once more with freed memory kept, which tells how much of the ratio that makes.
 - A training step is train.py's own: forward, all losses, backward, clipping, two Adam steps. The released
   graph gets the same losses and auxiliary decoder.
 - The released graph leaves out the attention of the authors' file, whose result is dropped: it would only
@@ -51,9 +53,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
+from dataset import positive
 from net import CHECKPOINT, MIN_SIZE, RPFNet, keep_freed_memory
 from released import ReleasedNet
 
+KEPT = "memory kept"                        # the released graph with net.keep_freed_memory
 TINY = 32                                   # side of the image that loads libraries before memory is counted
 LARGE = 2 ** 17                             # pixels a pass; above, a CPU warms up on a part
 GRACE = 2                                   # seconds that a last pass may take beyond --seconds
@@ -70,7 +74,7 @@ class BenchError(Exception):
 class Case(NamedTuple):
     """One row of the table."""
     model: str          # "rpfnet", "released" or a peer's module:function
-    variant: str        # "plain", or "optimize()" for RPFNet's own fast path
+    variant: str        # "plain", "optimize()" for RPFNet's own fast path, or KEPT
     task: str           # "inference" or "training"
     height: int
     width: int
@@ -114,7 +118,7 @@ def inference(case: Case, device: str) -> Run:
         model = model.optimize() or model
     elif case.precision == "bfloat16":
         model = model.to(memory_format=torch.channels_last)
-    autocast = case.variant == "plain" and case.precision == "bfloat16"
+    autocast = case.variant != "optimize()" and case.precision == "bfloat16"
 
     @torch.inference_mode()
     def run(ir: Tensor, vis_y: Tensor) -> None:
@@ -202,12 +206,13 @@ class CpuWorker:
 def _serve(connection: Connection, case: Case, threads: int) -> None:
     try:
         torch.set_num_threads(threads)
-        keep_freed_memory()
+        if case.model == "rpfnet" or case.variant == KEPT:
+            keep_freed_memory()
         run, inputs = prepare(case, "cpu")
         run(*(x[:1, :, :TINY, :TINY] for x in inputs))
         idle = peak_resident()
         # What optimize() made may be compiled for one shape.
-        run(*(part(x) if case.variant == "plain" else x for x in inputs))
+        run(*(x if case.variant == "optimize()" else part(x) for x in inputs))
         connection.send((None, None))
         while True:
             connection.recv()
@@ -386,8 +391,8 @@ def measure(cases: list[Case], repeats: int, budget: Budget, share: float,
 
 
 def repeat(workers: list, repeats: int, end: float) -> None:
-    """Whole rounds of all workers, as many as are wanted and fit."""
-    for _ in range(repeats - 1):
+    """Whole rounds of all workers, as many as are wanted beside their first pass, and fit."""
+    for _ in range(repeats):
         if time.monotonic() + sum(worker.times[-1] for worker in workers) > end:
             return
         for worker in workers:
@@ -399,7 +404,7 @@ def repeat(workers: list, repeats: int, end: float) -> None:
 
 def row(worker: CpuWorker | CudaWorker) -> dict:
     """The worker's result, and its end."""
-    case, times = worker.case, [1000 * seconds for seconds in worker.times]
+    case, times = worker.case, [1000 * seconds for seconds in worker.times[1:] or worker.times]
     worker.close()
     quartiles = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else (times[0],) * 3
     matrix, ffts = flops(case)
@@ -463,26 +468,22 @@ def parse_crop(text: str) -> int:
     return parse_size(f"{text}x{text}")[0]
 
 
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
-
-
 def groups(args: argparse.Namespace) -> list[list[Case]]:
     """Rows by task and size, the baseline first, then what matters most should time run out."""
     plans = []
     fast = [("rpfnet", "optimize()", "bfloat16")] if hasattr(RPFNet, "optimize") else []
+    kept = [("released", KEPT, "float32")] if args.device == "cpu" and sys.platform == "linux" else []
     if "inference" in args.tasks:
-        order = [("released", "plain", "float32"), *fast, ("rpfnet", "plain", "bfloat16"),
+        order = [("released", "plain", "float32"), *fast, *kept, ("rpfnet", "plain", "bfloat16"),
                  ("rpfnet", "plain", "float32"), ("released", "plain", "bfloat16"),
                  *((peer, "plain", p) for peer in args.peer for p in args.precision)]
         plans += [[Case(model, variant, "inference", height, width, args.batch, precision)
                    for model, variant, precision in order] for height, width in args.sizes]
     if "training" in args.tasks:
-        order = [("released", "float32"), ("rpfnet", "bfloat16"), ("rpfnet", "float32"), ("released", "bfloat16")]
-        plans += [[Case(model, "plain", "training", args.train_crop, args.train_crop, args.train_batch, precision)
-                   for model, precision in order]]
+        order = [("released", "plain", "float32"), ("rpfnet", "plain", "bfloat16"), *kept,
+                 ("rpfnet", "plain", "float32"), ("released", "plain", "bfloat16")]
+        plans += [[Case(model, variant, "training", args.train_crop, args.train_crop, args.train_batch, precision)
+                   for model, variant, precision in order]]
     return [[case for case in plan if case.is_baseline or case.precision in args.precision] for plan in plans]
 
 

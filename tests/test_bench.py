@@ -220,9 +220,22 @@ def schedule(models, seconds, repeats=3, share=1.0, passes=1.0):
 
 def test_rows_take_turns():
     order, rows, _ = schedule(["released", "rpfnet", "peer"], seconds=100)
-    assert order == ["released", "rpfnet", "peer"] * 3
+    assert order == ["released", "rpfnet", "peer"] * 4
     assert [r["repeats"] for r in rows] == [3, 3, 3]
-    assert rows[0]["median_ms"] == pytest.approx(40) and rows[0]["spread_ms"] == pytest.approx(30)
+    # Passes of 10, 40, 70 and 100 ms, of which the first fetches memory.
+    assert rows[0]["median_ms"] == pytest.approx(70) and rows[0]["spread_ms"] == pytest.approx(30)
+
+
+def test_one_pass_counts_where_time_allows_no_other():
+    order, rows, _ = schedule(["released", "rpfnet"], seconds=100, repeats=0)
+    assert order == ["released", "rpfnet"]
+    assert [(r["repeats"], r["median_ms"]) for r in rows] == [(1, 10), (1, 20)]
+
+
+def test_only_the_released_graph_runs_with_and_without_kept_memory(report):
+    kept = [(r["model"], r["task"], r["precision"]) for r in report[1]["rows"] if r["variant"] == bench.KEPT]
+    expected = [("released", task, "float32") for task in ("inference", "training")]
+    assert kept == (expected if sys.platform == "linux" else [])
 
 
 def test_leaves_out_what_does_not_fit_and_says_so():
