@@ -1,7 +1,7 @@
 """Train RPFNet.
 
-    python train.py --data data/RoadScene                           the paper's recipe (a GPU: 100 epochs)
-    python train.py --data data/RoadScene --amp --batch 8 --max-minutes 60      what a CPU can do
+    python train.py --data data/RoadScene                           the paper's recipe, for a GPU
+    python train.py --data data/RoadScene --amp --channels-last --crop 224 --batch 3 --steps 1200      on a CPU
     python train.py --data data/RoadScene --resume                  go on after Ctrl-C, a kill or a crash
     torchrun --nproc_per_node=4 train.py --data data/RoadScene      the same run on four GPUs
 
@@ -145,9 +145,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
         raise TrainingError(f"{path}: nothing to resume; start without --resume, or name the run's folder with --out")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        stored = state["recipe"]
+        stored = {key: state["recipe"][key] for key in RECIPE + PLACES}     # an older train.py had fewer
     except Exception as error:      # torch raises many types; each would hide the file's name
-        raise TrainingError(f"{path}: not a checkpoint of train.py ({type(error).__name__}); it cannot be resumed") from None
+        raise TrainingError(f"{path}: not a checkpoint of this train.py ({type(error).__name__}); it cannot be resumed") from None
     parser.set_defaults(**stored)
     args = parser.parse_args(argv)
     changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in RECIPE if getattr(args, key) != stored[key]]

@@ -256,9 +256,11 @@ def test_init_starts_from_given_weights(folders, tmp_path):
 
 def test_options_reach_what_they_name():
     args = train.build_parser().parse_args(["--contrast-domain", "spatial", "--no-contrast", "--weight", "printed",
-                                            "--ssim-window", "5", "--lambda-1", "0.7", "--lambda-2", "3"])
+                                            "--ssim-window", "5", "--no-ssim-weighted", "--no-ssim-whole",
+                                            "--lambda-1", "0.7", "--lambda-2", "3"])
     loss = train.build_loss(args)
     assert (loss.contrastive.domain, loss.contrastive.contrast, loss.contrastive.weight) == ("spatial", False, "printed")
+    assert (loss.structure.weighted, loss.structure.whole) == (False, False)
     assert (loss.structure.window, loss.saliency.lambda_1, loss.lambda_2) == (5, 0.7, 3)
 
 
@@ -290,4 +292,4 @@ def test_impossible_options_are_refused_by_the_parser(options):
 def test_resume_of_a_foreign_file_names_it(tmp_path, capsys):
     torch.save({"model": {}}, tmp_path / "last.pth")
     assert train.main(["--resume", "--out", str(tmp_path)]) == 1
-    assert "last.pth: not a checkpoint of train.py" in capsys.readouterr().err
+    assert "last.pth: not a checkpoint of this train.py" in capsys.readouterr().err
