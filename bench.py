@@ -58,6 +58,7 @@ from net import CHECKPOINT, MIN_SIZE, RPFNet, keep_freed_memory
 from released import ReleasedNet
 
 KEPT = "memory kept"                        # the released graph with net.keep_freed_memory
+COMPILED = "compiled"                       # optimize(compiled=True)
 TINY = 32                                   # side of the image that loads libraries before memory is counted
 LARGE = 2 ** 17                             # pixels a pass; above, a CPU warms up on a part
 GRACE = 2                                   # seconds that a last pass may take beyond --seconds
@@ -74,7 +75,7 @@ class BenchError(Exception):
 class Case(NamedTuple):
     """One row of the table."""
     model: str          # "rpfnet", "released" or a peer's module:function
-    variant: str        # "plain", "optimize()" for RPFNet's own fast path, or KEPT
+    variant: str        # "plain", "optimize()" for RPFNet's own fast path, COMPILED, or KEPT
     task: str           # "inference" or "training"
     height: int
     width: int
@@ -114,11 +115,11 @@ def build_network(name: str) -> nn.Module:
 def inference(case: Case, device: str) -> Run:
     """A pass of the network in inference mode."""
     model = build_network(case.model).to(device).eval()
-    if case.variant == "optimize()":
-        model = model.optimize() or model
+    if case.variant in ("optimize()", COMPILED):
+        model.optimize(case.variant == COMPILED)
     elif case.precision == "bfloat16":
         model = model.to(memory_format=torch.channels_last)
-    autocast = case.variant != "optimize()" and case.precision == "bfloat16"
+    autocast = case.variant in ("plain", KEPT) and case.precision == "bfloat16"
 
     @torch.inference_mode()
     def run(ir: Tensor, vis_y: Tensor) -> None:
@@ -211,8 +212,8 @@ def _serve(connection: Connection, case: Case, threads: int) -> None:
         run, inputs = prepare(case, "cpu")
         run(*(x[:1, :, :TINY, :TINY] for x in inputs))
         idle = peak_resident()
-        # What optimize() made may be compiled for one shape.
-        run(*(x if case.variant == "optimize()" else part(x) for x in inputs))
+        # What is compiled is so for one shape.
+        run(*(x if case.variant in ("optimize()", COMPILED) else part(x) for x in inputs))
         connection.send((None, None))
         while True:
             connection.recv()
@@ -445,6 +446,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="default: both")
     parser.add_argument("--train-batch", type=positive, default=16, help="crops a training step (default: 16)")
     parser.add_argument("--train-crop", type=parse_crop, default=128, help="side of a crop, pixels (default: 128)")
+    parser.add_argument("--compile", action="store_true", help="also a row of RPFNet.optimize(compiled=True); it takes "
+                        "a minute or more to compile: set --seconds")
     parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION", help="another network "
                         "to time: a function without arguments that returns a module with forward(ir, vis_y)")
     parser.add_argument("--repeats", type=positive, help=f"timed passes a row (default: {REPEATS['cpu']} on a CPU, "
@@ -471,7 +474,7 @@ def parse_crop(text: str) -> int:
 def groups(args: argparse.Namespace) -> list[list[Case]]:
     """Rows by task and size, the baseline first, then what matters most should time run out."""
     plans = []
-    fast = [("rpfnet", "optimize()", "bfloat16")] if hasattr(RPFNet, "optimize") else []
+    fast = [("rpfnet", "optimize()", "bfloat16")] + [("rpfnet", COMPILED, "bfloat16")] * args.compile
     kept = [("released", KEPT, "float32")] if args.device == "cpu" and sys.platform == "linux" else []
     if "inference" in args.tasks:
         order = [("released", "plain", "float32"), *fast, *kept, ("rpfnet", "plain", "bfloat16"),

@@ -409,13 +409,21 @@ class RPFNet(nn.Module):
         self.head = Head(channels, norm)
         self.optimized = False
 
-    def optimize(self) -> RPFNet:
-        """Make inference faster where the picture stays the same: bfloat16, except for the spectrum and the last step.
+    def optimize(self, compiled: bool = False) -> RPFNet:
+        """Make inference faster where the picture stays the same: bfloat16, except for the FFTs and the last step.
 
         Over 50 dB from the float32 picture on real pairs (see tests). Pays on GPUs, and on CPUs
-        with bfloat16 instructions (AVX-512 BF16, AMX); older ones are slower with it. Returns self.
+        with bfloat16 instructions (AVX-512 BF16, AMX); older ones are slower with it.
+
+        Args:
+            compiled: also torch.compile, with CUDA graphs: for many images of one size on a GPU. The first of each
+                size takes a minute, and after eight sizes PyTorch stops compiling. Gains nothing on CPUs.
+        Returns:
+            self.
         """
         self.optimized = True
+        if compiled:
+            self.compile(mode="reduce-overhead", dynamic=False)
         return self.to(memory_format=torch.channels_last).eval()
 
     def forward(self, ir: Tensor, vis_y: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, list[Features]]:
@@ -489,6 +497,7 @@ def _tie_convolutions(stages: nn.ModuleList) -> None:
                 other.weight, other.bias = first.weight, first.bias
 
 
+@torch.compiler.assume_constant_result      # torch.compile cannot look into scipy
 def _mirror_pads(size: tuple[int, int], border: int) -> tuple[int, int, int, int]:
     """Left, right, top, bottom, as F.pad takes them."""
     pads = []

@@ -58,8 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
                          "graph, with the statistics of the one image; the pickle is read without executing it")
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs and "
                          "on CPUs with bfloat16 instructions")
-    network.add_argument("--batch", type=positive, metavar="N", help="neighbours of one size that are fused in one pass (default: 4 on a GPU, 1 on "
-                         "a CPU); each image is the same, whatever else is in its batch")
+    network.add_argument("--compile", action="store_true", help="--fast, and torch.compile with CUDA graphs: for many images "
+                         "of one size on a GPU; the first takes a minute")
+    network.add_argument("--batch", type=positive, metavar="N", help="neighbours of one size that are fused in one pass "
+                         "(default: 4 on a GPU, 1 on a CPU); each image is the same, whatever else is in its batch")
     network.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="fuse in overlapping tiles of this side, for images "
                          "that do not fit into memory; off by default, because each tile gets a contrast of its own")
     network.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
@@ -95,14 +97,14 @@ def refuse_overwriting(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
 
 
 def load_network(args: argparse.Namespace) -> nn.Module:
-    if args.released and (args.checkpoint or args.fast):
-        raise DataError("--released goes without --checkpoint and --fast")
+    if args.released and (args.checkpoint or args.fast or args.compile):
+        raise DataError("--released goes without --checkpoint, --fast and --compile")
     check_device(args.device)
     if args.released:
         from released import load_released  # only here: nobody else pays for the import
         return load_released(args.released).to(args.device)
     model = RPFNet.from_pretrained(args.checkpoint, args.device)
-    return model.optimize() if args.fast else model
+    return model.optimize(args.compile) if args.fast or args.compile else model
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The network against the paper's equations, and the promises of its docstrings."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -360,6 +361,20 @@ def test_tiles_cover_the_image_and_blend_without_a_trace():
 def test_an_image_of_one_tile_is_fused_as_a_whole(model):
     ir, vis = (np.uint8(255 * x[0, 0].numpy()) for x in images(1, 64, 50))
     assert np.array_equal(model.fuse(ir, vis, tile=64), model.fuse(ir, vis))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_network_gives_the_same_picture():
+    torch.manual_seed(0)
+    network = RPFNet(channels=4, stages=1).optimize()
+    pair = images(1, 20, 24)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch.inference_mode():
+        expected = network(*pair)
+        compiled = network.optimize(compiled=True)(*pair)
+    torch.testing.assert_close(compiled, expected, atol=0.01, rtol=0)      # bfloat16 rounds at other places
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1      # nothing in it breaks the graph
 
 
 def test_optimized_network_gives_the_same_picture_of_real_pairs(data_root):
