@@ -63,7 +63,7 @@ TINY = 32                                   # side of the image that loads libra
 LARGE = 2 ** 17                             # pixels a pass; above, a CPU warms up on a part
 GRACE = 2                                   # seconds that a last pass may take beyond --seconds
 WARM_UP_COST = 1.25                         # of a first timed pass with its warm-up, in passes
-SECONDS = {"cpu": 43, "cuda": 240}          # for each size
+SECONDS = {"cpu": 46, "cuda": 240}          # for each size
 REPEATS = {"cpu": 5, "cuda": 30}
 CUDA_WARM_UP = 3                            # passes; a GPU picks kernels and raises its clock
 
@@ -340,8 +340,9 @@ class Budget:
         return self.end - time.monotonic()
 
     def predict(self, case: Case) -> float:
-        """Seconds of one pass; of a row that was not run yet at the slowest rate seen."""
-        return sum(flops(case)) * self.seen.get(self._key(case), max(self.seen.values()))
+        """Seconds of one pass, at the slowest rate seen of this network in this precision, or else of any."""
+        alike = [rate for (model, _, precision), rate in self.seen.items() if (model, precision) == (case.model, case.precision)]
+        return sum(flops(case)) * max(alike or self.seen.values())
 
     def learn(self, case: Case, seconds: float) -> None:
         self.seen[self._key(case)] = seconds / max(sum(flops(case)), 1)
