@@ -59,6 +59,7 @@ from released import ReleasedNet
 
 KEPT = "memory kept"                        # the released graph with net.keep_freed_memory
 COMPILED = "compiled"                       # optimize(compiled=True)
+FAST = ("optimize()", COMPILED)             # RPFNet's own fast paths
 TINY = 32                                   # side of the image that loads libraries before memory is counted
 LARGE = 2 ** 17                             # pixels a pass; above, a CPU warms up on a part
 GRACE = 2                                   # seconds that a last pass may take beyond --seconds
@@ -75,7 +76,7 @@ class BenchError(Exception):
 class Case(NamedTuple):
     """One row of the table."""
     model: str          # "rpfnet", "released" or a peer's module:function
-    variant: str        # "plain", "optimize()" for RPFNet's own fast path, COMPILED, or KEPT
+    variant: str        # "plain", one of FAST, or KEPT
     task: str           # "inference" or "training"
     height: int
     width: int
@@ -87,8 +88,9 @@ class Case(NamedTuple):
         return f"{self.height}x{self.width}"
 
     @property
-    def is_baseline(self) -> bool:
-        return self[:2] == ("released", "plain") and self.precision == "float32"
+    def is_reference(self) -> bool:
+        """The released graph in float32, with freed memory kept or not: always run."""
+        return (self.model, self.precision) == ("released", "float32")
 
     def __str__(self) -> str:
         variant = "" if self.variant == "plain" else f" {self.variant}"
@@ -115,11 +117,12 @@ def build_network(name: str) -> nn.Module:
 def inference(case: Case, device: str) -> Run:
     """A pass of the network in inference mode."""
     model = build_network(case.model).to(device).eval()
-    if case.variant in ("optimize()", COMPILED):
+    fast = case.variant in FAST
+    if fast:
         model.optimize(case.variant == COMPILED)
     elif case.precision == "bfloat16":
         model = model.to(memory_format=torch.channels_last)
-    autocast = case.variant in ("plain", KEPT) and case.precision == "bfloat16"
+    autocast = not fast and case.precision == "bfloat16"
 
     @torch.inference_mode()
     def run(ir: Tensor, vis_y: Tensor) -> None:
@@ -213,7 +216,7 @@ def _serve(connection: Connection, case: Case, threads: int) -> None:
         run(*(x[:1, :, :TINY, :TINY] for x in inputs))
         idle = peak_resident()
         # What is compiled is so for one shape.
-        run(*(x if case.variant in ("optimize()", COMPILED) else part(x) for x in inputs))
+        run(*(x if case.variant in FAST else part(x) for x in inputs))
         connection.send((None, None))
         while True:
             connection.recv()
@@ -345,10 +348,7 @@ class Budget:
         return sum(flops(case)) * max(alike or self.seen.values())
 
     def learn(self, case: Case, seconds: float) -> None:
-        self.seen[self._key(case)] = seconds / max(sum(flops(case)), 1)
-
-    def _key(self, case: Case) -> tuple:
-        return case.model, case.variant, case.precision
+        self.seen[case.model, case.variant, case.precision] = seconds / max(sum(flops(case)), 1)
 
     def _calibrate(self, device: str) -> None:
         case = Case("released", "plain", "inference", 128, 128, 1, "float32")
@@ -488,8 +488,7 @@ def groups(args: argparse.Namespace) -> list[list[Case]]:
                  ("rpfnet", "plain", "float32"), ("released", "plain", "bfloat16")]
         plans += [[Case(model, variant, "training", args.train_crop, args.train_crop, args.train_batch, precision)
                    for model, variant, precision in order]]
-    always = ("released", "float32")
-    return [[case for case in plan if (case.model, case.precision) == always or case.precision in args.precision] for plan in plans]
+    return [[case for case in plan if case.is_reference or case.precision in args.precision] for plan in plans]
 
 
 def check(args: argparse.Namespace) -> None:

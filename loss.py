@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IMAGE = (1, 2, 3)       # the axes of one image in a batch
-EPSILON = 1e-9          # of Eq. 10
+EPSILON = 1e-9          # of Eq. 10, and the variance of a flat window
 SSIM_C2 = 0.03**2       # of images in [0, 1] (Wang et al. 2004)
 SSIM_SIGMA = 1.5        # of its windows, pixels
 FAINT = 1e-3            # Sobel magnitude; one 8-bit level gives 1.6e-2
@@ -165,10 +165,15 @@ class FrequencyContrastiveLoss(nn.Module):
 # Eq. 8, 13, 14
 
 
+def contrast_structure(covariance: Tensor, variance_a: Tensor, variance_b: Tensor) -> Tensor:
+    """The contrast and structure factors of SSIM, their product (Wang et al. 2004)."""
+    return (2 * covariance + SSIM_C2) / (variance_a + variance_b + SSIM_C2)
+
+
 def whole_ssim(a: Tensor, b: Tensor) -> Tensor:
     """Contrast and structure of SSIM with the whole image as its window, (B, 1, 1, 1)."""
     a, b = a - image_mean(a), b - image_mean(b)
-    return (2 * image_mean(a * b) + SSIM_C2) / (image_mean(a * a) + image_mean(b * b) + SSIM_C2)
+    return contrast_structure(image_mean(a * b), image_mean(a * a), image_mean(b * b))
 
 
 def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) -> Tensor:
@@ -183,7 +188,7 @@ def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) ->
     variance = (squares - means * means).clamp_min(0)
     own, others = variance[:, :1], variance[:, 1:]
     covariance = products - means[:, :1] * means[:, 1:]
-    similarity = (2 * covariance + SSIM_C2) / (own + others + SSIM_C2)
+    similarity = contrast_structure(covariance, own, others)
     return (similarity * F.normalize(others + EPSILON, p=1, dim=1)).sum(1, keepdim=True)
 
 

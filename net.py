@@ -283,11 +283,10 @@ class FrequencyCB(nn.Module):
         for group in groups:
             parts[:, :, group] = to_parts(planes[:, group].float()).unflatten(1, (2, -1))
         image = torch.empty_like(planes)
-        dtype = planes.dtype
         del planes
         conv, norm, activation = self.block
         # Of the rows, the first half makes real parts and the second half imaginary parts.
-        weight, scale, shift = (x.to(dtype).unflatten(0, (2, channels))
+        weight, scale, shift = (x.to(parts.dtype).unflatten(0, (2, channels))
                                 for x in (conv.weight.flatten(1), norm.weight, norm.bias))
         for group in groups:
             mixed = mix(weight[:, group].flatten(0, 1), parts.flatten(1, 2))

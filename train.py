@@ -58,8 +58,8 @@ class TrainingError(Exception):
 
 # What decides the result, stored in the checkpoint: --resume goes on with it. PLACES are stored too, but may move.
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "crops", "crop", "batch", "lr", "schedule",
-          "clip", "lambda_1", "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "contrast_domain", "contrast", "weight", "saliency",
-          "channels", "stages", "norm", "sharing", "amp", "channels_last", "val_every")
+          "clip", "lambda_1", "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole",
+          "contrast_domain", "contrast", "weight", "saliency", "channels", "stages", "norm", "sharing", "amp", "channels_last", "val_every")
 PLACES = ("data", "ir", "vis", "init")
 
 

@@ -26,7 +26,7 @@ from dataset import PairDataset, named_pairs, write_atomically
 from loss import FrequencyContrastiveLoss, FusionLoss, SSIMLoss
 
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
-PRINTED, WHOLE, WEIGHTED = ({"weighted": w, "whole": h} for w, h in ((False, False), (False, True), (True, False)))
+PRINTED, WHOLE, WEIGHTED = {"weighted": False, "whole": False}, {"weighted": False}, {"whole": False}
 LOSSES = {      # arguments of L_c, of L_s, and lambda_2
     "windows of 3 (Eq. 13)": ({}, {"window": 3} | PRINTED, 5.0),
     "windows of 7": ({}, PRINTED, 5.0),
