@@ -170,10 +170,20 @@ def contrast_structure(covariance: Tensor, variance_a: Tensor, variance_b: Tenso
     return (2 * covariance + SSIM_C2) / (variance_a + variance_b + SSIM_C2)
 
 
-def whole_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Contrast and structure of SSIM with the whole image as its window, (B, 1, 1, 1)."""
-    a, b = a - image_mean(a), b - image_mean(b)
-    return contrast_structure(image_mean(a * b), image_mean(a * a), image_mean(b * b))
+def whole_ssim(fused: Tensor, sources: tuple[Tensor, Tensor]) -> Tensor:
+    """Structure and contrast of SSIM with the whole image as its window, (B, 1, 1, 1) in [-1, 1].
+
+    Structure is compared with each source and averaged, contrast with that of an image which shows what both
+    show: the sources' variances add up, and what they have in common counts once. Compared with the sources one by
+    one, an image that carries two different contents would be told to be as flat as one of them.
+    """
+    fused, first, second = (x - image_mean(x) for x in (fused, *sources))
+    own, *variances = (image_mean(x * x) + EPSILON for x in (fused, first, second))
+    wanted = sum(variances) - image_mean(first * second).clamp_min(0)
+    contrast = (2 * (own * wanted).sqrt() + SSIM_C2) / (own + wanted + SSIM_C2)
+    structures = ((image_mean(fused * x) + SSIM_C2 / 2) / ((own * variance).sqrt() + SSIM_C2 / 2)
+                  for x, variance in zip((first, second), variances))
+    return contrast * sum(structures) / 2
 
 
 def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) -> Tensor:
@@ -218,7 +228,7 @@ class SSIMLoss(nn.Module):
             else:
                 loss = sum(ssim_loss(fused, source, self.window) for source in sources)
             if self.whole:
-                loss = (loss + sum((1 - whole_ssim(fused, source).mean()) / 2 for source in sources)) / 2
+                loss = (loss + 1 - whole_ssim(fused, sources).mean()) / 2
         return loss, {"L_s": loss}
 
 

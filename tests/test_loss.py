@@ -218,7 +218,19 @@ def test_whole_ssim_is_image_by_image_and_blind_to_brightness():
     for scale in (1.0, 0.5):
         variance = x.var((1, 2, 3), keepdim=True, correction=0)
         expected = (2 * scale * variance + c2) / ((1 + scale**2) * variance + c2)
-        torch.testing.assert_close(whole_ssim(x * scale + 0.1, x), expected)
+        torch.testing.assert_close(whole_ssim(x * scale + 0.1, (x, x)), expected)
+
+
+def test_whole_ssim_wants_the_variance_of_both_contents_and_what_they_share_once():
+    wave = torch.sin(torch.arange(256) * torch.pi / 16).expand(256, 256)[None, None]
+    across, along = 0.5 + 0.1 * wave, 0.5 + 0.2 * wave.mT       # uncorrelated
+    cases = {"two contents": ((across, along), 0.5 + 0.1 * wave + 0.2 * wave.mT),
+             "one content": ((across, across), across),
+             "one and a flat source": ((across, constant(0.3, 256)), across)}
+    for name, (sources, both) in cases.items():
+        gains = torch.linspace(0.5, 1.5, 21)
+        scores = [whole_ssim(0.5 + gain * (both - 0.5), sources).item() for gain in gains]
+        assert gains[scores.index(max(scores))].item() == pytest.approx(1, abs=0.051), name
 
 
 def test_the_whole_asks_for_the_contrast_between_regions_that_windows_give_up():
