@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import sys
 from pathlib import Path
 
@@ -22,26 +21,48 @@ from tqdm import trange
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
-from dataset import PairDataset, named_pairs, write_atomically
-from loss import FrequencyContrastiveLoss, FusionLoss, SSIMLoss
+from dataset import PairDataset, named_pairs
+from loss import (
+    FrequencyContrastiveLoss,
+    FusionLoss,
+    SSIMLoss,
+    Terms,
+    weighted_ssim,
+    whole_ssim,
+)
 
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
-PRINTED, WHOLE, WEIGHTED = {"weighted": False, "whole": False}, {"weighted": False}, {"whole": False}
-LOSSES = {      # arguments of L_c, of L_s, and lambda_2
-    "windows of 3 (Eq. 13)": ({}, {"window": 3} | PRINTED, 5.0),
-    "windows of 7": ({}, PRINTED, 5.0),
-    "windows of 11": ({}, {"window": 11} | PRINTED, 5.0),
-    "Eq. 13, lambda_2 1.25": ({}, {"window": 3} | PRINTED, 1.25),
-    "weighted windows of 7": ({}, WEIGHTED, 5.0),
-    "windows of 7 and the whole": ({}, WHOLE, 5.0),
-    "weighted windows of 3 and the whole": ({}, {"window": 3}, 5.0),
-    "weighted windows of 7 and the whole (default)": ({}, {}, 5.0),
-    "weighted windows of 11 and the whole": ({}, {"window": 11}, 5.0),
-    "default, lambda_2 2.5": ({}, {}, 2.5),
-    "default, lambda_2 10": ({}, {}, 10.0),
-    "default, w as printed (Eq. 9)": ({"weight": "printed"}, {}, 5.0),
-    "default, spatial L_c": ({"domain": "spatial"}, {}, 5.0),
-    "default, L_c without contrast": ({"contrast": False}, {}, 5.0),
+
+
+class OneByOne(SSIMLoss):
+    """L_s whose contrast over the whole image is compared with the sources one by one."""
+
+    def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        windows = 1 - weighted_ssim(fused, (ir, vis_y), self.window).mean()
+        whole = 1 - (whole_ssim(fused, (ir, ir)) + whole_ssim(fused, (vis_y, vis_y))).mean() / 2
+        return (windows + whole) / 2, {}
+
+
+def printed(window: int) -> SSIMLoss:
+    return SSIMLoss(window, weighted=False, whole=False)
+
+
+LOSSES = {      # arguments of L_c, L_s, and lambda_2
+    "windows of 3 (Eq. 13)": ({}, printed(3), 5.0),
+    "windows of 7": ({}, printed(7), 5.0),
+    "windows of 11": ({}, printed(11), 5.0),
+    "Eq. 13, lambda_2 1.25": ({}, printed(3), 1.25),
+    "weighted windows of 7": ({}, SSIMLoss(whole=False), 5.0),
+    "windows of 7 and the whole": ({}, SSIMLoss(weighted=False), 5.0),
+    "weighted windows of 7 and the whole, one by one": ({}, OneByOne(), 5.0),
+    "weighted windows of 3 and the whole": ({}, SSIMLoss(3), 5.0),
+    "weighted windows of 7 and the whole (default)": ({}, SSIMLoss(), 5.0),
+    "weighted windows of 11 and the whole": ({}, SSIMLoss(11), 5.0),
+    "default, lambda_2 2.5": ({}, SSIMLoss(), 2.5),
+    "default, lambda_2 10": ({}, SSIMLoss(), 10.0),
+    "default, w as printed (Eq. 9)": ({"weight": "printed"}, SSIMLoss(), 5.0),
+    "default, spatial L_c": ({"domain": "spatial"}, SSIMLoss(), 5.0),
+    "default, L_c without contrast": ({"contrast": False}, SSIMLoss(), 5.0),
 }
 
 
@@ -86,14 +107,13 @@ def main() -> None:
     ir, vis_y = central_crops(args.data, args.count, args.side)
     rows = [{"loss": "average of the sources"} | score((ir + vis_y) / 2, ir, vis_y)]
     for name, (contrastive, structure, lambda_2) in LOSSES.items():
-        loss = FusionLoss(FrequencyContrastiveLoss(**contrastive), SSIMLoss(**structure), lambda_2=lambda_2)
+        loss = FusionLoss(FrequencyContrastiveLoss(**contrastive), structure, lambda_2=lambda_2)
         rows.append({"loss": name} | score(optimum(loss, ir, vis_y, args.steps), ir, vis_y))
         print(rows[-1], flush=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(args.out, text.getvalue().encode())
+    with args.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":
