@@ -201,9 +201,9 @@ class CpuWorker:
                 raise TimeoutError
             error, value = self.connection.recv()
         except EOFError:
-            raise BenchError(f"{self.case}: its process was ended, most likely for want of memory") from None
+            raise BenchError("its process was ended, most likely for want of memory") from None
         if error:
-            raise BenchError(f"{self.case}: {error}")
+            raise BenchError(error)
         return value
 
 
@@ -305,7 +305,7 @@ FFTS = {torch.ops.aten._fft_r2c: _rfft, torch.ops.aten._fft_c2r: _irfft, torch.o
 @functools.cache
 def count_flops(model: str, task: str, batch: int, height: int, width: int) -> tuple[int, int]:
     """FLOPs of one pass of the network: of convolutions and products, and of FFTs. Training: without the losses."""
-    network = build_network(model)
+    network = build_network(model).train(task == "training")    # in eval mode RPFNet adds a border
 
     def count(mode: AbstractContextManager) -> dict:
         with mode, FlopCounterMode(display=False, custom_mapping=FFTS) as counter:
@@ -374,17 +374,22 @@ def measure(cases: list[Case], repeats: int, budget: Budget, share: float,
     end = time.monotonic() + share * budget.left()
     workers, left_out = [], []
     for index, case in enumerate(cases):
+        if index and not workers:
+            left_out.append(f"{case} (no ratio without the first)")
+            continue
         needed = 1 + WARM_UP_COST * budget.predict(case)      # a second to start
-        # The first two make the ratio that matters, and may take the others' share. No ratio without the first.
-        fits = needed < (budget.left() if index < 2 else end - time.monotonic())
-        if not fits or index and not workers:
-            left_out.append(f"{case} (about {needed:.0f} s)")
+        # The first two make the ratio that matters, and may take the others' share.
+        if needed > (budget.left() if index < 2 else end - time.monotonic()):
+            left_out.append(f"{case} (about {needed:.0f} s; --seconds)")
             continue
         try:
             worker = start(case)
             worker.run()
         except TimeoutError:        # the prediction was wrong, as beside another job
-            left_out.append(f"{case} (stopped)")
+            left_out.append(f"{case} (stopped; --seconds)")
+            continue
+        except (BenchError, torch.OutOfMemoryError) as error:       # no reason to lose the other rows
+            left_out.append(f"{case} ({str(error).splitlines()[0]})")
             continue
         budget.learn(case, worker.times[0])
         workers.append(worker)
@@ -400,7 +405,7 @@ def repeat(workers: list, repeats: int, end: float) -> None:
         for worker in workers:
             try:
                 worker.run()
-            except TimeoutError:
+            except (TimeoutError, BenchError):      # its earlier passes count
                 return
 
 
@@ -474,21 +479,22 @@ def parse_crop(text: str) -> int:
 
 def groups(args: argparse.Namespace) -> list[list[Case]]:
     """Rows by task and size, the baseline first, then what matters most should time run out."""
-    plans = []
-    fast = [("rpfnet", "optimize()", "bfloat16")] + [("rpfnet", COMPILED, "bfloat16")] * args.compile
+    baseline, plain = ("released", "plain", "float32"), [("rpfnet", "plain", "bfloat16"), ("rpfnet", "plain", "float32")]
+    released = ("released", "plain", "bfloat16")
     kept = [("released", KEPT, "float32")] if args.device == "cpu" and sys.platform == "linux" else []
+    fast = [("rpfnet", "optimize()", "bfloat16")] + [("rpfnet", COMPILED, "bfloat16")] * args.compile
+    peers = [(peer, "plain", precision) for peer in args.peer for precision in args.precision]
+    plans = []
     if "inference" in args.tasks:
-        order = [("released", "plain", "float32"), *fast, *kept, ("rpfnet", "plain", "bfloat16"),
-                 ("rpfnet", "plain", "float32"), ("released", "plain", "bfloat16"),
-                 *((peer, "plain", p) for peer in args.peer for p in args.precision)]
-        plans += [[Case(model, variant, "inference", height, width, args.batch, precision)
-                   for model, variant, precision in order] for height, width in args.sizes]
+        plans += [("inference", height, width, args.batch, [*fast, *plain, released, *peers]) for height, width in args.sizes]
     if "training" in args.tasks:
-        order = [("released", "plain", "float32"), ("rpfnet", "plain", "bfloat16"), *kept,
-                 ("rpfnet", "plain", "float32"), ("released", "plain", "bfloat16")]
-        plans += [[Case(model, variant, "training", args.train_crop, args.train_crop, args.train_batch, precision)
-                   for model, variant, precision in order]]
-    return [[case for case in plan if case.is_reference or case.precision in args.precision] for plan in plans]
+        plans += [("training", args.train_crop, args.train_crop, args.train_batch, [*plain, released])]
+    cases = []
+    for task, height, width, batch, order in plans:
+        order = [row for row in order if row[2] in args.precision]
+        cases.append([Case(model, variant, task, height, width, batch, precision)
+                      for model, variant, precision in (baseline, *order[:1], *kept, *order[1:])])
+    return cases
 
 
 def check(args: argparse.Namespace) -> None:
@@ -558,7 +564,7 @@ def run(args: argparse.Namespace) -> None:
         rows += done
         left_out += missing
     if not rows:
-        raise BenchError(f"nothing fits in the time; set --seconds: {'; '.join(left_out)}")
+        raise BenchError(f"no row: {'; '.join(left_out)}")
     add_ratios(rows)
     for r in rows:
         r["device"] = args.device
@@ -566,7 +572,7 @@ def run(args: argparse.Namespace) -> None:
     models = dict.fromkeys(r["model"] for r in rows)
     print("parameters: " + ", ".join(f"{name} {parameters(name):,}" for name in models))
     if left_out:
-        print("left out for want of time (--seconds): " + "; ".join(left_out))
+        print("left out: " + "; ".join(left_out))
     if args.json:
         args.json.write_text(json.dumps({"rows": rows, "machine": machine, "left_out": left_out}, indent=1) + "\n")
 

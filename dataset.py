@@ -50,8 +50,13 @@ def _decode(path: str | Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     # imdecode of the bytes, because imread cannot open every non-ASCII path on every system.
-    data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    try:
+        data = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except cv2.error:       # a header that promises more pixels than OpenCV takes
+        image = None
     if image is None:
         raise DataError(f"{path}: not an image that OpenCV can read (damaged, or another format)")
     if image.dtype not in (np.uint8, np.uint16):

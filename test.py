@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs and "
                          "on CPUs with bfloat16 instructions")
     network.add_argument("--compile", action="store_true", help="--fast, and torch.compile with CUDA graphs: for many images "
-                         "of one size on a GPU; the first takes a minute")
+                         "of one size on a GPU; the first takes a minute, as does a last batch that is smaller")
     network.add_argument("--batch", type=positive, metavar="N", help="neighbours of one size that are fused in one pass "
                          "(default: 4 on a GPU, 1 on a CPU); each image is the same, whatever else is in its batch")
     network.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="fuse in overlapping tiles of this side, for images "
@@ -201,7 +201,7 @@ class Fuser:
         try:
             # Ends on the CPU: no synchronisation is missing in the time.
             fused = fuse_batch(self.model, [(item.ir, item.vis) for item in batch], self.args.studio_range, self.args.tile)
-        except (ValueError, torch.OutOfMemoryError) as error:
+        except (ValueError, RuntimeError, MemoryError) as error:      # too large for the memory, most of all
             if len(batch) > 1:      # one by one they may fit, and only the bad one is lost
                 return [self._fuse([item])[0] for item in batch]
             self._failed(batch[0].pair, error)
@@ -222,8 +222,8 @@ class Fuser:
 def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) -> None:
     device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else args.device.upper()
     if seconds:
-        # The first image of each process pays for memory and kernel choices.
-        mean = statistics.mean(seconds[team.world:] or seconds)
+        # The first batch of each process pays for memory and kernel choices.
+        mean = statistics.mean(seconds[team.world * args.batch:] or seconds)
         print(f"{len(seconds)} images in {args.out}{'/' if args.out.name else ''}, {1000 * mean:.0f} ms an image on {device}"
               + (f", {team.world} processes side by side" if team.world > 1 else ""))
     for problem in problems:

@@ -44,6 +44,7 @@ from net import NORMS, AuxiliaryDecoder, RPFNet, check_device, keep_freed_memory
 
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
+TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in layout.splits)
 CHECK_EVERY = 50        # steps between looks at the loss; each look waits for the GPU
 SAVE_EVERY = 300        # seconds
 FLAT = 1e-4             # largest Sobel magnitude of M' under which it has no edges left; the loss keeps it near 1e-3
@@ -61,6 +62,12 @@ RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "crops", "crop", 
           "clip", "lambda_1", "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole",
           "contrast_domain", "contrast", "weight", "saliency", "channels", "stages", "norm", "sharing", "amp", "channels_last", "val_every")
 PLACES = ("data", "ir", "vis", "init")
+VERSION = 2     # of what the recipe means; one more when the same options begin to train something else
+
+
+def whole(text: str) -> int:
+    """0 or a positive whole number, for argparse."""
+    return 0 if text == "0" else positive(text)
 
 
 def odd(text: str) -> int:
@@ -77,20 +84,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     main = parser.add_argument_group("main")
     main.add_argument("--data", default="data/RoadScene", help="folder of the data set")
-    main.add_argument("--dataset", type=str.lower, choices=DATASETS, default="roadscene", help="its layout")
+    main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, default="roadscene", help="its layout")
     main.add_argument("--ir", metavar="DIR", help="train on your own two folders: infrared ...")
     main.add_argument("--vis", metavar="DIR", help="... and visible, matched by file name")
     main.add_argument("--out", type=Path, default=Path("checkpoints"), help="where checkpoints and the log go")
     main.add_argument("--resume", action="store_true", help="go on from OUT/last.pth, with the recipe stored in it")
-    main.add_argument("--init", metavar="PTH", help="start from these weights: fine-tune, or continue with another recipe")
+    main.add_argument("--init", metavar="PTH", help="start from these weights: fine-tune, or continue with another recipe "
+                      "(a last.pth has the auxiliary decoder's too)")
     main.add_argument("--seed", type=int, default=0, help="of the weights and of the crops")
 
     length = parser.add_argument_group("length (the learning rate's schedule scales with it)")
     length.add_argument("--epochs", type=positive, default=100, help="passes of --crops crops")
-    length.add_argument("--steps", type=int, default=0, help="optimiser steps in place of epochs; 0: off")
+    length.add_argument("--steps", type=whole, default=0, help="optimiser steps in place of epochs; 0: off")
     length.add_argument("--max-minutes", type=float, default=0, help="end after this time; 0: no bound")
 
-    hyper = parser.add_argument_group("hyper-parameters (defaults: the paper's but for the normalisation, see README)")
+    hyper = parser.add_argument_group("hyper-parameters (defaults: the paper's but for --norm and --clip, see README)")
     hyper.add_argument("--batch", type=positive, default=16, help="crops a step, of all processes together")
     hyper.add_argument("--crop", type=int, default=128, help="side of a crop, pixels")
     hyper.add_argument("--crops", type=positive, default=3383, help="crops an epoch")
@@ -104,12 +112,12 @@ def build_parser() -> argparse.ArgumentParser:
     hyper.add_argument("--sharing", choices=("all", "convolutions", "none"), default="all",
                        help="what the iterations share")
 
-    loss = parser.add_argument_group("loss (defaults: the paper's but for L_s, see README; the others are its ablations)")
+    loss = parser.add_argument_group("loss (defaults: the paper's but for L_s and --weight, see README; the others are its ablations)")
     loss.add_argument("--lambda-1", type=float, default=0.3, help="texture term of Eq. 6")
     loss.add_argument("--lambda-2", type=float, default=5.0, help="SSIM term of Eq. 8; 0: w/o L_s")
     loss.add_argument("--ssim-window", type=odd, default=7, help="pixels, odd")
-    loss.add_argument("--ssim-weighted", action=flag, default=True, help="L_s's windows weigh the sources by their "
-                      "variance; no: as Eq. 13 prints")
+    loss.add_argument("--ssim-weighted", action=flag, default=True, help="L_s's windows compare contrast and "
+                      "structure, and weigh the sources by their variance; no: SSIM, as Eq. 13 prints")
     loss.add_argument("--ssim-whole", action=flag, default=True, help="L_s also over the whole crop; no: as Eq. 13 prints")
     loss.add_argument("--saliency", action=flag, default=True, help="L_SS and the auxiliary decoder")
     loss.add_argument("--contrast", action=flag, default=True, help="no: frequency l1 without contrast")
@@ -122,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     performance.add_argument("--channels-last", action="store_true", help="memory layout that tensor cores and, with --amp, CPUs like")
     performance.add_argument("--workers", type=int, default=0, help="loader processes; the images are in memory, "
                              "so 0 is seldom slower")
-    performance.add_argument("--val-every", type=int, default=5, help="epochs between validations; 0: never")
+    performance.add_argument("--val-every", type=whole, default=5, help="epochs between validations; 0: never")
     return parser
 
 
@@ -145,9 +153,12 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
         raise TrainingError(f"{path}: nothing to resume; start without --resume, or name the run's folder with --out")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        stored = {key: state["recipe"][key] for key in RECIPE + PLACES}     # an older train.py had fewer
+        stored, version = state["recipe"], state["version"]
     except Exception as error:      # torch raises many types; each would hide the file's name
         raise TrainingError(f"{path}: not a checkpoint of this train.py ({type(error).__name__}); it cannot be resumed") from None
+    if version != VERSION:
+        raise TrainingError(f"{path}: of another version of train.py, in which the same options train something else; "
+                            "it cannot be resumed, but --init takes its weights")
     parser.set_defaults(**stored)
     args = parser.parse_args(argv)
     changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in RECIPE if getattr(args, key) != stored[key]]
@@ -279,11 +290,15 @@ class Trainer:
         values = {name: float(value) / done for name, value in over_all(self.sums).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            raise TrainingError(f"step {self.step}: {', '.join(bad)} is not finite; lower --lr, or set --clip 1")
+            raise TrainingError(f"step {self.step}: {', '.join(bad)} is not finite; {self._remedy}")
         if self.edge is not None and float(over_all({"M_edge": self.edge})["M_edge"]) / team.world < FLAT:
             raise TrainingError(f"step {self.step}: the auxiliary decoder is saturated (M' is flat), so L_SS teaches "
-                                "nothing any more; lower --lr, or set --clip 1, and start again")
+                                f"nothing any more; {self._remedy}, and start again")
         return values
+
+    @property
+    def _remedy(self) -> str:
+        return "lower --lr" if self.args.clip else "lower --lr, or set --clip 1"
 
     # --- files ---
 
@@ -293,13 +308,18 @@ class Trainer:
             self.means()
         state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
                  "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-                 "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(), "best": self.best,
+                 "version": VERSION, "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(), "best": self.best,
                  "sums": over_all(self.sums), "history": self.history}
         write(self.args.out / "last.pth", serialised(state))
 
     def start_from(self, path: str) -> None:
-        """Take the weights of a checkpoint (the decoder's too, if it has them) and nothing else."""
-        self.model.load_state_dict(RPFNet.from_pretrained(path).state_dict())
+        """Take the weights of a checkpoint (the decoder's too, if it has them) and nothing else. Raises TrainingError."""
+        start = RPFNet.from_pretrained(path)
+        other = {key: value for key, value in start.config.items() if value != self.model.config[key]}
+        if other:       # with shared stages, the weights of 5 iterations would fit a network of 3
+            raise TrainingError(f"--init {path}: its network has "
+                                f"{', '.join(f'{key} {value}' for key, value in other.items())}; give the same options")
+        self.model.load_state_dict(start.state_dict())
         state = torch.load(path, map_location="cpu", weights_only=True)
         if "decoder" in state:
             self.decoder.load_state_dict(state["decoder"])
@@ -319,7 +339,7 @@ class Trainer:
     def save_best(self, scores: dict[str, float]) -> None:
         """best.pth: a plain state dict; best.json: the recipe and what was measured."""
         weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        about = {"config": self.model.config, "recipe": recipe(self.args), "steps": self.step,
+        about = {"config": self.model.config, "version": VERSION, "recipe": recipe(self.args), "steps": self.step,
                  "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
                  "torch": torch.__version__, "validation": {k: round(v, 4) for k, v in scores.items()}}
         write_or_warn(self.args.out / "best.pth", serialised(weights))
@@ -523,7 +543,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\ntrain.py: ended at once; {args.out / 'last.pth'} holds the last save", file=sys.stderr)
+        print(f"\ntrain.py: ended at once; the last save, if there was one, is {args.out / 'last.pth'}", file=sys.stderr)
         return 130
     if stop and team.rank == 0:
         print(f"stopped at step {trainer.step}; go on with: python train.py --out {args.out} --resume")

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import bench
 from bench import BenchError, Case
+from net import RPFNet
 
 SCRIPT = Path(bench.__file__)
 MEGABYTES = 200
@@ -106,7 +108,7 @@ def test_wrong_options_are_one_line(capsys, options, message):
 def test_too_little_time_is_one_line(capsys):
     assert bench.main(["--device", "cpu", "--seconds", "1", "--sizes", "16x16", "--tasks", "inference"]) == 1
     error = capsys.readouterr().err
-    assert "nothing fits in the time" in error and error.count("\n") == 1
+    assert "no row: " in error and "--seconds" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("size", ["480", "480x", "15x640", "axb", "-480x640"])
@@ -172,7 +174,11 @@ def test_counts_a_network_that_looks_at_values():
 
 
 def test_a_training_step_counts_about_three_passes():
-    forward, step = (bench.count_flops("rpfnet", task, 2, 32, 32)[0] for task in ("inference", "training"))
+    step = bench.count_flops("rpfnet", "training", 2, 32, 32)[0]
+    network, x = RPFNet().train(), torch.zeros(2, 1, 32, 32)        # no border in training
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(x, x)
+    forward = counter.get_total_flops()
     assert 2.9 * forward < step < 3 * forward
 
 
@@ -194,7 +200,7 @@ class FakeBudget:
         self.learnt[case.model] = seconds
 
 
-def schedule(models, seconds, repeats=3, share=1.0, passes=1.0):
+def schedule(models, seconds, repeats=3, share=1.0, passes=1.0, before=None):
     """The order in which rows ran, the rows, and those left out."""
     order = []
 
@@ -203,6 +209,8 @@ def schedule(models, seconds, repeats=3, share=1.0, passes=1.0):
             self.case, self.times, self.peak = case, [], 1.0
 
         def run(self):
+            if self.case.model in (before or {}):
+                before[self.case.model](self.times)
             order.append(self.case.model)
             self.times.append(0.01 * len(order))
 
@@ -240,12 +248,30 @@ def test_only_the_released_graph_runs_with_and_without_kept_memory(report):
 
 def test_leaves_out_what_does_not_fit_and_says_so():
     order, _, left_out = schedule(["released", "rpfnet", "peer"], 50, passes={"released": 1, "rpfnet": 100, "peer": 1})
-    assert "rpfnet" not in order and left_out == ["rpfnet float32 inference 32x32 (about 126 s)"]
+    assert "rpfnet" not in order and left_out == ["rpfnet float32 inference 32x32 (about 126 s; --seconds)"]
 
 
 def test_leaves_out_all_without_the_baseline():
     order, rows, left_out = schedule(["released", "rpfnet"], 50, passes={"released": 100, "rpfnet": 1})
     assert (order, rows, len(left_out)) == ([], [], 2)
+
+
+def test_a_row_that_fails_costs_no_other():
+    def fail(times):
+        if not times:
+            raise bench.BenchError("its process was ended")
+
+    order, rows, left_out = schedule(["released", "rpfnet", "peer"], 100, before={"rpfnet": fail})
+    assert [r["model"] for r in rows] == ["released", "peer"] and order.count("peer") == 4
+    assert left_out == ["rpfnet float32 inference 32x32 (its process was ended)"]
+    order, rows, left_out = schedule(["released", "rpfnet"], 100, before={"released": fail})
+    assert (order, rows) == ([], []) and "no ratio" in left_out[1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_second_row_is_rpfnet(precision):
+    for cases in bench.groups(bench.build_parser().parse_args(["--precision", precision, "--device", "cpu"])):
+        assert [case.model for case in cases[:2]] == ["released", "rpfnet"] and cases[1].precision == precision
 
 
 def test_the_first_two_may_use_all_the_time():

@@ -84,13 +84,14 @@ def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
         assert np.abs(images[0] - images[1]).max() <= 1         # a rounding either way
 
 
-def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])       # a GPU's and a CPU's
+def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypatch, error):
     (folders / "ir" / "b.png").unlink(), (folders / "vis" / "b.jpg").unlink()
     whole = fuse_command.fuse_batch
 
     def no_room_for_two(model, pairs, *rest):
         if len(pairs) > 1:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error("out of memory")
         return whole(model, pairs, *rest)
     monkeypatch.setattr(fuse_command, "fuse_batch", no_room_for_two)
     assert fuse(folders, *small, "--batch", "2") == 0

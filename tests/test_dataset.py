@@ -1,5 +1,6 @@
 """Reading, pairing, published layouts, crops."""
 import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -51,6 +52,27 @@ def test_rgba_loses_alpha_and_gray_in_three_planes_is_gray(tmp_path):
     assert np.array_equal(read_vis(save(tmp_path / "a.png", rgba)), rgba[..., 2::-1])
     plane = gray()
     assert np.array_equal(read_vis(save(tmp_path / "b.png", np.dstack([plane] * 3))), plane)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    path = save(tmp_path / "a.png")
+    data = bytearray(path.read_bytes())
+    data[16:24] = (40000).to_bytes(4, "big") * 2            # the header's width and height: more than OpenCV takes
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    for broken in (bytes(data), b"", b"damaged"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"a\.png: not an image"):
+            read_vis(path)
+
+
+def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(dataset.np, "fromfile", refuse)
+    with pytest.raises(DataError, match=r"a\.png: cannot be read \(Permission denied\)"):
+        read_vis(path)
 
 
 def test_16_bit_infrared_is_scaled_by_its_own_range_and_says_so(tmp_path):

@@ -127,6 +127,10 @@ def test_resume_refuses_another_recipe(folders, tmp_path, capsys):
     assert "batch 2 -> 3" in capsys.readouterr().err
     assert train.main(["--resume", "--out", str(tmp_path / "absent")]) == 1
     assert "nothing to resume" in capsys.readouterr().err
+    path = tmp_path / "run" / "last.pth"
+    torch.save(torch.load(path, weights_only=True) | {"version": train.VERSION - 1}, path)
+    assert train.main(["--resume", *run]) == 1
+    assert "another version of train.py" in capsys.readouterr().err
 
 
 def test_best_weights_load_and_carry_their_recipe(folders, tmp_path):
@@ -254,6 +258,16 @@ def test_init_starts_from_given_weights(folders, tmp_path):
             torch.testing.assert_close(kept[key], given[key], atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("option", [["--stages", "3"], ["--channels", "8"], ["--norm", "batch"]])
+def test_init_refuses_the_weights_of_another_network(folders, tmp_path, capsys, option):
+    """With shared stages, weights of two iterations load into a network of three."""
+    first = [*folders, *TINY, "--steps", "1"]
+    assert train.main([*first, "--out", str(tmp_path / "a")]) == 0
+    assert train.main([*first, *option, "--init", str(tmp_path / "a" / "best.pth"), "--out", str(tmp_path / "b")]) == 1
+    given = {"--stages": "stages 2", "--channels": "channels 4", "--norm": "norm pooled"}[option[0]]
+    assert f"its network has {given}" in capsys.readouterr().err
+
+
 def test_options_reach_what_they_name():
     args = train.build_parser().parse_args(["--contrast-domain", "spatial", "--no-contrast", "--weight", "printed",
                                             "--ssim-window", "5", "--no-ssim-weighted", "--no-ssim-whole",
@@ -283,7 +297,8 @@ def test_wrong_options_are_explained_in_one_line(folders, tmp_path, capsys, opti
     assert len(lines) == 1 and message in lines[0]
 
 
-@pytest.mark.parametrize("options", [["--epochs", "0"], ["--batch", "-1"], ["--ssim-window", "4"], ["--ir", "x"]])
+@pytest.mark.parametrize("options", [["--epochs", "0"], ["--batch", "-1"], ["--ssim-window", "4"], ["--ir", "x"],
+                                     ["--steps", "-1"], ["--val-every", "-1"], ["--dataset", "tno"]])
 def test_impossible_options_are_refused_by_the_parser(options):
     with pytest.raises(SystemExit):
         train.main(options)
