@@ -203,16 +203,16 @@ def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) ->
 
 
 class SSIMLoss(nn.Module):
-    """L_s of Eq. 13. Printed as a similarity that is minimised; here (1 - SSIM) / 2 of each source, summed.
+    """L_s of Eq. 13, which prints a similarity that is minimised: here it is 1 - similarity.
 
-    Two changes, both on by default (see results/pixels.csv for what each asks of a picture). The windows weigh the
-    sources by their variance: with equal weights a flat source flattens the other's texture. And half of the loss
-    is SSIM's contrast-structure factor over the whole image: small windows tie the fused image to the local average
-    of the sources, and the contrast between regions, in which the sources differ, is lost.
+    Two changes, both on by default (see results/pixels.csv for what each asks of a picture). The windows compare
+    contrast and structure and weigh the sources by their variance: with equal weights a flat source flattens the
+    other's texture, and SSIM's luminance factor ties the fused image to the local average of the sources. And
+    half of the loss is contrast and structure of the whole image: windows ask for no contrast between regions.
 
     Args:
         window: side of SSIM's Gaussian window in pixels, odd.
-        weighted: False gives both sources the same weight in every window, as Eq. 13 prints.
+        weighted: False is (1 - SSIM) / 2 of each source, summed, in the windows, as Eq. 13 prints.
         whole: False leaves the windows alone, as Eq. 13 prints.
     """
 
@@ -249,8 +249,8 @@ class FusionLoss(nn.Module):
         self.lambda_2 = lambda_2
 
     @classmethod
-    def paper(cls) -> FusionLoss:
-        """All terms, with the paper's weights and this project's L_s (see SSIMLoss)."""
+    def default(cls) -> FusionLoss:
+        """All terms as train.py takes them: the paper's weights, this project's w and L_s."""
         return cls(FrequencyContrastiveLoss(), SSIMLoss(), SaliencyStructureLoss())
 
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:

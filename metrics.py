@@ -960,7 +960,7 @@ def published_rows(table: str, dataset: str | None = None) -> tuple[str, list[Ro
     if not held:
         raise ValueError(f"--paper {table}: no table {number}; {PAPER_TABLES.name} holds "
                          f"{', '.join(dict.fromkeys(line['table'] for line in lines))}")
-    wanted = wanted or {"roadscene": "FLIR-val"}.get(dataset, dataset) or held[0]
+    wanted = wanted or PAPER_NAMES.get(dataset, dataset) or held[0]
     chosen = [name for name in held if name.lower() == wanted.lower()]
     if not chosen or (len(held) > 1 and not dataset and ":" not in table):
         choices = ", ".join(f"{number}:{name}" for name in held)
@@ -1052,6 +1052,7 @@ def _layout(cells: list[list[str]], widths: list[int], style: str) -> str:
 # python metrics.py
 
 PAPER_TABLES = Path(__file__).resolve().parent / "results" / "paper_tables.csv"
+PAPER_NAMES = {"roadscene": "FLIR-val", "mri-pet": "Harvard", "mri-spect": "Harvard"}     # others as in dataset.DATASETS
 BASELINES = ("average", "max")
 TITLES = {
     "float": "protocol float: the definitions, in real numbers",

@@ -34,6 +34,14 @@ from loss import (
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 
 
+class EqualWindows(SSIMLoss):
+    """L_s in windows alone, contrast and structure, with equal weights: Eq. 13 without its luminance factor."""
+
+    def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        similarities = (weighted_ssim(fused, (source, source), self.window).mean() for source in (ir, vis_y))
+        return 1 - sum(similarities) / 2, {}
+
+
 class OneByOne(SSIMLoss):
     """L_s whose contrast over the whole image is compared with the sources one by one."""
 
@@ -52,6 +60,7 @@ LOSSES = {      # arguments of L_c, L_s, and lambda_2
     "windows of 7": ({}, printed(7), 5.0),
     "windows of 11": ({}, printed(11), 5.0),
     "Eq. 13, lambda_2 1.25": ({}, printed(3), 1.25),
+    "windows of 7 without luminance": ({}, EqualWindows(), 5.0),
     "weighted windows of 7": ({}, SSIMLoss(whole=False), 5.0),
     "windows of 7 and the whole": ({}, SSIMLoss(weighted=False), 5.0),
     "weighted windows of 7 and the whole, one by one": ({}, OneByOne(), 5.0),
@@ -100,8 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/RoadScene", help="folder of RoadScene")
     parser.add_argument("--count", type=int, default=6, help="crops (default: 6)")
-    parser.add_argument("--side", type=int, default=192, help="of a crop, pixels (default: 192)")
-    parser.add_argument("--steps", type=int, default=100, help="of Adam (default: 100)")
+    parser.add_argument("--side", type=int, default=128, help="of a crop, pixels (default: 128)")
+    parser.add_argument("--steps", type=int, default=60, help="of Adam (default: 60)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("pixels.csv"))
     args = parser.parse_args()
     ir, vis_y = central_crops(args.data, args.count, args.side)

@@ -245,7 +245,7 @@ def test_the_whole_asks_for_the_contrast_between_regions_that_windows_give_up():
 
 def test_total_is_the_weighted_sum_and_none_switches_a_term_off():
     fused, m_prime, ir, vis = (noise(i) for i in range(4))
-    total, terms = FusionLoss.paper()(fused, m_prime, ir, vis)
+    total, terms = FusionLoss.default()(fused, m_prime, ir, vis)
     expected = terms["L_c"] + 5 * terms["L_s"] + terms["L_grad"] + terms["L_reg"]
     torch.testing.assert_close(total, expected)
     assert {"L_total", "L_c", "L_s", "L_grad", "L_reg"} <= terms.keys()
@@ -256,7 +256,7 @@ def test_total_is_the_weighted_sum_and_none_switches_a_term_off():
 
 def test_loss_of_a_batch_is_the_mean_of_its_images():
     fused, m_prime, ir, vis = (noise(i, batch=3) * torch.tensor([1, 0.1, 0.6])[:, None, None, None] for i in range(4))
-    loss = FusionLoss.paper()
+    loss = FusionLoss.default()
     alone = torch.stack([loss(*(x[i:i + 1] for x in (fused, m_prime, ir, vis)))[0] for i in range(3)])
     torch.testing.assert_close(loss(fused, m_prime, ir, vis)[0], alone.mean(), atol=1e-5, rtol=1e-5)
 

@@ -349,6 +349,7 @@ def test_ranks():
 def test_published_rows_need_the_data_set():
     assert metrics.published_rows("4", "msrs")[0] == "MSRS"
     assert metrics.published_rows("1", "roadscene")[0] == "FLIR-val"
+    assert metrics.published_rows("6", "mri-pet")[0] == "Harvard"
     with pytest.raises(ValueError, match="4:TNO, 4:MSRS, 4:M3FD"):
         metrics.published_rows("4")
     with pytest.raises(ValueError, match="no table 9"):
