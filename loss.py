@@ -205,10 +205,10 @@ def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) ->
 class SSIMLoss(nn.Module):
     """L_s of Eq. 13, which prints a similarity that is minimised: here it is 1 - similarity.
 
-    Two changes, both on by default (see results/pixels.csv for what each asks of a picture). The windows compare
-    contrast and structure and weigh the sources by their variance: with equal weights a flat source flattens the
-    other's texture, and SSIM's luminance factor ties the fused image to the local average of the sources. And
-    half of the loss is contrast and structure of the whole image: windows ask for no contrast between regions.
+    Two changes, both on by default (see results/pixels.csv for what each asks of a picture). The windows weigh the
+    sources by their variance: with equal weights a flat source flattens the other's texture. They compare contrast and
+    structure alone; luminance, which Eq. 13 has too, changes little. And half of the loss is contrast and structure
+    of the whole image: windows ask for no contrast between regions.
 
     Args:
         window: side of SSIM's Gaussian window in pixels, odd.
