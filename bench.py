@@ -87,11 +87,6 @@ class Case(NamedTuple):
     def size(self) -> str:
         return f"{self.height}x{self.width}"
 
-    @property
-    def is_reference(self) -> bool:
-        """The released graph in float32, with freed memory kept or not: always run."""
-        return (self.model, self.precision) == ("released", "float32")
-
     def __str__(self) -> str:
         variant = "" if self.variant == "plain" else f" {self.variant}"
         return f"{self.model}{variant} {self.precision} {self.task} {self.size}"
@@ -389,7 +384,7 @@ def measure(cases: list[Case], repeats: int, budget: Budget, share: float,
             left_out.append(f"{case} (stopped; --seconds)")
             continue
         except (BenchError, torch.OutOfMemoryError) as error:       # no reason to lose the other rows
-            left_out.append(f"{case} ({str(error).splitlines()[0]})")
+            left_out.append(f"{case} ({(str(error) or type(error).__name__).splitlines()[0]})")
             continue
         budget.learn(case, worker.times[0])
         workers.append(worker)

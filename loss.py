@@ -180,7 +180,7 @@ def whole_ssim(fused: Tensor, sources: tuple[Tensor, Tensor]) -> Tensor:
     fused, first, second = (x - image_mean(x) for x in (fused, *sources))
     own, *variances = (image_mean(x * x) + EPSILON for x in (fused, first, second))
     wanted = sum(variances) - image_mean(first * second).clamp_min(0)
-    contrast = (2 * (own * wanted).sqrt() + SSIM_C2) / (own + wanted + SSIM_C2)
+    contrast = contrast_structure((own * wanted).sqrt(), own, wanted)       # as if perfectly correlated
     structures = ((image_mean(fused * x) + SSIM_C2 / 2) / ((own * variance).sqrt() + SSIM_C2 / 2)
                   for x, variance in zip((first, second), variances))
     return contrast * sum(structures) / 2

@@ -216,7 +216,7 @@ class Fuser:
             writer.put(self.args.out / "compare" / name, side_by_side(item.ir, item.vis, fused))
 
     def _failed(self, pair: Pair, error: Exception) -> None:
-        self.problems.append(f"{pair.name}: {str(error).splitlines()[0]}")
+        self.problems.append(f"{pair.name}: {(str(error) or type(error).__name__).splitlines()[0]}")
 
 
 def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) -> None:

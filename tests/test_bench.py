@@ -268,6 +268,16 @@ def test_a_row_that_fails_costs_no_other():
     assert (order, rows) == ([], []) and "no ratio" in left_out[1]
 
 
+def test_by_default_both_networks_have_a_row_in_each_precision():
+    options = ["--device", "cpu", "--sizes", "33x48", "--train-crop", "32", "--peer", "peer"]
+    rows = [(c.model, c.task, c.size, c.precision) for cases in bench.groups(bench.build_parser().parse_args(options))
+            for c in cases if c.variant == "plain"]
+    expected = [(model, task, size, precision) for task, size in (("inference", "33x48"), ("training", "32x32"))
+                for model in ("rpfnet", "released") for precision in ("float32", "bfloat16")]
+    expected += [("peer", "inference", "33x48", precision) for precision in ("float32", "bfloat16")]
+    assert sorted(rows) == sorted(expected)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_second_row_is_rpfnet(precision):
     for cases in bench.groups(bench.build_parser().parse_args(["--precision", precision, "--device", "cpu"])):

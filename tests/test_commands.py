@@ -98,6 +98,14 @@ def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypat
     assert names(folders / "out") == ["a.png", "c.png"]
 
 
+def test_an_image_that_does_not_fit_is_named_even_by_an_error_without_a_message(folders, small, monkeypatch, capsys):
+    def no_room(*_):
+        raise MemoryError
+    monkeypatch.setattr(fuse_command, "fuse_batch", no_room)
+    assert fuse(folders, *small) == 1
+    assert "skipped: a: MemoryError" in capsys.readouterr().err
+
+
 def test_names_sizes_and_colour_are_kept(folders, small):
     assert fuse(folders, *small) == 0
     assert names(folders / "out") == ["a.png", "b.png", "c.png"]
