@@ -54,7 +54,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from dataset import positive
-from net import CHECKPOINT, MIN_SIZE, RPFNet, keep_freed_memory
+from net import CHECKPOINT, MIN_SIZE, RPFNet, first_line, keep_freed_memory
 from released import ReleasedNet
 
 KEPT = "memory kept"                        # the released graph with net.keep_freed_memory
@@ -220,11 +220,11 @@ def _serve(connection: Connection, case: Case, threads: int) -> None:
             seconds = time.perf_counter() - start
             connection.send((None, (seconds, idle and peak_resident() - idle)))
     except Exception as error:      # noqa: BLE001  whatever it is, the parent reports it
-        connection.send((first_line(error), None))
+        connection.send((named(error), None))
 
 
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+def named(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def part(x: Tensor) -> Tensor:
@@ -384,7 +384,7 @@ def measure(cases: list[Case], repeats: int, budget: Budget, share: float,
             left_out.append(f"{case} (stopped; --seconds)")
             continue
         except (BenchError, torch.OutOfMemoryError) as error:       # no reason to lose the other rows
-            left_out.append(f"{case} ({(str(error) or type(error).__name__).splitlines()[0]})")
+            left_out.append(f"{case} ({first_line(error)})")
             continue
         budget.learn(case, worker.times[0])
         workers.append(worker)
@@ -502,7 +502,7 @@ def check(args: argparse.Namespace) -> None:
         try:
             build_network(peer)
         except Exception as error:      # noqa: BLE001  it is the user's code
-            raise BenchError(f"--peer {peer}: {first_line(error)}; expected MODULE:FUNCTION that Python can import, "
+            raise BenchError(f"--peer {peer}: {named(error)}; expected MODULE:FUNCTION that Python can import, "
                              "PYTHONPATH included, and call without arguments") from None
 
 

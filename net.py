@@ -26,6 +26,7 @@ CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "rpfnet.pth"
 MIN_SIZE = 16       # pixels; below, the dilated convolutions see little but padding
 MIN_TILE = 64       # pixels
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3   # of glibc's malloc.h
+LARGEST_KEPT = 2**27        # bytes; above the features of 768 x 1024 in float32, or of twice that in bfloat16
 CPU_GROUP, GPU_GROUP = 2**21, 2**25     # values that FrequencyCB transforms at a time: 8 MB stay in a CPU's cache
 
 # ---------------------------------------------------------------------------------------------
@@ -534,7 +535,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:     # torch raises many types; each would hide the file's name
-        raise ValueError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: cannot be read as weights ({first_line(error)})") from None
     if isinstance(state, dict) and {"model", "config"} <= state.keys():
         return state["model"], state["config"]
     recipe = path.with_suffix(".json")
@@ -555,8 +556,10 @@ def keep_freed_memory() -> None:
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):        # musl has none
-        libc.mallopt(M_MMAP_THRESHOLD, 2**26)
+    if not hasattr(libc, "mallopt"):        # musl has none
+        return
+    # Before 2.35, glibc refuses more than 32 MB; left at its 128 KB, with trimming set, it would give back almost all.
+    if libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
@@ -565,7 +568,12 @@ def check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device {device}: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its type's name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ---------------------------------------------------------------------------------------------

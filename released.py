@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from net import first_line
+
 # ---------------------------------------------------------------------------------------------
 # The graph
 
@@ -194,8 +196,7 @@ def _one_line(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:      # noqa: BLE001  torch raises many types, and a hostile file may cause others
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"{path}: {what} ({reason})") from None
+        raise ValueError(f"{path}: {what} ({first_line(error)})") from None
 
 
 def _unpickle(path: Path) -> object:

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset import DATASETS, DataError, Pair, find_chosen, find_pairs, load_pair, luma, positive, team, write_image
-from net import RPFNet, check_device, fuse_batch, keep_freed_memory
+from net import RPFNet, check_device, first_line, fuse_batch, keep_freed_memory
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 AHEAD = 4       # pairs that are read before their batch, and results that wait to be written
@@ -216,7 +216,7 @@ class Fuser:
             writer.put(self.args.out / "compare" / name, side_by_side(item.ir, item.vis, fused))
 
     def _failed(self, pair: Pair, error: Exception) -> None:
-        self.problems.append(f"{pair.name}: {(str(error) or type(error).__name__).splitlines()[0]}")
+        self.problems.append(f"{pair.name}: {first_line(error)}")
 
 
 def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import net
 import test as fuse_command  # the project's test.py; the name is the field's habit
 from dataset import luma, named_pairs, read_vis
 from net import RPFNet
@@ -206,3 +207,24 @@ print(faults[0], min(faults))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     first, least = map(int, done.stdout.split())
     assert least < first / 10       # without it, each of the twelve costs as many as the first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is set on Linux alone")
+@pytest.mark.parametrize(("limit", "expected"), [
+    (2**40, {net.M_MMAP_THRESHOLD: net.LARGEST_KEPT, net.M_TRIM_THRESHOLD: 2**31 - 1}),
+    (2**25, {net.M_MMAP_THRESHOLD: 2**25, net.M_TRIM_THRESHOLD: 2**31 - 1}),    # glibc before 2.35
+    (0, {}),        # trimming alone would make things worse
+])
+def test_malloc_is_told_what_it_takes(monkeypatch, limit, expected):
+    told = {}
+
+    class Libc:
+        def mallopt(self, key, value):
+            if key == net.M_MMAP_THRESHOLD and value > limit:
+                return 0
+            told[key] = value
+            return 1
+
+    monkeypatch.setattr(net.ctypes, "CDLL", lambda _: Libc())
+    net.keep_freed_memory()
+    assert told == expected
