@@ -31,12 +31,21 @@ import time
 START = time.monotonic()        # --seconds counts from here: importing PyTorch takes some of them
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that spin while another row runs would ruin its time
 
+import multiprocessing
+
+# A server that has everything loaded and no threads yet: what it forks starts at once. It loads while this process does.
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+if START_METHOD == "forkserver":
+    from multiprocessing import forkserver
+    forkserver.set_forkserver_preload(["torch", "kornia", "cv2", "train", "released"])
+    if __name__ == "__main__":
+        forkserver.ensure_running()
+
 import argparse
 import functools
 import importlib
 import json
 import math
-import multiprocessing
 import platform
 import re
 import statistics
@@ -154,12 +163,6 @@ def prepare(case: Case, device: str) -> tuple[Run, tuple[Tensor, Tensor]]:
 
 # ---------------------------------------------------------------------------------------------
 # Workers: one row each, run a pass when told to
-
-
-# A server that has PyTorch loaded and no threads yet: what it forks starts at once.
-START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-if START_METHOD == "forkserver":
-    multiprocessing.get_context(START_METHOD).set_forkserver_preload(["torch", "kornia", "cv2", "tqdm"])
 
 
 class CpuWorker:
@@ -342,6 +345,10 @@ class Budget:
         alike = [rate for (model, _, precision), rate in self.seen.items() if (model, precision) == (case.model, case.precision)]
         return sum(flops(case)) * max(alike or self.seen.values())
 
+    def needed(self, case: Case) -> float:
+        """Seconds until a row has its first pass: start, warm-up, pass."""
+        return 1 + WARM_UP_COST * self.predict(case)
+
     def learn(self, case: Case, seconds: float) -> None:
         self.seen[case.model, case.variant, case.precision] = seconds / max(sum(flops(case)), 1)
 
@@ -357,24 +364,29 @@ class Budget:
         self.learn(case, seconds)
 
 
-def measure(cases: list[Case], repeats: int, budget: Budget, share: float,
-            start: Callable) -> tuple[list[dict], list[str]]:
+def measure(cases: list[Case], repeats: int, budget: Budget, share: float, start: Callable,
+            later: Sequence[Case] = ()) -> tuple[list[dict], list[str]]:
     """Rows of one task and size, and those left out.
 
     Args:
         cases: the baseline first, then the most important one.
         share: the part of the time left that these rows may use.
         start: makes a worker of a case.
+        later: rows of other tasks and sizes for which time is kept back, as the rates seen so far predict it.
     """
     end = time.monotonic() + share * budget.left()
+
+    def for_the_others() -> float:
+        return min(end - time.monotonic(), budget.left() - sum(map(budget.needed, later)))
+
     workers, left_out = [], []
     for index, case in enumerate(cases):
         if index and not workers:
             left_out.append(f"{case} (no ratio without the first)")
             continue
-        needed = 1 + WARM_UP_COST * budget.predict(case)      # a second to start
+        needed = budget.needed(case)
         # The first two make the ratio that matters, and may take the others' share.
-        if needed > (budget.left() if index < 2 else end - time.monotonic()):
+        if needed > (budget.left() if index < 2 else for_the_others()):
             left_out.append(f"{case} (about {needed:.0f} s; --seconds)")
             continue
         try:
@@ -388,7 +400,7 @@ def measure(cases: list[Case], repeats: int, budget: Budget, share: float,
             continue
         budget.learn(case, worker.times[0])
         workers.append(worker)
-    repeat(workers, repeats, end)
+    repeat(workers, repeats, time.monotonic() + for_the_others())
     return [row(worker) for worker in workers], left_out
 
 
@@ -555,7 +567,8 @@ def run(args: argparse.Namespace) -> None:
         start = functools.partial(CpuWorker, threads=args.threads, end=budget.end + GRACE)
     rows, left_out, plans = [], [], groups(args)
     for index, cases in enumerate(plans):
-        done, missing = measure(cases, args.repeats or REPEATS[args.device], budget, 1 / (len(plans) - index), start)
+        later = [case for group in plans[index + 1:] for case in group[:2]]
+        done, missing = measure(cases, args.repeats or REPEATS[args.device], budget, 1 / (len(plans) - index), start, later)
         rows += done
         left_out += missing
     if not rows:

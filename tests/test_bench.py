@@ -1,6 +1,7 @@
 """bench.py: what it counts and how it schedules; no assertion on speed."""
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ def memory_hog():
 
 
 def run(*options, tmp_path):
-    environment = {"PYTHONPATH": str(Path(__file__).parent), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    environment = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(SCRIPT.parent)]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, SCRIPT, *map(str, options)], check=False, cwd=tmp_path,
                           env=environment, capture_output=True, text=True, timeout=300)
 
@@ -193,14 +194,14 @@ class FakeBudget:
     def left(self):
         return self.end - time.monotonic()
 
-    def predict(self, case):
-        return self.passes[case.model]
+    def needed(self, case):
+        return 1 + bench.WARM_UP_COST * self.passes[case.model]
 
     def learn(self, case, seconds):
         self.learnt[case.model] = seconds
 
 
-def schedule(models, seconds, repeats=3, share=1.0, passes=1.0, before=None):
+def schedule(models, seconds, repeats=3, share=1.0, passes=1.0, before=None, later=()):
     """The order in which rows ran, the rows, and those left out."""
     order = []
 
@@ -217,12 +218,12 @@ def schedule(models, seconds, repeats=3, share=1.0, passes=1.0, before=None):
         def close(self):
             pass
 
-    cases = [Case(model, "plain", "inference", 32, 32, 1, "float32") for model in models]
+    cases, later = ([Case(model, "plain", "inference", 32, 32, 1, "float32") for model in group] for group in (models, later))
     budget = FakeBudget(seconds, dict.fromkeys(models, passes) if isinstance(passes, float) else passes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "count_flops", lambda *_: (1, 1))
         patch.setattr(bench, "parameters", lambda _: 1)
-        rows, left_out = bench.measure(cases, repeats, budget, share, Worker)
+        rows, left_out = bench.measure(cases, repeats, budget, share, Worker, later)
     return order, rows, left_out
 
 
@@ -287,6 +288,13 @@ def test_the_second_row_is_rpfnet(precision):
 def test_the_first_two_may_use_all_the_time():
     order, *_ = schedule(["released", "rpfnet", "peer"], seconds=50, share=0.2, passes=20.0)
     assert order[:2] == ["released", "rpfnet"] and "peer" not in order
+
+
+def test_time_is_kept_back_for_what_matters_later():
+    models, passes = ["released", "rpfnet", "peer"], {"released": 2, "rpfnet": 1, "peer": 2, "training": 30}
+    assert "peer" in schedule(models, 41, passes=passes)[0]
+    order, _, left_out = schedule(models, 41, passes=passes, later=["training"])
+    assert order[:2] == models[:2] and "peer" not in order and "peer" in left_out[0]
 
 
 def test_warms_up_on_a_part_of_large_inputs():
