@@ -50,8 +50,8 @@ import platform
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -230,6 +230,14 @@ def named(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
+@contextmanager
+def _as_bench_error() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:      # noqa: BLE001  out of memory, a compiler's, a peer's
+        raise BenchError(named(error)) from None
+
+
 def part(x: Tensor) -> Tensor:
     """What warms up for x: an eighth of a large batch, of its images or of their rows."""
     if x.numel() <= LARGE:
@@ -248,23 +256,26 @@ def peak_resident() -> float | None:
 
 
 class CudaWorker:
-    """A row on the GPU, in this process; every pass is synchronised."""
+    """A row on the GPU, in this process; every pass is synchronised. Any error is a BenchError."""
 
     def __init__(self, case: Case, device: str):
         self.case, self.times, self.device = case, [], device
         before = torch.cuda.memory_allocated()
-        self.job, self.inputs = prepare(case, device)
-        for _ in range(CUDA_WARM_UP):
+        with _as_bench_error():
+            self.job, self.inputs = prepare(case, device)
+            for _ in range(CUDA_WARM_UP):
+                self.job(*self.inputs)
+            torch.cuda.reset_peak_memory_stats()
             self.job(*self.inputs)
-        torch.cuda.reset_peak_memory_stats()
-        self.job(*self.inputs)
-        self.peak = (torch.cuda.max_memory_allocated() - before) / 1e6      # without the rows beside it
+        # Without the rows beside it. What is compiled replays a CUDA graph, whose memory is not allocated anew.
+        self.peak = None if case.variant == COMPILED else (torch.cuda.max_memory_allocated() - before) / 1e6
 
     def run(self) -> None:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        self.job(*self.inputs)
-        torch.cuda.synchronize()
+        with _as_bench_error():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            self.job(*self.inputs)
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter() - start)
 
     def close(self) -> None:
@@ -395,7 +406,7 @@ def measure(cases: list[Case], repeats: int, budget: Budget, share: float, start
         except TimeoutError:        # the prediction was wrong, as beside another job
             left_out.append(f"{case} (stopped; --seconds)")
             continue
-        except (BenchError, torch.OutOfMemoryError) as error:       # no reason to lose the other rows
+        except BenchError as error:     # no reason to lose the other rows
             left_out.append(f"{case} ({first_line(error)})")
             continue
         budget.learn(case, worker.times[0])

@@ -417,7 +417,8 @@ class Team:
         if not launched or distributed.is_initialized():
             return
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            # Modulo: each process may have been given one GPU to see, or all may run on CPUs.
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         # Both on a GPU: what the processes agree on between two steps must not wait for it.
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         atexit.register(distributed.destroy_process_group)

@@ -52,8 +52,14 @@ class InstanceNorm(nn.InstanceNorm2d):
         if x.device.type == "cpu" and not (x.requires_grad and is_channels_last(x)):
             # One group a channel is the same, and several times faster; but not backwards in channels_last.
             return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        if len(x) > 1:
+        if len(x) == 1:
+            return self._as_batch(x)
+        if x.requires_grad or not is_channels_last(x):
             return super().forward(x)
+        return torch.cat([self._as_batch(image) for image in x.split(1)])
+
+    def _as_batch(self, x: Tensor) -> Tensor:
+        """Normalised by the statistics of all of x."""
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
@@ -77,6 +83,8 @@ class PooledNorm(InstanceNorm):
     parts of an image do. In use each image has its own statistics, as the published pictures have.
     """
 
+    takes_part = True       # of several processes: whether this one's images count, or only stand in (see train.py)
+
     @property
     def per_image(self) -> bool:
         return not self.training
@@ -84,18 +92,17 @@ class PooledNorm(InstanceNorm):
     def forward(self, x: Tensor) -> Tensor:
         if self.per_image:
             return super().forward(x)
-        if distributed.is_initialized():
-            return self._over_all_processes(x)
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return self._over_all_processes(x) if distributed.is_initialized() else self._as_batch(x)
 
     def _over_all_processes(self, x: Tensor) -> Tensor:
         """The batch is that of all processes together (torchrun), so that their number changes nothing."""
         axes, places = (0, 2, 3), (slice(None), None, None)
-        values = x.float()
+        values, part = x.float(), float(self.takes_part)
         total = SumOverProcesses.apply
-        count = total(values.new_full((1,), values.numel() / values.shape[1]))
-        centred = values - (total(values.sum(axes)) / count)[places]
-        variance = total(centred.square().sum(axes)) / count
+        count = values.new_full((1,), values.numel() / values.shape[1])
+        sums, count = total(part * torch.cat([values.sum(axes), count])).split((values.shape[1], 1))
+        centred = values - (sums / count)[places]
+        variance = total(part * centred.square().sum(axes)) / count
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[places] + self.bias[places]).to(x.dtype)
 
@@ -181,9 +188,11 @@ class CPM(nn.Module):
         self.to_fusion = CB(channels, channels, norm=norm, activation=nn.Sigmoid)
 
     def forward(self, f_f: Tensor, f_r: Tensor) -> tuple[Tensor, Tensor]:
-        refined_r = self.to_residual(f_f) + f_r         # Eq. 1
-        refined_f = torch.addcmul(f_f, self.to_fusion(f_r), f_f)    # Eq. 2, of the unrefined F_R
-        return refined_f, refined_r
+        residual, gate = self.to_residual(f_f), self.to_fusion(f_r)
+        if torch.is_grad_enabled():
+            return torch.addcmul(f_f, gate, f_f), residual + f_r        # Eq. 2, of the unrefined F_R, and Eq. 1
+        # The same in place: large tensors that come and go leave holes in the memory.
+        return torch.addcmul(f_f, gate, f_f, out=gate), residual.add_(f_r)
 
 
 class RPM(nn.Module):
@@ -266,7 +275,8 @@ class FrequencyCB(nn.Module):
             # Plane by plane: the transform of a channels_last image is several times slower.
             norm = self.block[1]
             grouped = not torch.is_grad_enabled() and isinstance(norm, InstanceNorm) and norm.per_image
-            image = self._in_groups(as_planes(x)) if grouped else self._at_once(as_planes(x))
+            planes = as_planes(x)
+            image = self._in_groups(planes, torch.empty_like(x) if planes is x else planes) if grouped else self._at_once(planes)
         return image.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else image
 
     def _at_once(self, planes: Tensor) -> Tensor:
@@ -275,23 +285,23 @@ class FrequencyCB(nn.Module):
         mixed = activation(norm(mix(conv.weight.flatten(1), parts)))
         return FromParts.apply(mixed, planes.shape[-2:]).to(planes.dtype)
 
-    def _in_groups(self, planes: Tensor) -> Tensor:
-        """The same in a third of the memory, some channels at a time: only the product needs all of them."""
+    def _in_groups(self, planes: Tensor, image: Tensor) -> Tensor:
+        """The same in a third of the memory, some channels at a time: only the product needs all of them.
+
+        Fills `image`, which may be `planes` itself: all of it is read before.
+        """
         batch, channels, height, width = planes.shape
         size = max(1, (CPU_GROUP if planes.device.type == "cpu" else GPU_GROUP) // (batch * height * width))
         groups = [slice(start, start + size) for start in range(0, channels, size)]
         parts = planes.new_empty((batch, 2, channels, height, width // 2 + 1))
         for group in groups:
             parts[:, :, group] = to_parts(planes[:, group].float()).unflatten(1, (2, -1))
-        image = torch.empty_like(planes)
-        del planes
         conv, norm, activation = self.block
         # Of the rows, the first half makes real parts and the second half imaginary parts.
-        weight, scale, shift = (x.to(parts.dtype).unflatten(0, (2, channels))
-                                for x in (conv.weight.flatten(1), norm.weight, norm.bias))
+        weight, scale, shift = (x.unflatten(0, (2, channels)) for x in (conv.weight.flatten(1), norm.weight, norm.bias))
         for group in groups:
-            mixed = mix(weight[:, group].flatten(0, 1), parts.flatten(1, 2))
-            mixed = F.group_norm(mixed, mixed.shape[1], scale[:, group].flatten(), shift[:, group].flatten(), norm.eps)
+            mixed = mix(weight[:, group].flatten(0, 1).to(parts.dtype), parts.flatten(1, 2))
+            mixed = normalised_planes(mixed, scale[:, group].flatten(), shift[:, group].flatten(), norm.eps)
             image[:, group] = from_parts(activation(mixed).float(), (height, width))
         return image
 
@@ -299,6 +309,14 @@ class FrequencyCB(nn.Module):
 def mix(weight: Tensor, x: Tensor) -> Tensor:
     """A 1 x 1 convolution of planes as a matrix product: on CPUs the convolution copies its input first."""
     return torch.bmm(weight.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+def normalised_planes(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Instance normalisation of x in (B, C, H, W) order; `scale` and `shift`, (C,), in float32."""
+    if x.device.type == "cpu":
+        return F.group_norm(x, x.shape[1], scale.to(x.dtype), shift.to(x.dtype), eps)
+    # Not group_norm, whose statistics older versions of PyTorch round to bfloat16 on GPUs.
+    return F.instance_norm(x, weight=scale, bias=shift, eps=eps)
 
 
 def as_planes(x: Tensor) -> Tensor:
@@ -417,7 +435,8 @@ class RPFNet(nn.Module):
 
         Args:
             compiled: also torch.compile, with CUDA graphs: for many images of one size on a GPU. The first of each
-                size takes a minute, and after eight sizes PyTorch stops compiling. Gains nothing on CPUs.
+                size takes a minute, and after eight sizes PyTorch stops compiling. Gains nothing on CPUs. What
+                the network itself returns is then overwritten by its next call: clone what you keep.
         Returns:
             self.
         """
@@ -594,27 +613,40 @@ def fuse_pair(model: nn.Module, ir: np.ndarray, vis: np.ndarray, studio_range: b
     Raises:
         TypeError, ValueError: that name what was given.
     """
-    return fuse_batch(model, [(ir, vis)], studio_range, tile)[0]
+    return in_colour_of(vis, fuse_luminance(model, [prepare(ir, vis)], tile)[0], studio_range)
+
+
+# Its three steps, so that test.py can read, fuse and write several pairs at a time.
+
+
+def prepare(ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the network sees of a pair, see `fuse_pair`: ir as it is, and luminance (H, W), float32 in [0, 1]."""
+    _check_arrays(ir, vis)
+    return ir, split_colour(vis)[0]
 
 
 @torch.inference_mode()
-def fuse_batch(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], studio_range: bool = False,
-               tile: int = 0) -> list[np.ndarray]:
-    """Fuse pairs (ir, vis) of one size in one pass; see `fuse_pair`. Small images use a GPU better so."""
-    for ir, vis in pairs:
-        _check_arrays(ir, vis)
-    colours = [split_colour(vis) for _, vis in pairs]
+def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], tile: int = 0) -> np.ndarray:
+    """Fuse B pairs of one size, each from `prepare`, in one pass: small images use a GPU better so.
+
+    Returns:
+        (B, H, W), float32 in [0, 1].
+    """
     device = next(model.parameters()).device
-    ir = torch.from_numpy(np.stack([np.float32(ir) / 255 for ir, _ in pairs])[:, None]).to(device)
-    vis_y = torch.from_numpy(np.stack([luminance for luminance, _ in colours])[:, None]).to(device)
+    ir, vis_y = (torch.from_numpy(np.stack(images)[:, None]).to(device) for images in zip(*pairs))
     training = model.training
     model.eval()
     try:
+        ir = ir.float() / 255
         fused = fuse_tiles(model, ir, vis_y, tile) if tile else model(ir, vis_y)
-        fused = fused[:, 0].float().cpu().numpy()
+        return fused[:, 0].float().cpu().numpy()
     finally:
         model.train(training)
-    return [to_image(image, chrominance, studio_range) for image, (_, chrominance) in zip(fused, colours)]
+
+
+def in_colour_of(vis: np.ndarray, luminance: np.ndarray, studio_range: bool = False) -> np.ndarray:
+    """Fused luminance (H, W) in [0, 1] -> uint8, shaped like `vis` and with its chrominance."""
+    return to_image(luminance, split_colour(vis)[1], studio_range)
 
 
 def fuse_tiles(model: nn.Module, ir: Tensor, vis_y: Tensor, tile: int) -> Tensor:

@@ -27,10 +27,11 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset import DATASETS, DataError, Pair, find_chosen, find_pairs, load_pair, luma, positive, team, write_image
-from net import RPFNet, check_device, first_line, fuse_batch, keep_freed_memory
+from net import RPFNet, check_device, first_line, fuse_luminance, in_colour_of, keep_freed_memory, prepare
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
-AHEAD = 4       # pairs that are read before their batch, and results that wait to be written
+CPU_THREADS = 2     # that read and write; more would take cores from the network
+GPU_THREADS = 8     # where the network leaves the CPU free, and takes less time than one PNG
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,12 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
                          "last.pth of train.py will do")
     network.add_argument("--released", type=Path, metavar="MODEL.PTH", help="use the authors' published network: their "
                          "graph, with the statistics of the one image; the pickle is read without executing it")
-    network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs and "
-                         "on CPUs with bfloat16 instructions")
+    network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs from "
+                         "NVIDIA's Ampere on and on CPUs with bfloat16 instructions; slower on older ones")
     network.add_argument("--compile", action="store_true", help="--fast, and torch.compile with CUDA graphs: for many images "
                          "of one size on a GPU; the first takes a minute, as does a last batch that is smaller")
     network.add_argument("--batch", type=positive, metavar="N", help="neighbours of one size that are fused in one pass "
-                         "(default: 4 on a GPU, 1 on a CPU); each image is the same, whatever else is in its batch")
+                         "(default: 4 on a GPU, 1 on a CPU); but for rounding, each image is the same, whatever else is in its batch")
     network.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="fuse in overlapping tiles of this side, for images "
                          "that do not fit into memory; off by default, because each tile gets a contrast of its own")
     network.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
@@ -108,41 +109,7 @@ def load_network(args: argparse.Namespace) -> nn.Module:
 
 
 # ---------------------------------------------------------------------------------------------
-# Reading, fusing and writing overlap: two threads decode and encode while the network computes.
-
-
-def read_ahead(pool: ThreadPoolExecutor, pairs: Iterable[Pair], ahead: int) -> Iterator[tuple[Pair, Future]]:
-    """Pairs in order, each with the future of its two images; `ahead` are decoded in advance."""
-    waiting: deque = deque()
-    for pair in pairs:
-        waiting.append((pair, pool.submit(load_pair, pair)))
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
-
-
-class Writer:
-    """Writes images on the pool's threads, a few at a time, and remembers the first failure."""
-
-    def __init__(self, pool: ThreadPoolExecutor):
-        self.pool, self.pending = pool, deque()
-
-    def put(self, path: Path, image: np.ndarray) -> None:
-        """Queue one image. Raises OSError when an earlier one could not be written (a full disk)."""
-        self.pending.append(self.pool.submit(write_image, path, image))
-        while len(self.pending) > AHEAD:
-            self.pending.popleft().result()
-
-    def finish(self) -> None:
-        while self.pending:
-            self.pending.popleft().result()
-
-
-def side_by_side(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
-    """infrared | visible | fused, RGB, with a white line between."""
-    panels = [x if x.ndim == 3 else cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in (ir, vis, fused)]
-    line = np.full((len(ir), 4, 3), 255, np.uint8)
-    return np.hstack([panels[0], line, panels[1], line, panels[2]])
+# Reading, fusing and writing overlap: threads decode, convert colours and encode while the network computes.
 
 
 class Item(NamedTuple):
@@ -150,10 +117,59 @@ class Item(NamedTuple):
     pair: Pair
     ir: np.ndarray
     vis: np.ndarray
+    vis_y: np.ndarray       # what the network sees of vis
 
     @property
     def shapes(self) -> tuple:
         return self.ir.shape, self.vis.shape
+
+
+def read_item(pair: Pair, gray: bool) -> Item:
+    """Raises DataError, ValueError."""
+    ir, vis = load_pair(pair)
+    vis = luma(vis) if gray else vis
+    return Item(pair, ir, vis, prepare(ir, vis)[1])
+
+
+def read_ahead(pool: ThreadPoolExecutor, pairs: Iterable[Pair], gray: bool, ahead: int) -> Iterator[tuple[Pair, Future]]:
+    """Pairs in order, each with the future of its item; `ahead` are decoded in advance."""
+    waiting: deque = deque()
+    for pair in pairs:
+        waiting.append((pair, pool.submit(read_item, pair, gray)))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+class Writer:
+    """Finishes and writes images on the pool's threads, `ahead` at a time, and remembers the first failure."""
+
+    def __init__(self, pool: ThreadPoolExecutor, args: argparse.Namespace, ahead: int):
+        self.pool, self.args, self.ahead, self.pending = pool, args, ahead, deque()
+
+    def put(self, item: Item, luminance: np.ndarray) -> None:
+        """Queue one image. Raises OSError when an earlier one could not be written (a full disk)."""
+        self.pending.append(self.pool.submit(self._write, item, luminance))
+        while len(self.pending) > self.ahead:
+            self.pending.popleft().result()
+
+    def finish(self) -> None:
+        while self.pending:
+            self.pending.popleft().result()
+
+    def _write(self, item: Item, luminance: np.ndarray) -> None:
+        fused = in_colour_of(item.vis, luminance, self.args.studio_range)
+        name = f"{item.pair.name}.{self.args.format}"
+        write_image(self.args.out / name, fused)
+        if self.args.compare:
+            write_image(self.args.out / "compare" / name, side_by_side(item.ir, item.vis, fused))
+
+
+def side_by_side(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
+    """infrared | visible | fused, RGB, with a white line between."""
+    panels = [x if x.ndim == 3 else cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in (ir, vis, fused)]
+    line = np.full((len(ir), 4, 3), 255, np.uint8)
+    return np.hstack([panels[0], line, panels[1], line, panels[2]])
 
 
 def in_batches(items: Iterable[Item], limit: int) -> Iterator[list[Item]]:
@@ -176,44 +192,43 @@ class Fuser:
         self.seconds, self.problems = [], []
 
     def fuse_all(self, pairs: Sequence[Pair]) -> None:
-        with ThreadPoolExecutor(2) as pool, tqdm(total=len(pairs), unit="pair", desc="fusing", disable=team.rank > 0) as bar:
-            writer = Writer(pool)
-            for batch in in_batches(self._read(pool, pairs, bar), self.args.batch):
-                for item, fused in zip(batch, self._fuse(batch)):
-                    if fused is not None:
-                        self._write(writer, item, fused)
+        threads = GPU_THREADS if self.args.device.startswith("cuda") else CPU_THREADS
+        ahead = 2 * threads     # pairs that are read before their batch, and results that wait to be written
+        with ThreadPoolExecutor(threads) as pool, tqdm(total=len(pairs), unit="pair", desc="fusing", disable=team.rank > 0) as bar:
+            writer = Writer(pool, self.args, ahead)
+            waiting = read_ahead(pool, pairs, self.args.gray, self.args.batch + ahead)
+            for batch in in_batches(self._read(waiting, bar), self.args.batch):
+                for item, luminance in zip(batch, self._fuse(batch)):
+                    if luminance is not None:
+                        writer.put(item, luminance)
                     bar.update()
             writer.finish()
 
-    def _read(self, pool: ThreadPoolExecutor, pairs: Sequence[Pair], bar: tqdm) -> Iterator[Item]:
-        for pair, images in read_ahead(pool, pairs, self.args.batch + AHEAD):
+    def _read(self, waiting: Iterable[tuple[Pair, Future]], bar: tqdm) -> Iterator[Item]:
+        for pair, item in waiting:
             try:
-                ir, vis = images.result()
+                yield item.result()
             except (DataError, ValueError) as error:
                 self._failed(pair, error)
                 bar.update()
-                continue
-            yield Item(pair, ir, luma(vis) if self.args.gray else vis)
 
-    def _fuse(self, batch: list[Item]) -> list[np.ndarray | None]:
-        """One image for each item; None for those that failed."""
+    def _fuse(self, batch: list[Item]) -> Sequence[np.ndarray | None]:
+        """The luminance of each item; None for those that failed."""
         start = time.perf_counter()
         try:
             # Ends on the CPU: no synchronisation is missing in the time.
-            fused = fuse_batch(self.model, [(item.ir, item.vis) for item in batch], self.args.studio_range, self.args.tile)
+            fused = fuse_luminance(self.model, [(item.ir, item.vis_y) for item in batch], self.args.tile)
         except (ValueError, RuntimeError, MemoryError) as error:      # too large for the memory, most of all
-            if len(batch) > 1:      # one by one they may fit, and only the bad one is lost
-                return [self._fuse([item])[0] for item in batch]
-            self._failed(batch[0].pair, error)
-            return [None]
-        self.seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
-        return fused
-
-    def _write(self, writer: Writer, item: Item, fused: np.ndarray) -> None:
-        name = f"{item.pair.name}.{self.args.format}"
-        writer.put(self.args.out / name, fused)
-        if self.args.compare:
-            writer.put(self.args.out / "compare" / name, side_by_side(item.ir, item.vis, fused))
+            if len(batch) == 1:
+                self._failed(batch[0].pair, error)
+                return [None]
+        else:
+            self.seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
+            return fused
+        # One by one they may fit, and only the bad one is lost. Not in the handler, where the error holds the tensors.
+        if self.args.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        return [self._fuse([item])[0] for item in batch]
 
     def _failed(self, pair: Pair, error: Exception) -> None:
         self.problems.append(f"{pair.name}: {first_line(error)}")

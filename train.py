@@ -40,7 +40,7 @@ from dataset import (
     write_atomically,
 )
 from loss import FrequencyContrastiveLoss, FusionLoss, SaliencyStructureLoss, SSIMLoss
-from net import NORMS, AuxiliaryDecoder, RPFNet, check_device, keep_freed_memory, to_image
+from net import NORMS, AuxiliaryDecoder, PooledNorm, RPFNet, check_device, keep_freed_memory, to_image
 
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
@@ -216,6 +216,7 @@ class Trainer:
         self.wrapped = in_parallel(self.model, self.decoder) if team.world > 1 else None
         self.loss = build_loss(args)
         self.optimisers = [torch.optim.Adam(net.parameters(), args.lr) for net in (self.model, self.decoder)]
+        self.pooled = [m for net in (self.model, self.decoder) for m in net.modules() if isinstance(m, PooledNorm)]
         self.per_epoch = math.ceil(args.crops / args.batch)
         self.total = args.steps or args.epochs * self.per_epoch
         self.step, self.seconds, self.best = 0, 0.0, math.inf
@@ -236,6 +237,8 @@ class Trainer:
         model, decoder = self.wrapped or (self.model, self.decoder)
         size = size or len(ir)
         own = len(team.share(range(size)))       # 0 where a last batch is too small: the crop is then a stand-in
+        for norm in self.pooled:
+            norm.takes_part = own > 0
         rate = learning_rate(self.args.lr, self.args.schedule, self.progress)
         for optimiser in self.optimisers:
             optimiser.param_groups[0]["lr"] = rate

@@ -125,6 +125,12 @@ def test_a_worker_reports_its_error():
         bench.CpuWorker(case, threads=1)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_an_error_in_this_process_is_one_of_its_row_too():
+    with pytest.raises(BenchError, match="TypeError: loads"):
+        bench.CudaWorker(Case("json:loads", "plain", "inference", 32, 32, 1, "float32"), "cpu")
+
+
 def test_a_worker_is_ended_when_its_time_is_up():
     case = Case("released", "plain", "inference", 32, 32, 1, "float32")
     with pytest.raises(TimeoutError):

@@ -1,6 +1,7 @@
 """test.py as its users run it: on the samples, on folders, on single files, on bad input."""
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import cv2
@@ -72,8 +73,8 @@ def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
             (folders / side / (name + suffix)).write_bytes((folders / side / ("c" + suffix)).read_bytes())
     (folders / "ir" / "e.png").write_bytes(b"damaged")
     sizes = []
-    whole = fuse_command.fuse_batch
-    monkeypatch.setattr(fuse_command, "fuse_batch", lambda model, pairs, *rest: sizes.append(len(pairs)) or whole(model, pairs, *rest))
+    whole = fuse_command.fuse_luminance
+    monkeypatch.setattr(fuse_command, "fuse_luminance", lambda model, pairs, *rest: sizes.append(len(pairs)) or whole(model, pairs, *rest))
     results = []
     for batch in ("1", "2"):
         assert fuse(folders, *small, "--batch", batch) == 1        # e
@@ -88,13 +89,21 @@ def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])       # a GPU's and a CPU's
 def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypatch, error):
     (folders / "ir" / "b.png").unlink(), (folders / "vis" / "b.jpg").unlink()
-    whole = fuse_command.fuse_batch
+    whole = fuse_command.fuse_luminance
+
+    class Features:
+        pass
+
+    alive = []
 
     def no_room_for_two(model, pairs, *rest):
         if len(pairs) > 1:
+            features = Features()
+            alive.append(weakref.ref(features))
             raise error("out of memory")
+        assert alive[0]() is None       # or one image would not fit either
         return whole(model, pairs, *rest)
-    monkeypatch.setattr(fuse_command, "fuse_batch", no_room_for_two)
+    monkeypatch.setattr(fuse_command, "fuse_luminance", no_room_for_two)
     assert fuse(folders, *small, "--batch", "2") == 0
     assert names(folders / "out") == ["a.png", "c.png"]
 
@@ -102,7 +111,7 @@ def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypat
 def test_an_image_that_does_not_fit_is_named_even_by_an_error_without_a_message(folders, small, monkeypatch, capsys):
     def no_room(*_):
         raise MemoryError
-    monkeypatch.setattr(fuse_command, "fuse_batch", no_room)
+    monkeypatch.setattr(fuse_command, "fuse_luminance", no_room)
     assert fuse(folders, *small) == 1
     assert "skipped: a: MemoryError" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ import torch
 import test as fuse_command
 import train
 from dataset import PairDataset, Team, match_pairs
-from net import RPFNet
+from net import PooledNorm, RPFNet
 
 ROOT = Path(train.__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -45,6 +45,7 @@ rank, base = os.environ["RANK"], Path({base!r})
 shared.validate_too(setattr)
 shared.stop_at(4, setattr, when=rank == "1")
 codes = [train.main(shared.recipe(base, "cut by two"))]
+(base / f"stand-in {{rank}}.json").write_text(json.dumps(shared.normalised(takes_part=rank == "0")))
 shared.stop_at(0, setattr)
 codes += [train.main(["--resume", "--out", str(base / "cut by one")]), fuse_command.main(shared.fusion(base, "by two"))]
 (base / f"codes {{rank}}.json").write_text(json.dumps(codes))
@@ -69,6 +70,16 @@ def validate_too(patch):
         pairs = PairDataset(match_pairs(args.ir, args.vis))
         return pairs, pairs
     patch(train, "load_data", load)
+
+
+def normalised(takes_part, rank=None):
+    """A crop of this process, by PooledNorm, and the gradient of its sum of squares."""
+    x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(int(os.environ["RANK"] if rank is None else rank))).requires_grad_()
+    norm = PooledNorm(2)
+    norm.takes_part = takes_part
+    y = norm(x)
+    (y.pow(3).sum() * takes_part).backward()
+    return [y.flatten().tolist(), x.grad.flatten().tolist()]
 
 
 TRAIN_STEP = train.Trainer.train_step
@@ -175,6 +186,13 @@ def test_a_signal_to_one_process_stops_both_and_one_goes_on(base, second, monkey
 def test_two_processes_go_on_from_a_run_of_one_and_share_the_validation(base, second):
     assert close(base / "validated", base / "cut by one")
     assert "val_loss" in log(base / "cut by one")[-1]
+
+
+def test_a_stand_in_leaves_the_statistics_alone(base, second):
+    values, gradient = json.loads((base / "stand-in 0.json").read_text())
+    alone = normalised(True, rank=0)
+    assert values == pytest.approx(alone[0], abs=1e-5) and gradient == pytest.approx(alone[1], abs=1e-5)
+    assert not any(json.loads((base / "stand-in 1.json").read_text())[1])
 
 
 def test_test_py_shares_the_images_and_reports_once(base, second, capsys):
