@@ -9,7 +9,8 @@ How it measures:
   the median, spread the interquartile range (0 of one pass), ratio the time over that of the released
   graph in float32. On a CPU, where a pass takes seconds, large ones warm up on an eighth of the input, and
   the first pass, which fetches memory from the system, counts only where time allowed no other.
-- float32 is the plain network; bfloat16 is autocast with channels_last (the FFT stays in float32).
+- float32 is the plain network, in which PyTorch lets GPUs' convolutions use TF32; bfloat16 is autocast with
+  channels_last (the FFT stays in float32).
 - FLOPs are those of PyTorch's counter (convolutions; a multiplication and an addition are 2), and of the
   FFTs by convention: 2.5 N log2 N for a real one of N points, 5 N log2 N for a complex one.
 - Peak memory on a CPU: each row runs in a process of its own, and counts by how much its resident set

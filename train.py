@@ -126,7 +126,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     performance = parser.add_argument_group("performance")
     performance.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
-    performance.add_argument("--amp", action="store_true", help="bfloat16; the FFT, decoder and losses stay in float32")
+    performance.add_argument("--amp", action="store_true", help="bfloat16, for GPUs from NVIDIA's Ampere on and CPUs with "
+                             "AVX-512 BF16 or AMX; the FFT, decoder and losses stay in float32")
     performance.add_argument("--channels-last", action="store_true", help="memory layout that tensor cores and, with --amp, CPUs like")
     performance.add_argument("--workers", type=int, default=0, help="loader processes; the images are in memory, "
                              "so 0 is seldom slower")
