@@ -98,7 +98,8 @@ def read_ir(path: str | Path) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     low, high = int(image.min()), int(image.max())
-    warnings.warn(f"{path}: 16-bit infrared, scaled from its own range [{low}, {high}] to [0, 255]", stacklevel=2)
+    # One text for all files: Python shows it once a run.
+    warnings.warn("16-bit infrared is scaled to 8 bits, each image from its own darkest and brightest pixel", stacklevel=2)
     scaled = (image.astype(np.float64) - low) * (255.0 / max(high - low, 1))
     return np.round(scaled).astype(np.uint8)
 
