@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import net
@@ -16,12 +17,14 @@ from net import (
     AuxiliaryDecoder,
     FrequencyCB,
     FromParts,
+    InstanceNorm,
     PooledNorm,
     RPFNet,
     ToParts,
     channel_pools,
     fuse_tiles,
     image_pools,
+    is_channels_last,
     split_colour,
     to_image,
 )
@@ -364,6 +367,22 @@ def test_an_image_of_one_tile_is_fused_as_a_whole(model):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_gpu_path_keeps_the_memory_layout(batch):
+    """On shapes without values, which need no GPU: a change of layout between two convolutions would cost a copy."""
+    layouts = []
+    with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
+        model = RPFNet(channels=8).eval()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
+            elif isinstance(module, InstanceNorm):
+                module.register_forward_hook(lambda *args: layouts.append(is_channels_last(args[-1])))
+        x = torch.empty(batch, 1, 48, 64)
+        assert model(x, x).shape == (batch, 1, 48, 64) and model(x, x).device.type == "cuda"
+    assert len(layouts) == 2 * 16 and all(layouts)
+
+
 def test_compiled_network_gives_the_same_picture():
     torch.manual_seed(0)
     network = RPFNet(channels=4, stages=1).optimize()
