@@ -438,9 +438,11 @@ def test_bad_checkpoints_are_named(tmp_path):
         RPFNet.from_pretrained(tmp_path / "other.pth")
 
 
-def test_shipped_checkpoint_loads_and_its_recipe_is_beside_it():
-    model = RPFNet.from_pretrained()
-    recipe = json.loads(net.CHECKPOINT.with_suffix(".json").read_text())
+@pytest.mark.parametrize("name", [None, "rpfnet_medical.pth"])
+def test_shipped_checkpoints_load_and_their_recipe_is_beside_them(name):
+    path = net.CHECKPOINT.with_name(name or net.CHECKPOINT.name)
+    model = RPFNet.from_pretrained(name and path)
+    recipe = json.loads(path.with_suffix(".json").read_text())
     assert recipe["config"] == model.config and recipe["steps"] > 0 and "seed" in recipe["recipe"]
     fused = model(*images(1, 64, 64))
     assert fused.std() > 0.01
