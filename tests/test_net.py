@@ -367,6 +367,17 @@ def test_an_image_of_one_tile_is_fused_as_a_whole(model):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@torch.no_grad()
+def test_what_works_in_place_leaves_its_inputs_alone(layout):
+    f_f, f_r = (torch.randn(2, 8, 20, 24).to(memory_format=layout) for _ in range(2))
+    before = f_f.clone(), f_r.clone()
+    for module, inputs in ((FrequencyCB(8, "instance"), (f_f,)), (FDFM(8, "instance"), (f_f,)),
+                           (CPM(8, "instance"), (f_f, f_r)), (RPM(8), (f_r,))):
+        module.eval()(*inputs)
+        assert torch.equal(f_f, before[0]) and torch.equal(f_r, before[1])
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_gpu_path_keeps_the_memory_layout(batch):
     """On shapes without values, which need no GPU: a change of layout between two convolutions would cost a copy."""
