@@ -276,7 +276,10 @@ class FrequencyCB(nn.Module):
             norm = self.block[1]
             grouped = not torch.is_grad_enabled() and isinstance(norm, InstanceNorm) and norm.per_image
             planes = as_planes(x)
-            image = self._in_groups(planes, torch.empty_like(x) if planes is x else planes) if grouped else self._at_once(planes)
+            if grouped:
+                image = self._in_groups(planes, torch.empty_like(x) if planes is x else planes)
+            else:
+                image = self._at_once(planes)
         return image.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else image
 
     def _at_once(self, planes: Tensor) -> Tensor:
@@ -298,9 +301,10 @@ class FrequencyCB(nn.Module):
             parts[:, :, group] = to_parts(planes[:, group].float()).unflatten(1, (2, -1))
         conv, norm, activation = self.block
         # Of the rows, the first half makes real parts and the second half imaginary parts.
-        weight, scale, shift = (x.unflatten(0, (2, channels)) for x in (conv.weight.flatten(1), norm.weight, norm.bias))
+        weight, scale, shift = (x.unflatten(0, (2, channels))
+                                for x in (conv.weight.flatten(1).to(parts.dtype), norm.weight, norm.bias))
         for group in groups:
-            mixed = mix(weight[:, group].flatten(0, 1).to(parts.dtype), parts.flatten(1, 2))
+            mixed = mix(weight[:, group].flatten(0, 1), parts.flatten(1, 2))
             mixed = normalised_planes(mixed, scale[:, group].flatten(), shift[:, group].flatten(), norm.eps)
             image[:, group] = from_parts(activation(mixed).float(), (height, width))
         return image
@@ -646,6 +650,7 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
 
 def in_colour_of(vis: np.ndarray, luminance: np.ndarray, studio_range: bool = False) -> np.ndarray:
     """Fused luminance (H, W) in [0, 1] -> uint8, shaped like `vis` and with its chrominance."""
+    # Split once more than in `prepare`: its chrominance, kept until now, would take 8 bytes a pixel of each waiting pair.
     return to_image(luminance, split_colour(vis)[1], studio_range)
 
 

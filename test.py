@@ -97,6 +97,10 @@ def refuse_overwriting(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
             raise DataError(f"{target} is a source image; choose another --out")
 
 
+def on_gpu(args: argparse.Namespace) -> bool:
+    return args.device.startswith("cuda")
+
+
 def load_network(args: argparse.Namespace) -> nn.Module:
     if args.released and (args.checkpoint or args.fast or args.compile):
         raise DataError("--released goes without --checkpoint, --fast and --compile")
@@ -117,7 +121,7 @@ class Item(NamedTuple):
     pair: Pair
     ir: np.ndarray
     vis: np.ndarray
-    vis_y: np.ndarray       # what the network sees of vis
+    inputs: tuple[np.ndarray, np.ndarray]       # what the network sees of them, see net.prepare
 
     @property
     def shapes(self) -> tuple:
@@ -128,7 +132,7 @@ def read_item(pair: Pair, gray: bool) -> Item:
     """Raises DataError, ValueError."""
     ir, vis = load_pair(pair)
     vis = luma(vis) if gray else vis
-    return Item(pair, ir, vis, prepare(ir, vis)[1])
+    return Item(pair, ir, vis, prepare(ir, vis))
 
 
 def read_ahead(pool: ThreadPoolExecutor, pairs: Iterable[Pair], gray: bool, ahead: int) -> Iterator[tuple[Pair, Future]]:
@@ -192,7 +196,7 @@ class Fuser:
         self.seconds, self.problems = [], []
 
     def fuse_all(self, pairs: Sequence[Pair]) -> None:
-        threads = GPU_THREADS if self.args.device.startswith("cuda") else CPU_THREADS
+        threads = GPU_THREADS if on_gpu(self.args) else CPU_THREADS
         ahead = 2 * threads     # pairs that are read before their batch, and results that wait to be written
         with ThreadPoolExecutor(threads) as pool, tqdm(total=len(pairs), unit="pair", desc="fusing", disable=team.rank > 0) as bar:
             writer = Writer(pool, self.args, ahead)
@@ -217,7 +221,7 @@ class Fuser:
         start = time.perf_counter()
         try:
             # Ends on the CPU: no synchronisation is missing in the time.
-            fused = fuse_luminance(self.model, [(item.ir, item.vis_y) for item in batch], self.args.tile)
+            fused = fuse_luminance(self.model, [item.inputs for item in batch], self.args.tile)
         except (ValueError, RuntimeError, MemoryError) as error:      # too large for the memory, most of all
             if len(batch) == 1:
                 self._failed(batch[0].pair, error)
@@ -226,7 +230,7 @@ class Fuser:
             self.seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
             return fused
         # One by one they may fit, and only the bad one is lost. Not in the handler, where the error holds the tensors.
-        if self.args.device.startswith("cuda"):
+        if on_gpu(self.args):
             torch.cuda.empty_cache()
         return [self._fuse([item])[0] for item in batch]
 
@@ -235,7 +239,7 @@ class Fuser:
 
 
 def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) -> None:
-    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else args.device.upper()
+    device = torch.cuda.get_device_name(args.device) if on_gpu(args) else args.device.upper()
     if seconds:
         # The first batch of each process pays for memory and kernel choices.
         mean = statistics.mean(seconds[team.world * args.batch:] or seconds)
@@ -247,7 +251,7 @@ def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    args.batch = args.batch or (4 if args.device.startswith("cuda") else 1)
+    args.batch = args.batch or (4 if on_gpu(args) else 1)
     team.join()
     keep_freed_memory()
     lonely, seconds, problems, fatal = [], [], [], []       # fatal: of this process; the others go on

@@ -73,7 +73,7 @@ def validate_too(patch):
 
 
 def normalised(takes_part, rank=None):
-    """A crop of this process, by PooledNorm, and the gradient of its sum of squares."""
+    """A crop of this process, by PooledNorm, and the gradient of its sum of cubes."""
     x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(int(os.environ["RANK"] if rank is None else rank))).requires_grad_()
     norm = PooledNorm(2)
     norm.takes_part = takes_part

@@ -366,7 +366,6 @@ def test_an_image_of_one_tile_is_fused_as_a_whole(model):
     assert np.array_equal(model.fuse(ir, vis, tile=64), model.fuse(ir, vis))
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @torch.no_grad()
 def test_what_works_in_place_leaves_its_inputs_alone(layout):
@@ -394,6 +393,7 @@ def test_the_gpu_path_keeps_the_memory_layout(batch):
     assert len(layouts) == 2 * 16 and all(layouts)
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_network_gives_the_same_picture():
     torch.manual_seed(0)
     network = RPFNet(channels=4, stages=1).optimize()
