@@ -350,20 +350,20 @@ class PairDataset(Dataset):
 class CropDataset(Dataset):
     """Random crops for training (paper, section 4.1.1: 3,383 crops of 128 x 128 a pass).
 
-    Item `number` is a pure function of (seed, number): a random pair, place and flips. So the
-    crops are the same whatever the number of workers, and a resumed run continues the stream.
+    Item `number` is a pure function of (seed, number): a random pair, place and, with `flips`, mirroring. So
+    the crops are the same whatever the number of workers, and a resumed run continues the stream.
     Images smaller than a crop are mirrored at their lower and right edges; DataError below half of it.
 
     Item: (ir, vis_y), each a uint8 tensor (1, size, size).
     """
 
-    def __init__(self, pairs: PairDataset, size: int = 128, seed: int = 0):
+    def __init__(self, pairs: PairDataset, size: int = 128, seed: int = 0, flips: bool = False):
         small = [f"{name}: {ir.shape[2]}x{ir.shape[1]}" for name, (ir, _) in zip(pairs.names, pairs.items)
                  if 2 * min(ir.shape[1:]) < size]
         if small:
             raise DataError(_listing(f"smaller than half of the {size}x{size} training crop", small))
         self.items = [tuple(_mirrored(image, size) for image in pair) for pair in pairs.items]
-        self.size, self.seed = size, seed
+        self.size, self.seed, self.flips = size, seed, flips
 
     def __len__(self) -> int:
         raise TypeError("the stream of crops has no end; see crop_batches")
@@ -373,7 +373,7 @@ class CropDataset(Dataset):
         ir, vis = self.items[int(rng.integers(len(self.items)))]
         top = int(rng.integers(ir.shape[1] - self.size + 1))
         left = int(rng.integers(ir.shape[2] - self.size + 1))
-        flips = [dim for dim in (1, 2) if rng.random() < 0.5]
+        flips = [dim for dim in (1, 2) if self.flips and rng.random() < 0.5]
         window = (slice(None), slice(top, top + self.size), slice(left, left + self.size))
         return ir[window].flip(flips), vis[window].flip(flips)
 
@@ -384,11 +384,17 @@ def _mirrored(image: torch.Tensor, size: int) -> torch.Tensor:
     return torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, height), (0, width)), "symmetric")) if height or width else image
 
 
-def crop_batches(epoch: int, length: int, batch: int, start: int = 0) -> Iterator[list[int]]:
-    """Crop numbers of one pass, in batches, from batch `start`; the last batch may be smaller."""
-    first = epoch * length
-    for begin in range(first + start * batch, first + length, batch):
-        yield list(range(begin, min(begin + batch, first + length)))
+def crop_batches(epoch: int, length: int, batch: int, start: int = 0, fixed_seed: int | None = None) -> Iterator[list[int]]:
+    """Crop numbers of one epoch, in batches, from batch `start`; the last batch may be smaller.
+
+    Each epoch has crops of its own; with `fixed_seed`, all have the same `length` crops, in an order of its own.
+    """
+    if fixed_seed is None:
+        numbers = np.arange(epoch * length, (epoch + 1) * length)
+    else:
+        numbers = np.random.default_rng((fixed_seed, epoch, 1)).permutation(length)
+    for begin in range(start * batch, length, batch):
+        yield numbers[begin:begin + batch].tolist()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -436,6 +442,13 @@ class Team:
         parts: list = [None] * self.world
         distributed.all_gather_object(parts, items)
         return [item for row in zip_longest(*parts) for item in row if item is not None]
+
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """x, added up over all processes."""
+        if self.world > 1:
+            distributed.all_reduce(x)
+        return x
 
 
 team = Team()

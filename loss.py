@@ -60,6 +60,16 @@ def max_normalised(x: Tensor) -> Tensor:
     return x / x.amax(IMAGE, keepdim=True).clamp_min(FAINT)
 
 
+def l2_norm(x: Tensor) -> Tensor:
+    """l2 norm of each image, (B, 1, H, W) -> (B,); with a gradient of 0 for an image of zeros."""
+    return torch.linalg.vector_norm(x, dim=IMAGE)
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}; choose from {', '.join(known)}")
+
+
 def standardised(x: Tensor) -> Tensor:
     """(x - mean) / standard deviation, image by image; 0 for a constant image."""
     deviation = x.std(IMAGE, keepdim=True, correction=0)
@@ -73,26 +83,31 @@ def standardised(x: Tensor) -> Tensor:
 class SaliencyStructureLoss(nn.Module):
     """L_SS = L_grad + L_reg, of the auxiliary decoder's output M' (Eq. 5-7).
 
-    Means in place of the l2 norms, so that the loss does not depend on the crop's size. The texture and
-    the hot term reward M' -> 1 and the edge term knows no scale, so a trained M' is close to 1 with faint
-    edges; the term "M_edge", its largest Sobel magnitude, tells faint from flat (see `max_normalised`).
+    The term "M_edge", the largest Sobel magnitude of M', is for the log: near 0, M' is flat and L_SS teaches nothing.
 
     Args:
         lambda_1: weight of the texture term.
+        form: "l2" takes the l2 norms of one image that Eq. 6 and 7 print. "mean" takes means, which do not depend on
+            the crop's size: the mean square of the difference of Sobel magnitudes, each over its own maximum, and
+            the means of M' under the masks. Its edge term knows no scale, so M' ends close to 1 with faint edges.
     """
 
-    def __init__(self, lambda_1: float = 0.3):
+    def __init__(self, lambda_1: float = 0.3, form: str = "l2"):
         super().__init__()
-        self.lambda_1 = lambda_1
+        _check_choice("form", form, ("l2", "mean"))
+        self.lambda_1, self.form = lambda_1, form
 
     def forward(self, m_prime: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         with torch.autocast(ir.device.type, enabled=False):
             m_prime, ir, vis_y = m_prime.float(), ir.float(), vis_y.float()
-            gradient = sobel(m_prime)
-            edges = F.mse_loss(max_normalised(gradient), max_normalised(sobel(ir)))
-            texture = (m_prime * texture_mask(vis_y)).mean()
-            hot = (m_prime * above_deviation(ir)).mean()
-        terms = {"L_grad": edges - self.lambda_1 * texture, "L_reg": -hot}
+            gradient, wanted = sobel(m_prime), sobel(ir)
+            textured, hot = m_prime * texture_mask(vis_y), m_prime * above_deviation(ir)
+            if self.form == "l2":
+                edges, texture, heat = (l2_norm(x).mean() for x in (gradient - wanted, textured, hot))
+            else:
+                edges = F.mse_loss(max_normalised(gradient), max_normalised(wanted))
+                texture, heat = textured.mean(), hot.mean()
+        terms = {"L_grad": edges - self.lambda_1 * texture, "L_reg": -heat}
         return terms["L_grad"] + terms["L_reg"], terms | {"M_edge": gradient.amax(IMAGE).mean()}
 
 
@@ -132,10 +147,8 @@ class FrequencyContrastiveLoss(nn.Module):
 
     def __init__(self, domain: str = "frequency", contrast: bool = True, weight: str = "adaptive"):
         super().__init__()
-        for name, value, known in (("domain", domain, ("frequency", "spatial")),
-                                   ("weight", weight, ("adaptive", "printed", "none"))):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}; choose from {', '.join(known)}")
+        _check_choice("domain", domain, ("frequency", "spatial"))
+        _check_choice("weight", weight, ("adaptive", "printed", "none"))
         self.domain, self.contrast, self.weight = domain, contrast, weight
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
@@ -172,7 +185,7 @@ def contrast_structure(covariance: Tensor, variance_a: Tensor, variance_b: Tenso
     return (2 * covariance + SSIM_C2) / (variance_a + variance_b + SSIM_C2)
 
 
-def whole_ssim(fused: Tensor, sources: tuple[Tensor, Tensor]) -> Tensor:
+def global_ssim(fused: Tensor, sources: tuple[Tensor, Tensor]) -> Tensor:
     """Structure and contrast of SSIM with the whole image as its window, (B, 1, 1, 1) in [-1, 1].
 
     Structure is compared with each source and averaged, contrast with that of an image which shows what both
@@ -205,20 +218,18 @@ def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) ->
 
 
 class SSIMLoss(nn.Module):
-    """L_s of Eq. 13, which prints a similarity that is minimised: here it is 1 - similarity.
-
-    Two changes, both on by default (see results/pixels.csv for what each asks of a picture). The windows weigh the
-    sources by their variance: with equal weights a flat source flattens the other's texture. They compare contrast and
-    structure alone; luminance, which Eq. 13 has too, changes little. And half of the loss is contrast and structure
-    of the whole image: windows ask for no contrast between regions.
+    """L_s of Eq. 13. The paper prints the similarity, and minimises it; here it is 1 - similarity.
 
     Args:
-        window: side of SSIM's Gaussian window in pixels, odd.
-        weighted: False is (1 - SSIM) / 2 of each source, summed, in the windows, as Eq. 13 prints.
-        whole: False leaves the windows alone, as Eq. 13 prints.
+        window: side of SSIM's Gaussian window in pixels, odd; [16] of the paper has 11.
+        weighted: False is (1 - SSIM(F, IR)) + (1 - SSIM(F, VIS)), Eq. 13. True is ours: contrast and structure in
+            windows that weigh the sources by their variance, one minus `weighted_ssim`. With equal weights a flat
+            source flattens the other's texture.
+        whole: True is ours: half of the loss is contrast and structure of the whole image, one minus `global_ssim`.
+            Windows alone ask for no contrast between regions.
     """
 
-    def __init__(self, window: int = 7, weighted: bool = True, whole: bool = True):
+    def __init__(self, window: int = 11, weighted: bool = False, whole: bool = False):
         super().__init__()
         self.window, self.weighted, self.whole = window, weighted, whole
 
@@ -227,33 +238,68 @@ class SSIMLoss(nn.Module):
             fused, sources = fused.float(), (ir.float(), vis_y.float())
             if self.weighted:
                 loss = 1 - weighted_ssim(fused, sources, self.window).mean()
-            else:
-                loss = sum(ssim_loss(fused, source, self.window) for source in sources)
+            else:       # kornia's loss is half of 1 - SSIM
+                loss = sum(2 * ssim_loss(fused, source, self.window) for source in sources)
             if self.whole:
-                loss = (loss + 1 - whole_ssim(fused, sources).mean()) / 2
+                loss = (loss + 1 - global_ssim(fused, sources).mean()) / 2
         return loss, {"L_s": loss}
 
 
+class LuminanceLoss(nn.Module):
+    """L_l, ours: the local mean of F is that of the infrared on the targets (w = 1), of the visible elsewhere.
+
+    L_c and the structure terms of the contrast recipe ask for no brightness: the orthonormal spectrum weighs the mean
+    of a crop by one over its side, and contrast and structure do without it. Mean absolute difference after a
+    Gaussian blur.
+
+    Args:
+        sigma: of the blur, pixels.
+    """
+
+    def __init__(self, sigma: float = 4.0):
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        with torch.autocast(ir.device.type, enabled=False):
+            fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
+            w = adaptive_weight(ir, vis_y)
+            side = 2 * round(3 * self.sigma) + 1
+            difference = gaussian_blur2d(fused - (w * ir + (1 - w) * vis_y), (side, side), (self.sigma, self.sigma))
+            loss = difference.abs().mean()
+        return loss, {"L_l": loss}
+
+
 class FusionLoss(nn.Module):
-    """L_total = L_SS + L_c + lambda_2 L_s (Eq. 8 and 14).
+    """L_total = L_SS + L_c + lambda_2 L_s (Eq. 8 and 14), and lambda_3 L_l where that term is given.
 
     Each term is a module or None; None switches it off (the ablations "w/o L_s" and "w/o L_SS").
 
     Args:
-        contrastive, structure, saliency: the terms L_c, L_s and L_SS.
-        lambda_2: weight of L_s.
+        contrastive, structure, saliency, luminance: the terms L_c, L_s, L_SS and L_l.
+        lambda_2, lambda_3: weights of L_s and L_l.
     """
 
     def __init__(self, contrastive: nn.Module | None = None, structure: nn.Module | None = None,
-                 saliency: nn.Module | None = None, lambda_2: float = 5.0):
+                 saliency: nn.Module | None = None, luminance: nn.Module | None = None,
+                 lambda_2: float = 5.0, lambda_3: float = 1.0):
         super().__init__()
-        self.contrastive, self.structure, self.saliency = contrastive, structure, saliency
-        self.lambda_2 = lambda_2
+        self.contrastive, self.structure, self.saliency, self.luminance = contrastive, structure, saliency, luminance
+        self.lambda_2, self.lambda_3 = lambda_2, lambda_3
 
     @classmethod
-    def default(cls) -> FusionLoss:
-        """All terms as train.py takes them: the paper's weights, this project's w and L_s."""
-        return cls(FrequencyContrastiveLoss(), SSIMLoss(), SaliencyStructureLoss())
+    def printed(cls) -> FusionLoss:
+        """The loss of the paper, as recipes/paper.json has it."""
+        return cls(FrequencyContrastiveLoss(weight="printed"), SSIMLoss(), SaliencyStructureLoss())
+
+    def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        """L_F, the terms that need the fused image alone (Eq. 8); arguments as in `forward`."""
+        total, terms = fused.new_zeros((), dtype=torch.float32), {}
+        for weight, term in ((1.0, self.contrastive), (self.lambda_2, self.structure), (self.lambda_3, self.luminance)):
+            if term is not None:
+                value, named = term(fused, ir, vis_y)
+                total, terms = total + weight * value, terms | named
+        return total, terms
 
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         """
@@ -261,15 +307,8 @@ class FusionLoss(nn.Module):
             fused, ir, vis_y: (B, 1, H, W) in [0, 1].
             m_prime: the auxiliary decoder's output, (B, 1, H, W); None without L_SS.
         """
-        parts = []
-        if self.contrastive is not None:
-            parts.append((1.0, self.contrastive(fused, ir, vis_y)))
-        if self.structure is not None:
-            parts.append((self.lambda_2, self.structure(fused, ir, vis_y)))
+        total, terms = self.fusion(fused, ir, vis_y)
         if self.saliency is not None:
-            parts.append((1.0, self.saliency(m_prime, ir, vis_y)))
-        total, terms = fused.new_zeros((), dtype=torch.float32), {}
-        for weight, (value, named) in parts:
-            total = total + weight * value
-            terms |= named
+            value, named = self.saliency(m_prime, ir, vis_y)
+            total, terms = total + value, terms | named
         return total, {"L_total": total} | terms

@@ -2,6 +2,7 @@
 
 Read from top to bottom: blocks, modules (CPM, RPM, FDFM), one stage, the two networks. Symbols follow
 the paper: F_F are the fusion features, F_R the residual features, M = IR - VIS_Y the residual prior.
+How layers are computed (norms, pools, Fourier transforms) stands in layers.py.
 
     from net import RPFNet
     fused = RPFNet.from_pretrained().fuse(ir, vis)      # numpy uint8 in, numpy uint8 out
@@ -11,128 +12,45 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from scipy.fft import next_fast_len
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layers import BatchNorm, channel_pools, fast_length, fold_batch_norm, image_pools, irfft2_of_channels, rfft2_as_channels
+
 CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "rpfnet.pth"
-MIN_SIZE = 16       # pixels; below, the dilated convolutions see little but padding
+MIN_SIZE = 16       # pixels; below, the dilated convolutions see little except padding
 MIN_TILE = 64       # pixels
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3   # of glibc's malloc.h
 LARGEST_KEPT = 2**27        # bytes; above the features of 768 x 1024 in float32, or of twice that in bfloat16
-CPU_GROUP, GPU_GROUP = 2**21, 2**25     # values that FrequencyCB transforms at a time: 8 MB stay in a CPU's cache
 
 # ---------------------------------------------------------------------------------------------
 # Blocks
 
 
-
-class InstanceNorm(nn.InstanceNorm2d):
-    """Affine instance normalisation that keeps the memory layout.
-
-    PyTorch's own reshapes (B, C, H, W) to (1, B C, H, W), which copies channels_last images twice.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__(channels, affine=True)
-
-    @property
-    def per_image(self) -> bool:
-        """Whether, as things are, an image's statistics are its own."""
-        return True
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not (x.requires_grad and is_channels_last(x)):
-            # One group a channel is the same, and several times faster; but not backwards in channels_last.
-            return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
-        if len(x) == 1:
-            return self._as_batch(x)
-        if x.requires_grad or not is_channels_last(x):
-            return super().forward(x)
-        return torch.cat([self._as_batch(image) for image in x.split(1)])
-
-    def _as_batch(self, x: Tensor) -> Tensor:
-        """Normalised by the statistics of all of x."""
-        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """Sum over the processes of torchrun, and so is its gradient."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone()
-        distributed.all_reduce(x)
-        return x
-
-    backward = forward
-
-
-class PooledNorm(InstanceNorm):
-    """Statistics of the whole batch in training, of the one image in eval mode.
-
-    A network that is normalised crop by crop never sees how much contrast a crop has, and learns to give
-    every image that of a small crop. Over a batch, crops differ in contrast and brightness as the
-    parts of an image do. In use each image has its own statistics, as the published pictures have.
-    """
-
-    takes_part = True       # of several processes: whether this one's images count, or only stand in (see train.py)
-
-    @property
-    def per_image(self) -> bool:
-        return not self.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.per_image:
-            return super().forward(x)
-        return self._over_all_processes(x) if distributed.is_initialized() else self._as_batch(x)
-
-    def _over_all_processes(self, x: Tensor) -> Tensor:
-        """The batch is that of all processes together (torchrun), so that their number changes nothing."""
-        axes, places = (0, 2, 3), (slice(None), None, None)
-        values, part = x.float(), float(self.takes_part)
-        total = SumOverProcesses.apply
-        count = values.new_full((1,), values.numel() / values.shape[1])
-        sums, count = total(part * torch.cat([values.sum(axes), count])).split((values.shape[1], 1))
-        centred = values - (sums / count)[places]
-        variance = total(part * centred.square().sum(axes)) / count
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[places] + self.bias[places]).to(x.dtype)
-
-
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    # In use, both take the statistics of the one image, which the published pictures rely on.
-    "pooled": PooledNorm,
-    "instance": InstanceNorm,
-    # As printed in the paper. With one shared stage the running statistics mix three
-    # distributions, and eval() is wrong; see `sharing` of RPFNet.
-    "batch": nn.BatchNorm2d,
-}
-
-
 class CB(nn.Sequential):
-    """Convolutional block: conv k x k (same size), normalisation, activation (paper, section 3.2).
+    """Convolutional block: conv k x k (same size), BatchNorm, activation (paper, section 3.2).
 
     (B, inputs, H, W) -> (B, outputs, H, W)
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, norm: str = "pooled",
-                 activation: type[nn.Module] = nn.ReLU):
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, activation: type[nn.Module] = nn.ReLU):
         # No bias: the normalisation would remove it.
-        conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-        # In place: the normalisation's backward pass needs its input, not its output.
-        super().__init__(conv, NORMS[norm](outputs), nn.ReLU(inplace=True) if activation is nn.ReLU else activation())
+        super().__init__(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+                         BatchNorm(outputs), activation())
 
 
 class ChannelAttention(nn.Module):
-    """CA of Eq. 3: weighs channels by their average and maximum over the image (as CBAM does)."""
+    """CA of Eq. 3: weighs channels by their average and maximum over the image, as CBAM does.
+
+    The paper cites NestFuse [39] for it, whose attention serves to fuse two images; a module for one image is CBAM's.
+    """
 
     def __init__(self, channels: int, reduction: int = 4):
         super().__init__()
@@ -140,39 +58,19 @@ class ChannelAttention(nn.Module):
             nn.Conv2d(channels, channels // reduction, 1), nn.ReLU(), nn.Conv2d(channels // reduction, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        average, maximum = image_pools(x)                             # (B, C, 1, 1)
+        average, maximum = image_pools(x)                               # (B, C, 1, 1)
         return x * torch.sigmoid(self.mlp(average) + self.mlp(maximum))
 
 
 class SpatialAttention(nn.Module):
-    """SA of Eq. 3: weighs places by the average and maximum over the channels, 7 x 7."""
+    """SA of Eq. 3: weighs places by the average and maximum over the channels, 7 x 7, as CBAM does."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.cat(channel_pools(x), 1)                       # (B, 2, H, W)
-        # Two channels of planes make the slowest convolution of all, backwards.
-        return x * torch.sigmoid(self.conv(pooled.contiguous(memory_format=torch.channels_last)))
-
-
-def image_pools(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Average and maximum over the image, each (B, C, 1, 1)."""
-    if x.device.type == "cpu":      # reductions of channels_last bfloat16 are scalar code there, pooling is not
-        return F.avg_pool2d(x, x.shape[2:]), F.adaptive_max_pool2d(x, 1)
-    return x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-
-
-def channel_pools(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Average and maximum over the channels, each (B, 1, H, W)."""
-    if x.device.type != "cpu" or x.requires_grad:
-        return x.mean(1, keepdim=True), x.amax(1, keepdim=True)
-    average = F.conv2d(x, x.new_full((1, x.shape[1], 1, 1), 1 / x.shape[1]))
-    while x.shape[1] > 1:           # halves that overlap where their number is odd
-        half = (x.shape[1] + 1) // 2
-        x = torch.maximum(x[:, :half], x[:, -half:])
-    return average, x
+        return x * torch.sigmoid(self.conv(channel_pools(x)))           # (B, 2, H, W) -> (B, 1, H, W)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -182,17 +80,15 @@ def channel_pools(x: Tensor) -> tuple[Tensor, Tensor]:
 class CPM(nn.Module):
     """Cross-Promotion Module: each branch refines the other (Eq. 1 and 2)."""
 
-    def __init__(self, channels: int, norm: str):
+    def __init__(self, channels: int):
         super().__init__()
-        self.to_residual = CB(channels, channels, norm=norm)
-        self.to_fusion = CB(channels, channels, norm=norm, activation=nn.Sigmoid)
+        self.to_residual = CB(channels, channels)
+        self.to_fusion = CB(channels, channels, activation=nn.Sigmoid)
 
     def forward(self, f_f: Tensor, f_r: Tensor) -> tuple[Tensor, Tensor]:
-        residual, gate = self.to_residual(f_f), self.to_fusion(f_r)
-        if torch.is_grad_enabled():
-            return torch.addcmul(f_f, gate, f_f), residual + f_r        # Eq. 2, of the unrefined F_R, and Eq. 1
-        # The same in place: large tensors that come and go leave holes in the memory.
-        return torch.addcmul(f_f, gate, f_f, out=gate), residual.add_(f_r)
+        refined_r = self.to_residual(f_f) + f_r                         # Eq. 1
+        refined_f = self.to_fusion(f_r) * f_f + f_f                     # Eq. 2, of the F_R before Eq. 1
+        return refined_f, refined_r
 
 
 class RPM(nn.Module):
@@ -207,172 +103,98 @@ class RPM(nn.Module):
 
     def forward(self, f_r: Tensor) -> Tensor:
         attended = self.sa(self.ca(f_r))
-        near, middle, far = self.dilated
-        return near(attended).add_(middle(attended)).add_(far(attended))
-
-
-def to_parts(x: Tensor) -> Tensor:
-    """rfft2 of (B, C, H, W) as real and imaginary parts, (B, 2C, H, W/2+1); ortho."""
-    spectrum = torch.fft.rfft2(x, norm="ortho")
-    return torch.cat([spectrum.real, spectrum.imag], 1)
-
-
-def from_parts(parts: Tensor, size: tuple[int, int]) -> Tensor:
-    """The inverse of `to_parts`: (B, 2C, H, W/2+1) -> (B, C, H, W)."""
-    # s: without it an odd width would come back one pixel short.
-    return torch.fft.irfft2(torch.complex(*parts.chunk(2, 1)), s=size, norm="ortho")
-
-
-def column_weights(like: Tensor, width: int, inner: float) -> Tensor:
-    """`inner` for the columns of a half spectrum that stand for two of the full one, 1 for those that stand for one."""
-    weights = like.new_full((width // 2 + 1,), inner)
-    weights[0] = 1
-    if width % 2 == 0:
-        weights[-1] = 1
-    return weights
-
-
-class ToParts(torch.autograd.Function):
-    """`to_parts` with a gradient of half a spectrum; PyTorch's transforms the full, zero-filled one."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.size = x.shape[-2:]
-        return to_parts(x)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return from_parts(gradient * column_weights(gradient, ctx.size[1], 0.5), ctx.size)
-
-
-class FromParts(torch.autograd.Function):
-    """`from_parts`, its gradient likewise."""
-
-    @staticmethod
-    def forward(ctx, parts: Tensor, size: tuple[int, int]) -> Tensor:
-        return from_parts(parts, size)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return to_parts(gradient).mul_(column_weights(gradient, gradient.shape[-1], 2)), None
-
-
-class FrequencyCB(nn.Module):
-    """FFT^-1(CB_1x1(FFT(x))): a 1 x 1 convolution of the spectrum sees the whole image (Eq. 4).
-
-    The transforms are in float32, under autocast too, and in training all of it is. In use the spectrum waits
-    for its product in the precision of x: rounding it adds no more noise than rounding x (Parseval).
-    """
-
-    def __init__(self, channels: int, norm: str):
-        super().__init__()
-        self.block = CB(2 * channels, 2 * channels, kernel=1, norm=norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            # Plane by plane: the transform of a channels_last image is several times slower.
-            norm = self.block[1]
-            grouped = not torch.is_grad_enabled() and isinstance(norm, InstanceNorm) and norm.per_image
-            planes = as_planes(x)
-            if grouped:
-                image = self._in_groups(planes, torch.empty_like(x) if planes is x else planes)
-            else:
-                image = self._at_once(planes)
-        return image.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else image
-
-    def _at_once(self, planes: Tensor) -> Tensor:
-        conv, norm, activation = self.block
-        parts = ToParts.apply(planes.float())
-        mixed = activation(norm(mix(conv.weight.flatten(1), parts)))
-        return FromParts.apply(mixed, planes.shape[-2:]).to(planes.dtype)
-
-    def _in_groups(self, planes: Tensor, image: Tensor) -> Tensor:
-        """The same in a third of the memory, some channels at a time: only the product needs all of them.
-
-        Fills `image`, which may be `planes` itself: all of it is read before.
-        """
-        batch, channels, height, width = planes.shape
-        size = max(1, (CPU_GROUP if planes.device.type == "cpu" else GPU_GROUP) // (batch * height * width))
-        groups = [slice(start, start + size) for start in range(0, channels, size)]
-        parts = planes.new_empty((batch, 2, channels, height, width // 2 + 1))
-        for group in groups:
-            parts[:, :, group] = to_parts(planes[:, group].float()).unflatten(1, (2, -1))
-        conv, norm, activation = self.block
-        # Of the rows, the first half makes real parts and the second half imaginary parts.
-        weight, scale, shift = (x.unflatten(0, (2, channels))
-                                for x in (conv.weight.flatten(1).to(parts.dtype), norm.weight, norm.bias))
-        for group in groups:
-            mixed = mix(weight[:, group].flatten(0, 1), parts.flatten(1, 2))
-            mixed = normalised_planes(mixed, scale[:, group].flatten(), shift[:, group].flatten(), norm.eps)
-            image[:, group] = from_parts(activation(mixed).float(), (height, width))
-        return image
-
-
-def mix(weight: Tensor, x: Tensor) -> Tensor:
-    """A 1 x 1 convolution of planes as a matrix product: on CPUs the convolution copies its input first."""
-    return torch.bmm(weight.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
-
-
-def normalised_planes(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """Instance normalisation of x in (B, C, H, W) order; `scale` and `shift`, (C,), in float32."""
-    if x.device.type == "cpu":
-        return F.group_norm(x, x.shape[1], scale.to(x.dtype), shift.to(x.dtype), eps)
-    # Not group_norm, whose statistics older versions of PyTorch round to bfloat16 on GPUs.
-    return F.instance_norm(x, weight=scale, bias=shift, eps=eps)
-
-
-def as_planes(x: Tensor) -> Tensor:
-    """x in (B, C, H, W) order. Spelled as a transposition, which is twice as fast as PyTorch's change of layout."""
-    if not is_channels_last(x):
-        return x
-    return x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).contiguous().view(x.shape)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        return sum(conv(attended) for conv in self.dilated)
 
 
 class FDFM(nn.Module):
-    """Frequency-Domain Fusion Module: a spatial branch beside a global, spectral one (Eq. 4)."""
+    """Frequency-Domain Fusion Module: a 1 x 1 convolution of the spectrum sees the whole image (Eq. 4).
 
-    def __init__(self, channels: int, norm: str):
+    Eq. 4 prints CB_3x3(F) twice: it is one block, and the sum is the residual connection that the text speaks of.
+    The transforms are in float32, under autocast too.
+    """
+
+    def __init__(self, channels: int):
         super().__init__()
-        self.spatial = CB(channels, channels, norm=norm)
-        self.refine = CB(channels, channels, norm=norm)
-        self.frequency = FrequencyCB(channels, norm)
+        self.spatial = CB(channels, channels)
+        self.spectral = CB(2 * channels, 2 * channels, kernel=1)
 
     def forward(self, f_f: Tensor) -> Tensor:
-        frequency = self.frequency(self.refine(f_f))
-        return frequency.add_(self.spatial(f_f))
+        x = self.spatial(f_f)
+        with torch.autocast(x.device.type, enabled=False):
+            spectrum = rfft2_as_channels(x.float())                     # (B, 2C, H, W/2+1)
+            return x + irfft2_of_channels(self.spectral(spectrum), x.shape[-2:]).to(x.dtype)
+
+
+class TransformerBlock(nn.Module):
+    """What takes the place of the FDFM in the ablation "FDFM => Trans. block" (Table 3, case 6).
+
+    The paper does not describe its block; this one is ours: pre-norm attention with 4 heads, whose keys and values
+    are pooled to 16 x 16 places so that any size runs, then an MLP of twice the width.
+    """
+
+    KEYS = 16       # places along each side
+
+    def __init__(self, channels: int, heads: int = 4):
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.query, self.key_value = nn.Linear(channels, channels), nn.Linear(channels, 2 * channels)
+        self.project = nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
+
+    def forward(self, f_f: Tensor) -> Tensor:
+        x = f_f.flatten(2).mT                                           # (B, HW, C)
+        x = x + self._attention(self.norm_attention(x), f_f.shape[-2:])
+        x = x + self.mlp(self.norm_mlp(x))
+        return x.mT.unflatten(2, f_f.shape[-2:])
+
+    def _attention(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        places = F.adaptive_avg_pool2d(x.mT.unflatten(2, size), self.KEYS).flatten(2).mT        # (B, 256, C)
+        key, value = self.key_value(places).chunk(2, 2)
+        query, key, value = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (self.query(x), key, value))
+        attended = F.scaled_dot_product_attention(query, key, value)    # (B, heads, HW, C / heads)
+        return self.project(attended.transpose(1, 2).flatten(2))
+
+
+GLOBAL_BRANCHES = {"fourier": FDFM, "transformer": TransformerBlock}
 
 
 class Features(NamedTuple):
     """What one stage hands on, each (B, C, H, W)."""
-    fusion: Tensor      # F_F
-    residual: Tensor    # F_R
+    fusion: Tensor              # F_F
+    residual: Tensor | None     # F_R; None in a network without the residual prior
 
 
 class Stage(nn.Module):
-    """The modules of one iteration of the paper's Figure 2: CPM, then FDFM and RPM side by side (see RPFNet)."""
+    """One iteration of Figure 2: CPM, then FDFM and RPM side by side.
 
-    def __init__(self, channels: int, norm: str):
+    Args:
+        channels: width.
+        global_branch, cpm, prior: see RPFNet.
+    """
+
+    def __init__(self, channels: int, global_branch: str = "fourier", cpm: bool = True, prior: bool = True):
         super().__init__()
-        self.cpm = CPM(channels, norm)
-        self.fdfm = FDFM(channels, norm)
-        self.rpm = RPM(channels)
+        self.cpm = CPM(channels) if cpm and prior else None
+        self.fdfm = GLOBAL_BRANCHES[global_branch](channels)
+        self.rpm = RPM(channels) if prior else None
+
+    def forward(self, f_f: Tensor, f_r: Tensor | None) -> Features:
+        if self.cpm is not None:
+            f_f, f_r = self.cpm(f_f, f_r)
+        return Features(self.fdfm(f_f), None if self.rpm is None else self.rpm(f_r))
 
 
 class Head(nn.Module):
     """Features to one image in [0, 1]: two CBs, a last convolution and a sigmoid.
 
-    The last step is in float32 under autocast too: bfloat16 has only 128 levels in [0.5, 1].
+    The paper prints two CBs and a sigmoid. A sigmoid of a CB, which ends in ReLU, would never fall below 0.5; hence
+    the last convolution. It is in float32 under autocast too: bfloat16 has only 128 levels in [0.5, 1].
     """
 
-    def __init__(self, channels: int, norm: str):
+    def __init__(self, channels: int):
         super().__init__()
-        self.blocks = nn.Sequential(CB(channels, channels, norm=norm), CB(channels, channels // 2, norm=norm))
+        self.blocks = nn.Sequential(CB(channels, channels), CB(channels, channels // 2))
         self.last = nn.Conv2d(channels // 2, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -388,8 +210,8 @@ class AuxiliaryDecoder(Head):
     saturates, M' goes flat and L_SS has no gradient any more.
     """
 
-    def __init__(self, channels: int = 32, norm: str = "pooled"):
-        super().__init__(channels, norm)
+    def __init__(self, channels: int = 32):
+        super().__init__(channels)
 
     def forward(self, f_r: Tensor) -> Tensor:
         with torch.autocast(f_r.device.type, enabled=False):
@@ -403,51 +225,40 @@ class AuxiliaryDecoder(Head):
 class RPFNet(nn.Module):
     """The fusion network (paper, section 3.2 and Figure 2).
 
+    Its BatchNorm has statistics of its own for each iteration: three iterations have three distributions, and one set
+    of running statistics for all makes eval mode wrong. In eval mode an image therefore does not depend on its batch.
+
     Args:
         channels: width of all features.
         stages: the number n of iterations.
-        norm: "pooled" (default), "instance" or "batch"; see NORMS.
-        sharing: what the iterations have in common: "all" (default: one stage, unrolled),
-            "convolutions" (each iteration has normalisation of its own) or "none".
+        sharing: "convolutions" (default): all iterations have the same convolutions; "none": each has its own.
+        global_branch: "fourier" (default), or "transformer", the ablation "FDFM => Trans. block".
+        cpm: False leaves the features as they are, the ablation "w/o CPM".
+        prior: False leaves out the residual branch (RPM and CPM), the ablation "w/o res prior".
         border: in eval mode the sources are mirrored by at least so many pixels on each side (up to a
             length that the FFT likes) and the result is cropped again, so that what zero padding and the
             FFT's wrap-around do to a frame falls outside. 0: off.
     """
 
-    def __init__(self, channels: int = 32, stages: int = 3, norm: str = "pooled", sharing: str = "all",
-                 border: int = 8):
+    def __init__(self, channels: int = 32, stages: int = 3, sharing: str = "convolutions",
+                 global_branch: str = "fourier", cpm: bool = True, prior: bool = True, border: int = 8):
         super().__init__()
-        for name, value, known in (("norm", norm, tuple(NORMS)), ("sharing", sharing, ("all", "convolutions", "none"))):
+        for name, value, known in (("sharing", sharing, ("convolutions", "none")),
+                                   ("global_branch", global_branch, tuple(GLOBAL_BRANCHES))):
             if value not in known:
                 raise ValueError(f"{name}={value!r}; choose from {', '.join(known)}")
-        if stages < 1 or channels < 4 or border < 0:
-            raise ValueError(f"stages={stages}, channels={channels}, border={border}: at least 1, 4 and 0 are needed")
-        self.config = {"channels": channels, "stages": stages, "norm": norm, "sharing": sharing, "border": border}
-        self.stem_f = CB(2, channels, norm=norm)
-        self.stem_r = CB(1, channels, norm=norm)
-        self.stages = nn.ModuleList(Stage(channels, norm) for _ in range(1 if sharing == "all" else stages))
+        if stages < 1 or channels < 4 or channels % 4 or border < 0:
+            raise ValueError(f"stages={stages}, channels={channels}, border={border}: at least 1, 4 and 0 are needed, "
+                             "and channels in fours")
+        self.config = {"channels": channels, "stages": stages, "sharing": sharing, "global_branch": global_branch,
+                       "cpm": cpm, "prior": prior, "border": border}
+        self.stem_f = CB(2, channels)
+        self.stem_r = CB(1, channels) if prior else None
+        self.stages = nn.ModuleList(Stage(channels, global_branch, cpm, prior) for _ in range(stages))
         if sharing == "convolutions":
-            _tie_convolutions(self.stages)
-        self.head = Head(channels, norm)
-        self.optimized = False
-
-    def optimize(self, compiled: bool = False) -> RPFNet:
-        """Make inference faster where the picture stays the same: bfloat16, except for the FFTs and the last step.
-
-        Over 50 dB from the float32 picture on real pairs (see tests). Pays on GPUs, and on CPUs
-        with bfloat16 instructions (AVX-512 BF16, AMX); older ones are slower with it.
-
-        Args:
-            compiled: also torch.compile, with CUDA graphs: for many images of one size on a GPU. The first of each
-                size takes a minute, and after eight sizes PyTorch stops compiling. Gains nothing on CPUs. What
-                the network itself returns is then overwritten by its next call: clone what you keep.
-        Returns:
-            self.
-        """
-        self.optimized = True
-        if compiled:
-            self.compile(mode="reduce-overhead", dynamic=False)
-        return self.to(memory_format=torch.channels_last).eval()
+            _share_convolutions(self.stages)
+        self.head = Head(channels)
+        self.bfloat16 = False
 
     def forward(self, ir: Tensor, vis_y: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, list[Features]]:
         """Fuse a batch.
@@ -460,28 +271,61 @@ class RPFNet(nn.Module):
             The fused luminance, (B, 1, H, W) in [0, 1], float32.
         """
         _check_batch(ir, vis_y)
-        if self.optimized:
+        if self.bfloat16:
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)
         return self._fuse(ir, vis_y, return_features)
 
     def _fuse(self, ir: Tensor, vis_y: Tensor, return_features: bool) -> Tensor | tuple[Tensor, list[Features]]:
         pads = _mirror_pads(ir.shape[-2:], 0 if self.training else self.config["border"])
-        sources = F.pad(torch.cat([ir, vis_y], 1), pads, mode="reflect")                  # (B, 2, H, W)
-        prior = sources[:, :1] - sources[:, 1:]                                           # M
-        features = [Features(self.stem_f(sources), self.stem_r(prior))]
-        for iteration in range(self.config["stages"]):
-            stage = self.stages[iteration % len(self.stages)]
-            refined_f, refined_r = stage.cpm(*features[-1])
-            if not return_features:
-                features.clear()        # a large image should not hold what nobody needs any more
-            fusion = stage.fdfm(refined_f)
-            del refined_f
-            features.append(Features(fusion, stage.rpm(refined_r)))
-        left, _, top, _ = pads
-        place = (..., slice(top, top + ir.shape[-2]), slice(left, left + ir.shape[-1]))
-        fused = self.head(features[-1].fusion + features[-1].residual)[place]
-        return (fused, [Features(f.fusion[place], f.residual[place]) for f in features]) if return_features else fused
+        sources = F.pad(torch.cat([ir, vis_y], 1), pads, mode="reflect")                # (B, 2, H, W)
+        f_f, f_r = self.stem_f(sources), None
+        if self.stem_r is not None:
+            f_r = self.stem_r(sources[:, :1] - sources[:, 1:])                          # of M
+        features = [Features(f_f, f_r)]
+        for stage in self.stages:
+            f_f, f_r = stage(f_f, f_r)
+            if return_features:
+                features.append(Features(f_f, f_r))
+        fused = self.head(f_f if f_r is None else f_f + f_r)
+        place = _inside(pads, ir.shape[-2:])
+        if return_features:
+            return fused[place], [Features(*(x if x is None else x[place] for x in f)) for f in features]
+        return fused[place]
+
+    def use_image_statistics(self, on: bool = True) -> RPFNet:
+        """Normalise by the statistics of each image, in eval mode, as the published pictures were made. Returns self.
+
+        Raises:
+            ValueError: `optimize` has folded the normalisation into the convolutions.
+        """
+        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
+        if on and not norms:
+            raise ValueError("image statistics need the BatchNorm layers, which optimize() has folded into convolutions")
+        for norm in norms:
+            norm.image_statistics = on
+        return self
+
+    def optimize(self, bfloat16: bool = False, compiled: bool = False) -> RPFNet:
+        """Make inference faster where the picture stays the same. Not to be trained any more.
+
+        BatchNorm is folded into the convolutions, which is exact to rounding.
+
+        Args:
+            bfloat16: also compute in bfloat16, except for the FFTs and the last step. Over 50 dB from the float32
+                picture on real pairs (see tests). Pays on GPUs, and on CPUs with bfloat16 instructions
+                (AVX-512 BF16, AMX); older ones are slower with it.
+            compiled: also torch.compile, with CUDA graphs: for many images of one size on a GPU. The first of each
+                size takes a minute, and after eight sizes PyTorch stops compiling. Gains nothing on CPUs. What
+                the network itself returns is then overwritten by its next call: clone what you keep.
+        Returns:
+            self.
+        """
+        fold_batch_norm(self.eval())
+        self.bfloat16 = bfloat16
+        if compiled:
+            self.compile(mode="reduce-overhead", dynamic=False)
+        return self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, device: str | torch.device = "cpu") -> RPFNet:
@@ -507,28 +351,42 @@ class RPFNet(nn.Module):
         # Layout changes no value; a single image is convolved faster so, on CPUs and GPUs.
         return model.to(device, memory_format=torch.channels_last).eval()
 
-    def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False, tile: int = 0) -> np.ndarray:
-        """Fuse one pair of numpy images, on the device of the network; see `fuse_pair`."""
-        return fuse_pair(self, ir, vis, studio_range, tile)
+    def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False, tile: int = 0,
+             as_published: bool = False) -> np.ndarray:
+        """Fuse one pair of numpy images, on the device of the network; see `fuse_pair`.
+
+        as_published: with the statistics of this image, as the published pictures were made.
+        """
+        if not as_published:
+            return fuse_pair(self, ir, vis, studio_range, tile)
+        try:
+            return fuse_pair(self.use_image_statistics(), ir, vis, studio_range, tile)
+        finally:
+            self.use_image_statistics(False)
 
 
-def _tie_convolutions(stages: nn.ModuleList) -> None:
-    """Give all stages the convolutions of the first; normalisation layers stay their own."""
+def _share_convolutions(stages: nn.ModuleList) -> None:
+    """Give all stages the convolutions (and linear layers) of the first; BatchNorm layers stay their own."""
     for stage in stages[1:]:
         for first, other in zip(stages[0].modules(), stage.modules()):
-            if isinstance(first, nn.Conv2d):
+            if isinstance(first, (nn.Conv2d, nn.Linear)):
                 other.weight, other.bias = first.weight, first.bias
 
 
-@torch.compiler.assume_constant_result      # torch.compile cannot look into scipy
 def _mirror_pads(size: tuple[int, int], border: int) -> tuple[int, int, int, int]:
     """Left, right, top, bottom, as F.pad takes them."""
     pads = []
     for length in reversed(size):
         wanted = 2 * min(border, length // 2)       # a mirror shows no more than there is
-        total = next_fast_len(length + wanted) - length if border else 0
+        total = fast_length(length + wanted) - length if border else 0
         pads += [total // 2, total - total // 2]
     return tuple(pads)
+
+
+def _inside(pads: tuple[int, int, int, int], size: tuple[int, int]) -> tuple:
+    """Index of the part that padding did not add."""
+    left, _, top, _ = pads
+    return ..., slice(top, top + size[0]), slice(left, left + size[1])
 
 
 def _check_batch(ir: Tensor, vis_y: Tensor) -> None:

@@ -55,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     network = parser.add_argument_group("network")
     network.add_argument("--checkpoint", type=Path, help="weights (default: checkpoints/rpfnet.pth); best.pth and "
                          "last.pth of train.py will do")
+    network.add_argument("--as-published", action="store_true", help="normalise by the statistics of each image, as the published "
+                         "pictures were made: more contrast, and night turns to fog; with --studio-range: their colour conversion too")
     network.add_argument("--released", type=Path, metavar="MODEL.PTH", help="use the authors' published network: their "
                          "graph, with the statistics of the one image; the pickle is read without executing it")
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs from "
@@ -102,14 +104,18 @@ def on_gpu(args: argparse.Namespace) -> bool:
 
 
 def load_network(args: argparse.Namespace) -> nn.Module:
-    if args.released and (args.checkpoint or args.fast or args.compile):
-        raise DataError("--released goes without --checkpoint, --fast and --compile")
+    if args.released and (args.checkpoint or args.fast or args.compile or args.as_published):
+        raise DataError("--released goes without --checkpoint, --as-published, --fast and --compile")
+    if args.as_published and (args.fast or args.compile):
+        raise DataError("--as-published goes without --fast and --compile, which need fixed statistics")
     check_device(args.device)
     if args.released:
         from released import load_released  # only here: nobody else pays for the import
         return load_released(args.released).to(args.device)
     model = RPFNet.from_pretrained(args.checkpoint, args.device)
-    return model.optimize(args.compile) if args.fast or args.compile else model
+    if args.as_published:
+        return model.use_image_statistics()
+    return model.optimize(args.fast or args.compile, args.compile)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Train RPFNet.
 
-    python train.py --data data/RoadScene                           the paper's recipe, for a GPU
-    python train.py --data data/RoadScene --amp --channels-last --crop 224 --batch 3 --steps 1200      on a CPU
+    python train.py --data data/RoadScene                           the paper's recipe (recipes/paper.json)
+    python train.py --data data/RoadScene --recipe contrast         that of the default weights
+    python train.py --data data/RoadScene --amp --steps 4240        shorter, in bfloat16: options override the recipe
     python train.py --data data/RoadScene --resume                  go on after Ctrl-C, a kill or a crash
     torchrun --nproc_per_node=4 train.py --data data/RoadScene      the same run on four GPUs
 
@@ -12,13 +13,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.metadata
 import io
 import json
 import math
+import platform
+import shlex
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -39,15 +44,17 @@ from dataset import (
     team,
     write_atomically,
 )
-from loss import FrequencyContrastiveLoss, FusionLoss, SaliencyStructureLoss, SSIMLoss
-from net import NORMS, AuxiliaryDecoder, PooledNorm, RPFNet, check_device, keep_freed_memory, to_image
+from layers import ExactStatistics
+from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
+from net import GLOBAL_BRANCHES, AuxiliaryDecoder, RPFNet, check_device, keep_freed_memory, to_image
 
+RECIPES = Path(__file__).resolve().parent / "recipes"
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
 TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in layout.splits)
 CHECK_EVERY = 50        # steps between looks at the loss; each look waits for the GPU
 SAVE_EVERY = 300        # seconds
-FLAT = 1e-4             # largest Sobel magnitude of M' under which it has no edges left; the loss keeps it near 1e-3
+FLAT = 1e-4             # largest Sobel magnitude of M' under which it has no edges left; the loss keeps it above
 
 
 class TrainingError(Exception):
@@ -57,12 +64,13 @@ class TrainingError(Exception):
 # ---------------------------------------------------------------------------------------------
 # Options
 
-# What decides the result, stored in the checkpoint: --resume goes on with it. PLACES are stored too, but may move.
-RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "crops", "crop", "batch", "lr", "schedule",
-          "clip", "lambda_1", "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole",
-          "contrast_domain", "contrast", "weight", "saliency", "channels", "stages", "norm", "sharing", "amp", "channels_last", "val_every")
-PLACES = ("data", "ir", "vis", "init")
-VERSION = 2     # of what the recipe means; one more when the same options begin to train something else
+# What decides the result. A recipe file has a value for each; the checkpoint stores them, and --resume goes on with them.
+RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips",
+          "lr", "schedule", "clip", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
+          "lambda_1", "saliency", "saliency_form", "weight", "contrast", "contrast_domain",
+          "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "amp", "val_every")
+PLACES = ("data", "ir", "vis", "init")      # stored too, but they may move
+VERSION = 3     # of what the recipe means; one more when the same options begin to train something else
 
 
 def whole(text: str) -> int:
@@ -83,55 +91,65 @@ def build_parser() -> argparse.ArgumentParser:
     flag = argparse.BooleanOptionalAction
 
     main = parser.add_argument_group("main")
+    main.add_argument("--recipe", default="paper", metavar="NAME|FILE", help="defaults of all options below: paper, "
+                      "contrast, medical (in recipes/), or a JSON file such as a best.json of an earlier run")
     main.add_argument("--data", default="data/RoadScene", help="folder of the data set")
-    main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, default="roadscene", help="its layout")
+    main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, help="its layout")
     main.add_argument("--ir", metavar="DIR", help="train on your own two folders: infrared ...")
     main.add_argument("--vis", metavar="DIR", help="... and visible, matched by file name")
     main.add_argument("--out", type=Path, default=Path("checkpoints"), help="where checkpoints and the log go")
     main.add_argument("--resume", action="store_true", help="go on from OUT/last.pth, with the recipe stored in it")
     main.add_argument("--init", metavar="PTH", help="start from these weights: fine-tune, or continue with another recipe "
                       "(a last.pth has the auxiliary decoder's too)")
-    main.add_argument("--seed", type=int, default=0, help="of the weights and of the crops")
+    main.add_argument("--seed", type=int, help="of the weights and of the crops")
 
     length = parser.add_argument_group("length (the learning rate's schedule scales with it)")
-    length.add_argument("--epochs", type=positive, default=100, help="passes of --crops crops")
-    length.add_argument("--steps", type=whole, default=0, help="optimiser steps in place of epochs; 0: off")
-    length.add_argument("--max-minutes", type=float, default=0, help="end after this time; 0: no bound")
+    length.add_argument("--epochs", type=positive, help="passes of --crops crops; the paper does not print their number, "
+                        "100 fits its schedule")
+    length.add_argument("--steps", type=whole, help="optimiser steps in place of epochs; 0: off")
+    length.add_argument("--max-minutes", type=float, help="end after this time; 0: no bound. Such a run cannot be "
+                        "repeated exactly: its learning rate depends on the machine's speed")
 
-    hyper = parser.add_argument_group("hyper-parameters (defaults: the paper's but for --norm and --clip, see README)")
-    hyper.add_argument("--batch", type=positive, default=16, help="crops a step, of all processes together")
-    hyper.add_argument("--crop", type=int, default=128, help="side of a crop, pixels")
-    hyper.add_argument("--crops", type=positive, default=3383, help="crops an epoch")
-    hyper.add_argument("--lr", type=float, default=1e-3, help="initial learning rate of both Adam optimisers")
-    hyper.add_argument("--schedule", choices=("step", "cosine"), default="step", help="step: halved at each fifth of the run")
-    hyper.add_argument("--clip", type=float, default=1.0, help="bound of the gradient's norm, against the "
-                       "decoder's saturation; 0: off, as the paper")
-    hyper.add_argument("--channels", type=int, default=32, help="width")
-    hyper.add_argument("--stages", type=positive, default=3, help="iterations n")
-    hyper.add_argument("--norm", choices=tuple(NORMS), default="pooled", help="normalisation")
-    hyper.add_argument("--sharing", choices=("all", "convolutions", "none"), default="all",
-                       help="what the iterations share")
+    crops = parser.add_argument_group("crops and optimisers")
+    crops.add_argument("--batch", type=positive, help="crops a step, of all processes together")
+    crops.add_argument("--crop", type=int, help="side of a crop, pixels")
+    crops.add_argument("--crops", type=positive, help="crops an epoch")
+    crops.add_argument("--fixed-crops", action=flag, help="the same crops in each epoch, cut once; no: new ones each epoch")
+    crops.add_argument("--flips", action=flag, help="mirror crops at random")
+    crops.add_argument("--lr", type=float, help="initial learning rate of both Adam optimisers")
+    crops.add_argument("--schedule", choices=("step", "cosine"), help="step: halved at each fifth of the run")
+    crops.add_argument("--clip", type=float, help="bound of the gradient's norm; 0: off, as the paper")
 
-    loss = parser.add_argument_group("loss (defaults: the paper's but for L_s and --weight, see README; the others are its ablations)")
-    loss.add_argument("--lambda-1", type=float, default=0.3, help="texture term of Eq. 6")
-    loss.add_argument("--lambda-2", type=float, default=5.0, help="SSIM term of Eq. 8; 0: w/o L_s")
-    loss.add_argument("--ssim-window", type=odd, default=7, help="pixels, odd")
-    loss.add_argument("--ssim-weighted", action=flag, default=True, help="L_s's windows compare contrast and "
-                      "structure, and weigh the sources by their variance; no: SSIM, as Eq. 13 prints")
-    loss.add_argument("--ssim-whole", action=flag, default=True, help="L_s also over the whole crop; no: as Eq. 13 prints")
-    loss.add_argument("--saliency", action=flag, default=True, help="L_SS and the auxiliary decoder")
-    loss.add_argument("--contrast", action=flag, default=True, help="no: frequency l1 without contrast")
-    loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), default="frequency", help="of L_c")
-    loss.add_argument("--weight", choices=("adaptive", "printed", "none"), default="adaptive", help="w of Eq. 9")
+    network = parser.add_argument_group("network")
+    network.add_argument("--channels", type=int, help="width")
+    network.add_argument("--stages", type=positive, help="iterations n (Table 1)")
+    network.add_argument("--sharing", choices=("convolutions", "none"), help="what the iterations share")
+    network.add_argument("--global-branch", choices=tuple(GLOBAL_BRANCHES), help="transformer: Table 3, case 6")
+    network.add_argument("--cpm", action=flag, help="no: Table 3, case 7")
+    network.add_argument("--prior", action=flag, help="residual branch, and with it L_SS; no: Table 3, case 8")
+
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--lambda-1", type=float, help="weight of the texture term of Eq. 6")
+    loss.add_argument("--saliency", action=flag, help="L_SS and the auxiliary decoder; no: Table 3, case 5")
+    loss.add_argument("--saliency-form", choices=("l2", "mean"), help="norms of Eq. 6 and 7: l2 as printed, or means")
+    loss.add_argument("--weight", choices=("printed", "adaptive", "none"), help="w of Eq. 9: as printed; with 1 + S, "
+                      "which finds the hot targets; none: Table 3, case 4")
+    loss.add_argument("--contrast", action=flag, help="no: l1 norm without contrast, Table 3, case 2")
+    loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), help="of L_c; spatial: Table 3, case 3")
+    loss.add_argument("--lambda-2", type=float, help="weight of L_s in Eq. 8 (Table 2); 0: Table 3, case 1")
+    loss.add_argument("--ssim-window", type=odd, help="side of L_s's windows, pixels, odd")
+    loss.add_argument("--ssim-weighted", action=flag, help="L_s's windows compare contrast and structure, and weigh the "
+                      "sources by their variance; no: SSIM, as Eq. 13 prints")
+    loss.add_argument("--ssim-whole", action=flag, help="L_s also over the whole crop; no: as Eq. 13 prints")
+    loss.add_argument("--lambda-3", type=float, help="weight of the luminance term, which is ours; 0: off, as the paper")
 
     performance = parser.add_argument_group("performance")
     performance.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
-    performance.add_argument("--amp", action="store_true", help="bfloat16, for GPUs from NVIDIA's Ampere on and CPUs with "
+    performance.add_argument("--amp", action=flag, help="bfloat16, for GPUs from NVIDIA's Ampere on and CPUs with "
                              "AVX-512 BF16 or AMX; the FFT, decoder and losses stay in float32")
-    performance.add_argument("--channels-last", action="store_true", help="memory layout that tensor cores and, with --amp, CPUs like")
     performance.add_argument("--workers", type=int, default=0, help="loader processes; the images are in memory, "
                              "so 0 is seldom slower")
-    performance.add_argument("--val-every", type=whole, default=5, help="epochs between validations; 0: never")
+    performance.add_argument("--val-every", type=whole, help="epochs between validations; 0: never")
     return parser
 
 
@@ -139,14 +157,42 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     pass
 
 
+def read_recipe(name: str) -> dict:
+    """Options of a recipe: a name in recipes/, or a JSON file with a "recipe", as train.py writes it. Raises TrainingError."""
+    path = Path(name)
+    if path.suffix != ".json":
+        path = RECIPES / f"{name}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.json")))
+            raise TrainingError(f"--recipe {name}: choose from {known}, or give a JSON file")
+    try:
+        stored = json.loads(path.read_text())["recipe"]
+        options = {key: stored[key] for key in RECIPE}
+    except OSError as error:
+        raise TrainingError(f"--recipe {path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"--recipe {path}: not a recipe of this train.py ({type(error).__name__}: {error}); "
+                            "recipes/paper.json shows what one holds") from None
+    unknown = stored.keys() - {*RECIPE, *PLACES}
+    if unknown:
+        raise TrainingError(f"--recipe {path}: unknown option {', '.join(sorted(unknown))}")
+    return options
+
+
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
     """Options, and the state to resume from. A stored recipe replaces the defaults; contradicting it is an error."""
     parser = build_parser()
+    parser.set_defaults(**read_recipe("paper"))     # what --help shows
     args = parser.parse_args(argv)
     path = args.out / "last.pth"
     if not args.resume:
+        parser.set_defaults(**read_recipe(args.recipe))
+        args = parser.parse_args(argv)
         if (args.ir is None) != (args.vis is None):
             parser.error("--ir and --vis go together")
+        if args.ir:
+            args.data = args.dataset = None
+        args.saliency = args.saliency and args.prior        # M' is decoded from the residual features
         if path.exists():
             raise TrainingError(f"{path}: a run is there already; go on with --resume, or start anew with another --out")
         return args, None
@@ -193,9 +239,15 @@ def to_unit(image: Tensor, device: str) -> Tensor:
 
 
 def build_loss(args: argparse.Namespace) -> FusionLoss:
-    return FusionLoss(FrequencyContrastiveLoss(args.contrast_domain, args.contrast, args.weight),
-                      SSIMLoss(args.ssim_window, args.ssim_weighted, args.ssim_whole) if args.lambda_2 else None,
-                      SaliencyStructureLoss(args.lambda_1) if args.saliency else None, args.lambda_2)
+    return FusionLoss(
+        FrequencyContrastiveLoss(args.contrast_domain, args.contrast, args.weight),
+        SSIMLoss(args.ssim_window, args.ssim_weighted, args.ssim_whole) if args.lambda_2 else None,
+        SaliencyStructureLoss(args.lambda_1, args.saliency_form) if args.saliency else None,
+        LuminanceLoss() if args.lambda_3 else None, args.lambda_2, args.lambda_3)
+
+
+def build_network(args: argparse.Namespace) -> RPFNet:
+    return RPFNet(args.channels, args.stages, args.sharing, args.global_branch, args.cpm, args.prior)
 
 
 def learning_rate(initial: float, schedule: str, progress: float) -> float:
@@ -211,13 +263,12 @@ class Trainer:
     def __init__(self, args: argparse.Namespace):
         self.args, self.device = args, torch.device(args.device)
         torch.manual_seed(args.seed)
-        layout = torch.channels_last if args.channels_last else torch.contiguous_format
-        self.model = RPFNet(args.channels, args.stages, args.norm, args.sharing).to(self.device, memory_format=layout)
-        self.decoder = AuxiliaryDecoder(args.channels, args.norm).to(self.device)
+        # The layout that tensor cores like, and CPUs too; it changes no value.
+        self.model = build_network(args).to(self.device, memory_format=torch.channels_last)
+        self.decoder = AuxiliaryDecoder(args.channels).to(self.device, memory_format=torch.channels_last)
         self.wrapped = in_parallel(self.model, self.decoder) if team.world > 1 else None
         self.loss = build_loss(args)
         self.optimisers = [torch.optim.Adam(net.parameters(), args.lr) for net in (self.model, self.decoder)]
-        self.pooled = [m for net in (self.model, self.decoder) for m in net.modules() if isinstance(m, PooledNorm)]
         self.per_epoch = math.ceil(args.crops / args.batch)
         self.total = args.steps or args.epochs * self.per_epoch
         self.step, self.seconds, self.best = 0, 0.0, math.inf
@@ -238,15 +289,11 @@ class Trainer:
         model, decoder = self.wrapped or (self.model, self.decoder)
         size = size or len(ir)
         own = len(team.share(range(size)))       # 0 where a last batch is too small: the crop is then a stand-in
-        for norm in self.pooled:
-            norm.takes_part = own > 0
         rate = learning_rate(self.args.lr, self.args.schedule, self.progress)
         for optimiser in self.optimisers:
             optimiser.param_groups[0]["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp):
-            fused, features = model(ir, vis_y, return_features=True)
-            m_prime = decoder(features[-1].residual) if self.args.saliency else None
+        fused, m_prime = self._forward(model, decoder, ir, vis_y)
         total, terms = self.loss(fused, m_prime, ir, vis_y)
         # The processes' gradients are averaged; so weighted, to the gradient of the mean over all `size` crops.
         (total * (own * team.world / size)).backward()
@@ -259,6 +306,35 @@ class Trainer:
         self.edge = terms["M_edge"].detach() if "M_edge" in terms else None
         self.step += 1
         self.finished = self.progress >= 1
+
+    def _forward(self, model: nn.Module, decoder: nn.Module, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The fused image and M'."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp):
+            if not self.args.saliency:
+                return model(ir, vis_y), None
+            fused, features = model(ir, vis_y, return_features=True)
+            return fused, decoder(features[-1].residual)
+
+    @torch.no_grad()
+    def exact_statistics(self, crops: CropDataset) -> None:
+        """BatchNorm's running statistics over the crops of the epoch, in place of an average over the last few batches.
+
+        Training does not depend on them. Several processes on CPUs normalise each its own share of a batch, also here.
+        """
+        statistics = ExactStatistics(self.model, self.decoder)
+        batches = list(self.batches(len(self.history)))
+        own = [team.share(numbers) or numbers[:1] for numbers in batches]
+        loader = DataLoader(crops, batch_sampler=own)
+        for (ir, vis), numbers in tqdm(zip(loader, batches), total=len(batches), desc="statistics", unit="batch",
+                                       leave=False, disable=team.rank > 0):
+            self._forward(self.model, self.decoder, to_unit(ir, self.device), to_unit(vis, self.device))
+            statistics.add(len(team.share(numbers)))
+        statistics.store(team.sum)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """Crop numbers of an epoch's steps, from step `start` of it."""
+        fixed = self.args.seed if self.args.fixed_crops else None
+        return crop_batches(epoch, self.args.crops, self.args.batch, start, fixed)
 
     @property
     def progress(self) -> float:
@@ -342,10 +418,13 @@ class Trainer:
 
     def save_best(self, scores: dict[str, float]) -> None:
         """best.pth: a plain state dict; best.json: the recipe and what was measured."""
-        weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        # Iterations share convolutions: each tensor is made contiguous, and then stored, once.
+        copies: dict[int, Tensor] = {}
+        weights = {name: copies.setdefault(value.data_ptr(), value.contiguous())
+                   for name, value in self.model.state_dict().items()}
         about = {"config": self.model.config, "version": VERSION, "recipe": recipe(self.args), "steps": self.step,
-                 "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
-                 "torch": torch.__version__, "validation": {k: round(v, 4) for k, v in scores.items()}}
+                 "minutes": round(self.clock() / 60, 1), "device": device_name(self.device), "command": self.args.command,
+                 "commit": commit(), "packages": packages(), "validation": {k: round(v, 4) for k, v in scores.items()}}
         write_or_warn(self.args.out / "best.pth", serialised(weights))
         write_or_warn(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())
 
@@ -359,12 +438,15 @@ class Trainer:
 
     # --- one epoch's end ---
 
-    def end_epoch(self, val: PairDataset | None) -> None:
+    def end_epoch(self, crops: CropDataset, val: PairDataset | None) -> None:
         """Log the epoch, validate if it is due, keep the best weights."""
         number = len(self.history) + 1
+        due = self.finished or val is not None and number % self.args.val_every == 0
+        if due:
+            self.exact_statistics(crops)
         rate = self.optimisers[0].param_groups[0]["lr"]
         row = {"epoch": number, "step": self.step, "lr": rate, "seconds": round(self.clock(), 1)} | self.means()
-        if val is not None and (self.finished or number % self.args.val_every == 0):
+        if val is not None and due:
             row |= validate(self.model, self.loss, val, self.device)
             if row["val_loss"] < self.best:
                 self.best = row["val_loss"]
@@ -384,10 +466,9 @@ class Trainer:
 
 def in_parallel(*nets: nn.Module) -> list[nn.Module]:
     """The networks, so wrapped that backward() leaves the processes' mean gradient in each."""
-    if any(isinstance(module, nn.BatchNorm2d) for net in nets for module in net.modules()):
-        if next(nets[0].parameters()).device.type != "cuda":
-            raise TrainingError("--norm batch needs GPUs when several processes share a batch; use one process")
-        # In place: what it replaces are modules inside, the parameters and their names stay.
+    if next(nets[0].parameters()).device.type == "cuda":
+        # In place: what it replaces are modules inside, the parameters and their names stay. There is none for CPUs,
+        # where each process normalises its share of the batch by itself.
         nets = [nn.SyncBatchNorm.convert_sync_batchnorm(net) for net in nets]
     return [nn.parallel.DistributedDataParallel(net) for net in nets]
 
@@ -414,10 +495,8 @@ def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.de
         ir, vis = val[index]
         inputs = [to_unit(x[None], device) for x in (ir, vis)]
         fused = model(*inputs)
-        terms = [weight * part(fused, *inputs)[0].item() for weight, part in
-                 ((1.0, loss.contrastive), (loss.lambda_2, loss.structure)) if part is not None]
         image = to_image(fused[0, 0].float().cpu().numpy())
-        rows.append({"val_loss": sum(terms)} |
+        rows.append({"val_loss": loss.fusion(fused, *inputs)[0].item()} |
                     metrics.evaluate(image, ir[0].numpy(), vis[0].numpy(), names=VALIDATION_METRICS))
     model.train()
     rows = team.gathered(rows)
@@ -426,7 +505,7 @@ def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.de
 
 def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Stop) -> None:
     """Train until the end of the schedule or until `stop` is set. All processes take the same turns here."""
-    crops = CropDataset(train, trainer.args.crop, trainer.args.seed)
+    crops = CropDataset(train, trainer.args.crop, trainer.args.seed, trainer.args.flips)
     bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05,
                disable=team.rank > 0)
     with bar:
@@ -434,7 +513,7 @@ def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Sto
             done = trainer.step - len(trainer.history) * trainer.per_epoch      # steps of this epoch
             if done == trainer.per_epoch or trainer.finished and done > 0:
                 trainer.save(write_or_warn)         # before the validation: it takes a while
-                trainer.end_epoch(val)
+                trainer.end_epoch(crops, val)
                 trainer.save(write_or_warn)
                 trainer.agree(stop)
             elif trainer.finished:
@@ -451,7 +530,7 @@ def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Sto
 def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, stop: Stop) -> None:
     """The steps of one epoch from step `start` of it, or until the run ends or is stopped."""
     args, saved = trainer.args, trainer.clock()
-    batches = list(crop_batches(len(trainer.history), args.crops, args.batch, start))
+    batches = list(trainer.batches(len(trainer.history), start))
     own = [team.share(numbers) or numbers[:1] for numbers in batches]
     loader = DataLoader(crops, batch_sampler=own, num_workers=args.workers, pin_memory=trainer.device.type == "cuda")
     for (ir, vis), numbers in zip(loader, batches):
@@ -508,6 +587,22 @@ def recipe(args: argparse.Namespace) -> dict:
         key: None if getattr(args, key) is None else str(getattr(args, key)) for key in PLACES}
 
 
+def commit() -> str:
+    """The commit of this code, with a "+" where files have changed since; "unknown" without git."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=RECIPES.parent,
+                              capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def packages() -> dict[str, str]:
+    """Versions of what computes."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia")}
+
+
 def serialised(state: dict) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -530,6 +625,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         args, state = parse(argv)
+        args.command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
         check_device(args.device)
         args.out.mkdir(parents=True, exist_ok=True)
         train, val = load_data(args)

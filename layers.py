@@ -1,0 +1,107 @@
+"""How the layers of RPFNet are computed: normalisation, global pools, Fourier transforms as channels.
+
+net.py is the network as the paper prints it. Here stands what PyTorch does not have, or does too slowly.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm, as the paper prints it, with a second way to use it.
+
+    In eval mode the running statistics of training are used, as in any BatchNorm. `image_statistics` takes those of
+    each image instead. The published pictures were made that way: their network was saved and run in train mode.
+    """
+
+    image_statistics = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.image_statistics and not self.training:
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+def image_pools(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Average and maximum over the image, each (B, C, 1, 1)."""
+    return F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)
+
+
+def channel_pools(x: Tensor) -> Tensor:
+    """Average and maximum over the channels, (B, 2, H, W)."""
+    return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+
+
+def rfft2_as_channels(x: Tensor) -> Tensor:
+    """Real and imaginary parts of the 2-D spectrum, (B, C, H, W) -> (B, 2C, H, W/2+1); orthonormal."""
+    spectrum = torch.fft.rfft2(x, norm="ortho")
+    return torch.cat([spectrum.real, spectrum.imag], 1)
+
+
+def irfft2_of_channels(parts: Tensor, size: tuple[int, int]) -> Tensor:
+    """The inverse of `rfft2_as_channels`: (B, 2C, H, W/2+1) -> (B, C, H, W)."""
+    # s: without it an odd width would come back one pixel short.
+    return torch.fft.irfft2(torch.complex(*parts.chunk(2, 1)), s=size, norm="ortho")
+
+
+def fast_length(length: int) -> int:
+    """The smallest number from `length` on without a prime factor above 5; FFTs of such a length are fast."""
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 1
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold each BatchNorm into the convolution before it, in place; in eval mode the result is the same to rounding.
+
+    Convolutions that iterations share become one for each iteration.
+    """
+    for parent in module.modules():
+        if isinstance(parent, nn.Sequential) and len(parent) > 1 and isinstance(parent[1], BatchNorm):
+            parent[0], parent[1] = fuse_conv_bn_eval(parent[0], parent[1]), nn.Identity()
+
+
+class ExactStatistics:
+    """Running statistics of BatchNorm layers over many batches together, in place of an exponential average.
+
+    Use: for each batch, a forward pass in training mode, then `add`; at the end, `store`. The variance of all is the
+    mean of the batches' variances plus the variance of their means.
+
+    Args:
+        modules: networks; the statistics of their BatchNorm layers are replaced.
+    """
+
+    def __init__(self, *modules: nn.Module):
+        self.norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
+        self.sums = [torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.weight.device) for norm in self.norms]
+        self.count = 0
+        self.momentum = [norm.momentum for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 1.0         # the running statistics are then those of the last batch
+
+    def add(self, images: int) -> None:
+        """Count the batch that was just passed; `images` is its weight, 0 leaves it out."""
+        self.count += images
+        for norm, total in zip(self.norms, self.sums):
+            mean, variance = norm.running_mean.double(), norm.running_var.double()
+            total += images * torch.stack([mean, variance + mean * mean])
+
+    def store(self, over_processes: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        """Write the statistics; `over_processes` adds a tensor up over the processes of a distributed run."""
+        count = over_processes(torch.tensor(float(self.count), dtype=torch.float64, device=self.sums[0].device))
+        for norm, total, momentum in zip(self.norms, self.sums, self.momentum):
+            mean, square = over_processes(total) / count
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(square - mean * mean)
+            norm.momentum = momentum
