@@ -7,30 +7,19 @@ Infrared (or MRI) is the gray source, visible (or PET, SPECT) the one whose colo
 from __future__ import annotations
 
 import argparse
-import atexit
-import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
-import torch
-from torch import distributed
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+from images import SUFFIXES, DataError, luma, read_ir, read_vis
+
 SPLIT_LISTS = Path(__file__).resolve().parent / "splits"
-
-
-class DataError(Exception):
-    """Something is wrong with the user's images; the message names the files and the remedy."""
 
 
 class Pair(NamedTuple):
@@ -38,101 +27,6 @@ class Pair(NamedTuple):
     name: str
     ir: Path
     vis: Path
-
-
-# ---------------------------------------------------------------------------------------------
-# Reading
-
-
-def _decode(path: str | Path) -> np.ndarray:
-    """Pixels as stored: (H, W) or (H, W, 3) RGB, uint8 or uint16. Alpha is dropped."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    # imdecode of the bytes, because imread cannot open every non-ASCII path on every system.
-    try:
-        data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except cv2.error:       # a header that promises more pixels than OpenCV takes
-        image = None
-    if image is None:
-        raise DataError(f"{path}: not an image that OpenCV can read (damaged, or another format)")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{path}: {image.dtype} pixels; convert the image to 8 or 16 bits")
-    if image.ndim == 2:
-        return image
-    channels = image.shape[2]
-    if channels in (1, 2):
-        return np.ascontiguousarray(image[..., 0])
-    if channels not in (3, 4):
-        raise DataError(f"{path}: {channels} channels; gray, RGB or RGBA are understood")
-    return cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB)
-
-
-def luma(image: np.ndarray) -> np.ndarray:
-    """BT.601 luma, (H, W), of a gray or RGB image, same dtype."""
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-
-
-def read_vis(path: str | Path) -> np.ndarray:
-    """Visible image: uint8, (H, W) or (H, W, 3) RGB. 16-bit files are divided by 257.
-
-    A colour file with three equal planes (gray images are often saved so) is returned as gray.
-    """
-    image = _decode(path)
-    if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if image.ndim == 3 and (image == image[..., :1]).all():
-        image = np.ascontiguousarray(image[..., 0])
-    return image
-
-
-def read_ir(path: str | Path) -> np.ndarray:
-    """Infrared image: uint8 (H, W). 16-bit files are scaled by their own range, with a warning.
-
-    Sensors fill only a part of 16 bits, so a division by 257 would give an almost black image.
-    """
-    image = luma(_decode(path))
-    if image.dtype == np.uint8:
-        return image
-    low, high = int(image.min()), int(image.max())
-    # One text for all files: Python shows it once a run.
-    warnings.warn("16-bit infrared is scaled to 8 bits, each image from its own darkest and brightest pixel", stacklevel=2)
-    scaled = (image.astype(np.float64) - low) * (255.0 / max(high - low, 1))
-    return np.round(scaled).astype(np.uint8)
-
-
-def read_gray(path: str | Path) -> np.ndarray:
-    """Any image as 8-bit gray, (H, W): colour becomes BT.601 luma."""
-    return luma(read_vis(path))
-
-
-def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write uint8 (H, W) or (H, W, 3) RGB in the format of the suffix.
-
-    The file appears whole or not at all. Raises OSError (a full disk, a missing folder) or DataError (an unknown suffix).
-    """
-    path = Path(path)
-    bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    try:
-        ok, data = cv2.imencode(path.suffix, bgr)
-    except cv2.error:
-        ok = False
-    if not ok:
-        raise DataError(f"{path}: cannot encode {path.suffix or 'a file without suffix'}; use .png")
-    write_atomically(path, data.tobytes())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: under another name first. Raises OSError."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -315,10 +209,10 @@ def load_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     return ir, vis
 
 
-class PairDataset(Dataset):
-    """Whole gray pairs, decoded once and kept in memory as uint8.
+class PairDataset:
+    """Whole gray pairs, decoded once and kept in memory as uint8, for PyTorch's DataLoader or any other.
 
-    Item: (ir, vis_y), each a uint8 tensor (1, H, W); `names[i]` is its name.
+    Item: (ir, vis_y), each a uint8 array (1, H, W); `names[i]` is its name.
 
     Args:
         pairs: what `match_pairs` or `named_pairs` returned.
@@ -336,25 +230,25 @@ class PairDataset(Dataset):
                 problems.append(str(error))
                 continue
             self.names.append(pair.name)
-            self.items.append(tuple(torch.from_numpy(np.ascontiguousarray(x))[None] for x in (ir, luma(vis))))
+            self.items.append(tuple(np.ascontiguousarray(x)[None] for x in (ir, luma(vis))))
         if problems:
             raise DataError(_listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.items[index]
 
 
-class CropDataset(Dataset):
+class CropDataset:
     """Random crops for training (paper, section 4.1.1: 3,383 crops of 128 x 128 a pass).
 
     Item `number` is a pure function of (seed, number): a random pair, place and, with `flips`, mirroring. So
     the crops are the same whatever the number of workers, and a resumed run continues the stream.
     Images smaller than a crop are mirrored at their lower and right edges; DataError below half of it.
 
-    Item: (ir, vis_y), each a uint8 tensor (1, size, size).
+    Item: (ir, vis_y), each a uint8 array (1, size, size).
     """
 
     def __init__(self, pairs: PairDataset, size: int = 128, seed: int = 0, flips: bool = False):
@@ -368,20 +262,20 @@ class CropDataset(Dataset):
     def __len__(self) -> int:
         raise TypeError("the stream of crops has no end; see crop_batches")
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.seed, number))
         ir, vis = self.items[int(rng.integers(len(self.items)))]
         top = int(rng.integers(ir.shape[1] - self.size + 1))
         left = int(rng.integers(ir.shape[2] - self.size + 1))
         flips = [dim for dim in (1, 2) if self.flips and rng.random() < 0.5]
         window = (slice(None), slice(top, top + self.size), slice(left, left + self.size))
-        return ir[window].flip(flips), vis[window].flip(flips)
+        return tuple(np.ascontiguousarray(np.flip(image[window], flips)) for image in (ir, vis))
 
 
-def _mirrored(image: torch.Tensor, size: int) -> torch.Tensor:
+def _mirrored(image: np.ndarray, size: int) -> np.ndarray:
     """(1, H, W) -> at least (1, size, size)."""
     height, width = (max(size - length, 0) for length in image.shape[1:])
-    return torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, height), (0, width)), "symmetric")) if height or width else image
+    return np.pad(image, ((0, 0), (0, height), (0, width)), "symmetric")
 
 
 def crop_batches(epoch: int, length: int, batch: int, start: int = 0, fixed_seed: int | None = None) -> Iterator[list[int]]:
@@ -407,51 +301,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return value
-
-
-# ---------------------------------------------------------------------------------------------
-# Several processes
-
-
-class Team:
-    """The processes that torchrun started, who share the items among them; without torchrun, this one alone."""
-
-    rank, world = 0, 1      # which one this is, and of how many
-
-    def join(self) -> None:
-        """Meet the others, and take a GPU of one's own ("cuda" then means that one). Without torchrun: nothing."""
-        launched = distributed.is_available() and distributed.is_torchelastic_launched()
-        if not launched or distributed.is_initialized():
-            return
-        if torch.cuda.is_available():
-            # Modulo: each process may have been given one GPU to see, or all may run on CPUs.
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        # Both on a GPU: what the processes agree on between two steps must not wait for it.
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        atexit.register(distributed.destroy_process_group)
-        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
-
-    def share(self, items: Sequence) -> Sequence:
-        """Those of this process: every world-th."""
-        return items[self.rank::self.world]
-
-    def gathered(self, items: list) -> list:
-        """What all made of their shares, for everybody, in the order before `share`. No item may be None."""
-        if self.world == 1:
-            return items
-        parts: list = [None] * self.world
-        distributed.all_gather_object(parts, items)
-        return [item for row in zip_longest(*parts) for item in row if item is not None]
-
-
-    def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """x, added up over all processes."""
-        if self.world > 1:
-            distributed.all_reduce(x)
-        return x
-
-
-team = Team()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ above 255 becomes 255. Every function here therefore names its arithmetic:
 protocol="paper" gives the six columns of the RPFNet paper as they were computed there.
 
 All images are 8-bit gray numpy arrays of one shape (H, W); colour is turned to BT.601 luma first
-(`dataset.read_gray`). "Both sources" are the infrared and the visible image.
+(`images.read_gray`). "Both sources" are the infrared and the visible image.
 """
 from __future__ import annotations
 
@@ -1104,7 +1104,8 @@ def cores() -> int:
 
 def collect_pairs(args: argparse.Namespace) -> tuple[list, list[str]]:
     """The pairs to score, and a line for each source image without a partner."""
-    from dataset import DataError, find_chosen, find_pairs  # only here: it needs PyTorch, the metrics do not
+    from dataset import find_chosen, find_pairs
+    from images import DataError
     chosen = find_chosen(args.dataset, args.data, args.split, args.ir, args.vis)
     if chosen:
         return chosen
@@ -1150,7 +1151,8 @@ def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[st
 def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: Sequence[str],
                problems: list[str]) -> Iterator[Task]:
     """Read the images pair by pair; what cannot be read is added to `problems` and left out."""
-    from dataset import DataError, load_pair, luma, read_gray
+    from dataset import load_pair
+    from images import DataError, luma, read_gray
     for pair in pairs:
         try:
             ir, vis = load_pair(pair)
@@ -1225,7 +1227,7 @@ def print_report(args: argparse.Namespace, report: Report, protocols: Sequence[s
 def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
-    from dataset import DataError
+    from images import DataError
     args = build_parser().parse_args(argv)
     protocol = args.protocol or ("paper" if args.paper else "float")
     protocols = ("float", "uint8") if protocol == "both" else (protocol,)

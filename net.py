@@ -9,26 +9,27 @@ How layers are computed (norms, pools, Fourier transforms) stands in layers.py.
 """
 from __future__ import annotations
 
-import ctypes
-import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers import BatchNorm, channel_pools, fast_length, fold_batch_norm, image_pools, irfft2_of_channels, rfft2_as_channels
+from inference import MIN_SIZE, fuse_pair, read_checkpoint
+from layers import (
+    BatchNorm,
+    channel_pools,
+    fast_length,
+    fold_batch_norm,
+    image_pools,
+    irfft2_of_channels,
+    rfft2_as_channels,
+)
+from runtime import check_device
 
 CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "rpfnet.pth"
-MIN_SIZE = 16       # pixels; below, the dilated convolutions see little except padding
-MIN_TILE = 64       # pixels
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3   # of glibc's malloc.h
-LARGEST_KEPT = 2**27        # bytes; above the features of 768 x 1024 in float32, or of twice that in bfloat16
 
 # ---------------------------------------------------------------------------------------------
 # Blocks
@@ -342,7 +343,7 @@ class RPFNet(nn.Module):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python train.py`, or give its path")
         check_device(device)
-        state, config = _read_checkpoint(path)
+        state, config = read_checkpoint(path)
         try:
             model = cls(**config)
             model.load_state_dict(state)
@@ -395,186 +396,3 @@ def _check_batch(ir: Tensor, vis_y: Tensor) -> None:
                          f"got {tuple(ir.shape)} and {tuple(vis_y.shape)}")
     if not ir.is_floating_point() or not vis_y.is_floating_point():
         raise ValueError(f"expected floats in [0, 1], got {ir.dtype} and {vis_y.dtype}; divide 8-bit images by 255")
-
-
-def _check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
-    for name, image in (("ir", ir), ("vis", vis)):
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            raise TypeError(f"{name}: expected a numpy array of uint8, got {getattr(image, 'dtype', type(image).__name__)}")
-    if ir.ndim != 2:
-        raise ValueError(f"ir: expected (H, W), got {ir.shape}")
-    if vis.ndim not in (2, 3) or vis.ndim == 3 and vis.shape[2] != 3:
-        raise ValueError(f"vis: expected (H, W) or (H, W, 3), got {vis.shape}")
-    if ir.shape != vis.shape[:2]:
-        raise ValueError(f"ir is {ir.shape} and vis is {vis.shape[:2]}; they must be aligned, pixel by pixel")
-    if min(ir.shape) < MIN_SIZE:
-        raise ValueError(f"images of {ir.shape} are too small; H and W must be at least {MIN_SIZE}")
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """State dict and constructor arguments of a shipped (`.pth` + `.json`) or a training checkpoint."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:     # torch raises many types; each would hide the file's name
-        raise ValueError(f"{path}: cannot be read as weights ({first_line(error)})") from None
-    if isinstance(state, dict) and {"model", "config"} <= state.keys():
-        return state["model"], state["config"]
-    recipe = path.with_suffix(".json")
-    try:
-        return state, json.loads(recipe.read_text())["config"]
-    except (OSError, ValueError, KeyError):
-        # Not guessed: with shared stages the weights do not tell their number.
-        raise ValueError(f"{path}: the network's arguments are missing; put the {recipe.name} that was written "
-                         "with it beside it") from None
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next tensor; given back and taken again, each page costs a fault.
-
-    Saves an eighth (inference) to a quarter (training) of the time on CPUs. Larger blocks are still given
-    back, because they leave larger holes. It holds for the whole process, so programs call it, not imports.
-    """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):        # musl has none
-        return
-    # Before 2.35, glibc refuses more than 32 MB; left at its 128 KB, with trimming set, it would give back almost all.
-    if libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def check_device(device: str | torch.device) -> None:
-    """Raises ValueError, in one line, for a device that PyTorch cannot use here."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device}: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line; its type's name if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-# ---------------------------------------------------------------------------------------------
-# Images in, images out
-
-
-def fuse_pair(model: nn.Module, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False, tile: int = 0) -> np.ndarray:
-    """Fuse one pair of numpy images in eval mode.
-
-    Args:
-        model: RPFNet, or any network called as model(ir, vis_y) with (B, 1, H, W) tensors in [0, 1].
-        ir: uint8 (H, W).
-        vis: uint8 (H, W) gray or (H, W, 3) RGB.
-        studio_range: stretch the output as the paper's published pictures do; see `to_image`.
-        tile: side of the tiles, for images that do not fit into memory; see `fuse_tiles`. 0: off.
-    Returns:
-        uint8, shaped like `vis`; the chrominance is that of `vis`.
-    Raises:
-        TypeError, ValueError: that name what was given.
-    """
-    return in_colour_of(vis, fuse_luminance(model, [prepare(ir, vis)], tile)[0], studio_range)
-
-
-# Its three steps, so that test.py can read, fuse and write several pairs at a time.
-
-
-def prepare(ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the network sees of a pair, see `fuse_pair`: ir as it is, and luminance (H, W), float32 in [0, 1]."""
-    _check_arrays(ir, vis)
-    return ir, split_colour(vis)[0]
-
-
-@torch.inference_mode()
-def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], tile: int = 0) -> np.ndarray:
-    """Fuse B pairs of one size, each from `prepare`, in one pass: small images use a GPU better so.
-
-    Returns:
-        (B, H, W), float32 in [0, 1].
-    """
-    device = next(model.parameters()).device
-    ir, vis_y = (torch.from_numpy(np.stack(images)[:, None]).to(device) for images in zip(*pairs))
-    training = model.training
-    model.eval()
-    try:
-        ir = ir.float() / 255
-        fused = fuse_tiles(model, ir, vis_y, tile) if tile else model(ir, vis_y)
-        return fused[:, 0].float().cpu().numpy()
-    finally:
-        model.train(training)
-
-
-def in_colour_of(vis: np.ndarray, luminance: np.ndarray, studio_range: bool = False) -> np.ndarray:
-    """Fused luminance (H, W) in [0, 1] -> uint8, shaped like `vis` and with its chrominance."""
-    # Split once more than in `prepare`: its chrominance, kept until now, would take 8 bytes a pixel of each waiting pair.
-    return to_image(luminance, split_colour(vis)[1], studio_range)
-
-
-def fuse_tiles(model: nn.Module, ir: Tensor, vis_y: Tensor, tile: int) -> Tensor:
-    """Fuse tile by tile: the memory of one tile, and another picture.
-
-    Spectrum, attention and normalisation of a tile see that tile alone, so each gets a contrast of its
-    own. Tiles overlap by a quarter and are blended, which hides seams, not that difference.
-
-    Args:
-        ir, vis_y: (B, 1, H, W) in [0, 1].
-        tile: side in pixels, at least 64; an image no larger is fused as a whole.
-    """
-    if tile < MIN_TILE:
-        raise ValueError(f"tile={tile}; at least {MIN_TILE} pixels, better 1024 or more")
-    height, width = ir.shape[2:]
-    total, weights = torch.zeros_like(ir), torch.zeros_like(ir)
-    for top in _tile_starts(height, tile):
-        for left in _tile_starts(width, tile):
-            place = (..., slice(top, top + tile), slice(left, left + tile))
-            part = model(ir[place], vis_y[place])
-            window = torch.outer(*(_ramp(length, tile // 4) for length in part.shape[2:])).to(part)
-            total[place] += part * window
-            weights[place] += window
-    return total / weights
-
-
-def _tile_starts(length: int, tile: int) -> list[int]:
-    """Evenly spread starts of tiles that overlap by a quarter or more."""
-    if length <= tile:
-        return [0]
-    count = -(-(length - tile) // (tile - tile // 4)) + 1
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
-
-
-def _ramp(length: int, overlap: int) -> Tensor:
-    """1 in the middle, falling linearly towards both ends, never 0."""
-    place = torch.arange(length)
-    return (torch.minimum(place, length - 1 - place) + 1).div(overlap + 1).clamp_max(1)
-
-
-def split_colour(vis: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 gray or RGB -> luminance (H, W) float32 in [0, 1], and Cr, Cb (H, W, 2) or None for gray.
-
-    Full-range BT.601 both ways (OpenCV's YCrCb), here and in `to_image`.
-    """
-    vis = np.float32(vis) / 255
-    if vis.ndim == 2:
-        return vis, None
-    ycc = cv2.cvtColor(vis, cv2.COLOR_RGB2YCrCb)
-    return np.ascontiguousarray(ycc[..., 0]), ycc[..., 1:]
-
-
-def to_image(luminance: np.ndarray, chrominance: np.ndarray | None = None, studio_range: bool = False) -> np.ndarray:
-    """Luminance (H, W) in [0, 1] and Cr, Cb (or None) -> uint8 (H, W) or (H, W, 3) RGB.
-
-    studio_range converts full-range Y by the studio-range formula, 1.164 (Y - 16), as the paper's
-    published pictures do: 16 % more contrast, with clipping. Off by default, because it is a mix-up.
-    """
-    if studio_range:
-        luminance = (luminance - 16 / 255) * 1.164
-    if chrominance is None:
-        image = luminance
-    elif studio_range:
-        cr, cb = chrominance[..., 0] - 0.5, chrominance[..., 1] - 0.5
-        image = np.stack([luminance + 1.596 * cr, luminance - 0.813 * cr - 0.392 * cb, luminance + 2.017 * cb], -1)
-    else:
-        image = cv2.cvtColor(np.dstack([luminance, chrominance]), cv2.COLOR_YCrCb2RGB)
-    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)

@@ -26,8 +26,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset import DATASETS, DataError, Pair, find_chosen, find_pairs, load_pair, luma, positive, team, write_image
-from net import RPFNet, check_device, first_line, fuse_luminance, in_colour_of, keep_freed_memory, prepare
+from dataset import DATASETS, Pair, find_chosen, find_pairs, load_pair, positive
+from images import DataError, luma, write_image
+from inference import fuse_luminance, in_colour_of, prepare
+from net import RPFNet
+from runtime import check_device, first_line, keep_freed_memory, team
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 CPU_THREADS = 2     # that read and write; more would take cores from the network
@@ -110,7 +113,7 @@ def load_network(args: argparse.Namespace) -> nn.Module:
         raise DataError("--as-published goes without --fast and --compile, which need fixed statistics")
     check_device(args.device)
     if args.released:
-        from released import load_released  # only here: nobody else pays for the import
+        from tools.released import load_released  # only here: nobody else pays for the import
         return load_released(args.released).to(args.device)
     model = RPFNet.from_pretrained(args.checkpoint, args.device)
     if args.as_published:
@@ -127,7 +130,7 @@ class Item(NamedTuple):
     pair: Pair
     ir: np.ndarray
     vis: np.ndarray
-    inputs: tuple[np.ndarray, np.ndarray]       # what the network sees of them, see net.prepare
+    inputs: tuple[np.ndarray, np.ndarray]       # what the network sees of them, see inference.prepare
 
     @property
     def shapes(self) -> tuple:

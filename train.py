@@ -35,18 +35,17 @@ import metrics
 from dataset import (
     DATASETS,
     CropDataset,
-    DataError,
     PairDataset,
     crop_batches,
     match_pairs,
     named_pairs,
     positive,
-    team,
-    write_atomically,
 )
+from images import DataError, to_image, write_atomically
 from layers import ExactStatistics
 from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
-from net import GLOBAL_BRANCHES, AuxiliaryDecoder, RPFNet, check_device, keep_freed_memory, to_image
+from net import GLOBAL_BRANCHES, AuxiliaryDecoder, RPFNet
+from runtime import check_device, keep_freed_memory, team
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
@@ -493,11 +492,11 @@ def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.de
     own = team.share(range(len(val)))
     for index in tqdm(own, desc="validating", unit="pair", leave=False, disable=team.rank > 0):
         ir, vis = val[index]
-        inputs = [to_unit(x[None], device) for x in (ir, vis)]
+        inputs = [to_unit(torch.from_numpy(x[None]), device) for x in (ir, vis)]
         fused = model(*inputs)
         image = to_image(fused[0, 0].float().cpu().numpy())
         rows.append({"val_loss": loss.fusion(fused, *inputs)[0].item()} |
-                    metrics.evaluate(image, ir[0].numpy(), vis[0].numpy(), names=VALIDATION_METRICS))
+                    metrics.evaluate(image, ir[0], vis[0], names=VALIDATION_METRICS))
     model.train()
     rows = team.gathered(rows)
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}

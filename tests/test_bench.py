@@ -7,13 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import bench
 import pytest
 import torch
+from bench import BenchError, Case
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import bench
-from bench import BenchError, Case
 from net import RPFNet
 
 SCRIPT = Path(bench.__file__)

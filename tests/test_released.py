@@ -7,9 +7,8 @@ import zipfile
 
 import pytest
 import torch
-from torch import nn
-
 from released import FourierBranch, ReleasedNet, load_released
+from torch import nn
 
 # ---------------------------------------------------------------------------------------------
 # A network like the authors', as a module `net` that exists only while a file is written

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from net import first_line
+from runtime import first_line
 
 # ---------------------------------------------------------------------------------------------
 # The graph

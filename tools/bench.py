@@ -58,6 +58,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from released import ReleasedNet
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -65,7 +66,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from dataset import positive
 from net import CHECKPOINT, MIN_SIZE, RPFNet, first_line, keep_freed_memory
-from released import ReleasedNet
 
 KEPT = "memory kept"                        # the released graph with net.keep_freed_memory
 COMPILED = "compiled"                       # optimize(compiled=True)

@@ -1,4 +1,4 @@
-"""Draw the four sample pairs: ``python samples/draw.py [--out DIR]``.
+"""Draw the four sample pairs: ``python tools/samples/draw.py [--out DIR]``.
 
 Every pair is one scene described once (geometry, reflectance, temperature, emissivity) and rendered twice:
 
@@ -413,7 +413,7 @@ SCENES = {"night_street": night_street, "smoke": smoke, "overexposed_sky": overe
 def main():
     """Write ``ir/NAME.png`` and ``vis/NAME.png`` for every scene."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent,
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "samples",
                         help="folder to write to")
     parser.add_argument("--only", choices=SCENES, help="draw one scene")
     args = parser.parse_args()

@@ -1,0 +1,143 @@
+"""Inference: numpy images in, numpy images out; and reading checkpoints.
+
+The functions take any network that is called as `model(ir, vis_y)`, see `fuse_pair`.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from images import split_colour, to_image
+from runtime import first_line
+
+MIN_SIZE = 16       # pixels; below, the dilated convolutions see little except padding
+MIN_TILE = 64       # pixels
+
+
+def fuse_pair(model: nn.Module, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False, tile: int = 0) -> np.ndarray:
+    """Fuse one pair of numpy images in eval mode.
+
+    Args:
+        model: RPFNet, or any network called as model(ir, vis_y) with (B, 1, H, W) tensors in [0, 1].
+        ir: uint8 (H, W).
+        vis: uint8 (H, W) gray or (H, W, 3) RGB.
+        studio_range: stretch the output as the paper's published pictures do; see `to_image`.
+        tile: side of the tiles, for images that do not fit into memory; see `fuse_tiles`. 0: off.
+    Returns:
+        uint8, shaped like `vis`; the chrominance is that of `vis`.
+    Raises:
+        TypeError, ValueError: that name what was given.
+    """
+    return in_colour_of(vis, fuse_luminance(model, [prepare(ir, vis)], tile)[0], studio_range)
+
+
+# Its three steps, so that test.py can read, fuse and write several pairs at a time.
+
+
+def prepare(ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the network sees of a pair, see `fuse_pair`: ir as it is, and luminance (H, W), float32 in [0, 1]."""
+    _check_arrays(ir, vis)
+    return ir, split_colour(vis)[0]
+
+
+@torch.inference_mode()
+def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], tile: int = 0) -> np.ndarray:
+    """Fuse B pairs of one size, each from `prepare`, in one pass: small images use a GPU better so.
+
+    Returns:
+        (B, H, W), float32 in [0, 1].
+    """
+    device = next(model.parameters()).device
+    ir, vis_y = (torch.from_numpy(np.stack(images)[:, None]).to(device) for images in zip(*pairs))
+    training = model.training
+    model.eval()
+    try:
+        ir = ir.float() / 255
+        fused = fuse_tiles(model, ir, vis_y, tile) if tile else model(ir, vis_y)
+        return fused[:, 0].float().cpu().numpy()
+    finally:
+        model.train(training)
+
+
+def in_colour_of(vis: np.ndarray, luminance: np.ndarray, studio_range: bool = False) -> np.ndarray:
+    """Fused luminance (H, W) in [0, 1] -> uint8, shaped like `vis` and with its chrominance."""
+    # Split once more than in `prepare`: its chrominance, kept until now, would take 8 bytes a pixel of each waiting pair.
+    return to_image(luminance, split_colour(vis)[1], studio_range)
+
+
+def fuse_tiles(model: nn.Module, ir: Tensor, vis_y: Tensor, tile: int) -> Tensor:
+    """Fuse tile by tile: the memory of one tile, and another picture.
+
+    Spectrum, attention and normalisation of a tile see that tile alone, so each gets a contrast of its
+    own. Tiles overlap by a quarter and are blended, which hides seams, not that difference.
+
+    Args:
+        ir, vis_y: (B, 1, H, W) in [0, 1].
+        tile: side in pixels, at least 64; an image no larger is fused as a whole.
+    """
+    if tile < MIN_TILE:
+        raise ValueError(f"tile={tile}; at least {MIN_TILE} pixels, better 1024 or more")
+    height, width = ir.shape[2:]
+    total, weights = torch.zeros_like(ir), torch.zeros_like(ir)
+    for top in _tile_starts(height, tile):
+        for left in _tile_starts(width, tile):
+            place = (..., slice(top, top + tile), slice(left, left + tile))
+            part = model(ir[place], vis_y[place])
+            window = torch.outer(*(_ramp(length, tile // 4) for length in part.shape[2:])).to(part)
+            total[place] += part * window
+            weights[place] += window
+    return total / weights
+
+
+def _tile_starts(length: int, tile: int) -> list[int]:
+    """Evenly spread starts of tiles that overlap by a quarter or more."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - tile) // (tile - tile // 4)) + 1
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def _ramp(length: int, overlap: int) -> Tensor:
+    """1 in the middle, falling linearly towards both ends, never 0."""
+    place = torch.arange(length)
+    return (torch.minimum(place, length - 1 - place) + 1).div(overlap + 1).clamp_max(1)
+
+
+def _check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
+    for name, image in (("ir", ir), ("vis", vis)):
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            raise TypeError(f"{name}: expected a numpy array of uint8, got {getattr(image, 'dtype', type(image).__name__)}")
+    if ir.ndim != 2:
+        raise ValueError(f"ir: expected (H, W), got {ir.shape}")
+    if vis.ndim not in (2, 3) or vis.ndim == 3 and vis.shape[2] != 3:
+        raise ValueError(f"vis: expected (H, W) or (H, W, 3), got {vis.shape}")
+    if ir.shape != vis.shape[:2]:
+        raise ValueError(f"ir is {ir.shape} and vis is {vis.shape[:2]}; they must be aligned, pixel by pixel")
+    if min(ir.shape) < MIN_SIZE:
+        raise ValueError(f"images of {ir.shape} are too small; H and W must be at least {MIN_SIZE}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """State dict and constructor arguments of a shipped (`.pth` + `.json`) or a training checkpoint."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:     # torch raises many types; each would hide the file's name
+        raise ValueError(f"{path}: cannot be read as weights ({first_line(error)})") from None
+    if isinstance(state, dict) and {"model", "config"} <= state.keys():
+        return state["model"], state["config"]
+    recipe = path.with_suffix(".json")
+    try:
+        return state, json.loads(recipe.read_text())["config"]
+    except (OSError, ValueError, KeyError):
+        # Not guessed: with shared stages the weights do not tell their number.
+        raise ValueError(f"{path}: the network's arguments are missing; put the {recipe.name} that was written "
+                         "with it beside it") from None
