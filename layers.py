@@ -34,13 +34,32 @@ def image_pools(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def channel_pools(x: Tensor) -> Tensor:
-    """Average and maximum over the channels, (B, 2, H, W)."""
-    return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+    """Average and maximum over the channels, (B, C, H, W) -> (B, 2, H, W)."""
+    if x.requires_grad or x.device.type != "cpu":
+        return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+    # Inference on a CPU: its reductions over the channels of a channels_last tensor are slow (docs/speed.md).
+    average = F.conv2d(x, x.new_full((1, x.shape[1], 1, 1), 1 / x.shape[1]))
+    while x.shape[1] > 1:
+        half = (x.shape[1] + 1) // 2        # of an odd number, both halves hold the middle channel
+        x = torch.maximum(x[:, :half], x[:, -half:])
+    return torch.cat([average, x], 1)
+
+
+def as_nchw(x: Tensor) -> Tensor:
+    """x with contiguous planes. From channels_last it is a transposition, which is faster than PyTorch's copy."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous()
+    return x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).contiguous().view(x.shape)
 
 
 def rfft2_as_channels(x: Tensor) -> Tensor:
-    """Real and imaginary parts of the 2-D spectrum, (B, C, H, W) -> (B, 2C, H, W/2+1); orthonormal."""
-    spectrum = torch.fft.rfft2(x, norm="ortho")
+    """Real and imaginary parts of the 2-D spectrum, (B, C, H, W) -> (B, 2C, H, W/2+1); orthonormal.
+
+    In float32 at least: there is no FFT of bfloat16.
+    """
+    # Plane by plane: the transform of a channels_last tensor is slower (docs/speed.md).
+    planes = as_nchw(x)
+    spectrum = torch.fft.rfft2(planes if planes.dtype == torch.float64 else planes.float(), norm="ortho")
     return torch.cat([spectrum.real, spectrum.imag], 1)
 
 

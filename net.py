@@ -122,7 +122,7 @@ class FDFM(nn.Module):
     def forward(self, f_f: Tensor) -> Tensor:
         x = self.spatial(f_f)
         with torch.autocast(x.device.type, enabled=False):
-            spectrum = rfft2_as_channels(x.float())                     # (B, 2C, H, W/2+1)
+            spectrum = rfft2_as_channels(x)                             # (B, 2C, H, W/2+1)
             return x + irfft2_of_channels(self.spectral(spectrum), x.shape[-2:]).to(x.dtype)
 
 
