@@ -10,7 +10,9 @@ above 255 becomes 255. Every function here therefore names its arithmetic:
     protocol="uint8"    the saturating arithmetic, for the metrics that have it (MI, SF, SD, VIF, VIFF)
 
 `evaluate` computes all metrics of one image and shares what they have in common; its
-protocol="paper" gives the six columns of the RPFNet paper as they were computed there.
+protocol="paper" gives the six columns of the RPFNet paper as they were computed there, and its
+protocol="cddfuse" the columns of the papers that follow CDDFuse, whose evaluator works in real
+numbers, with conventions of its own (`CDDFUSE_COLUMNS`).
 
 All images are 8-bit gray numpy arrays of one shape (H, W); colour is turned to BT.601 luma first
 (`dataset.read_gray`). "Both sources" are the infrared and the visible image.
@@ -41,11 +43,15 @@ NAMES = ("EN", "MI", "SF", "SD", "AG", "MSE", "PSNR", "CC", "SCD", "VIF", "VIFF"
          "MS-SSIM", "FMI", "Nabf")
 LOWER_IS_BETTER = frozenset({"MSE", "Nabf"})
 UINT8_VARIANTS = frozenset({"MI", "SF", "SD", "VIF", "VIFF"})
-PROTOCOLS = ("float", "uint8", "paper")
+PROTOCOLS = ("float", "uint8", "paper", "cddfuse")
 
 # The paper's columns and what they hold: (metric, arithmetic). Its "SF" is the average gradient.
 PAPER_COLUMNS = {"EN": ("EN", "float"), "SF": ("AG", "float"), "SD": ("SD", "uint8"),
                  "CC": ("CC", "float"), "SCD": ("SCD", "float"), "VIFF": ("VIFF", "uint8")}
+
+# The columns of CDDFuse's family of tables, and four that its evaluator has besides.
+CDDFUSE_COLUMNS = ("EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM")
+CDDFUSE_EXTRAS = ("AG", "PSNR", "CC", "MSE")
 
 VIF_MIN_SIDE = 41       # the smallest image whose fourth scale still holds one 3 x 3 window
 MS_SSIM_MIN_SIDE = 176  # 11 x 11 windows after four halvings
@@ -153,10 +159,10 @@ class _Moments:
         return self.n * product - self._sums[x] * self._sums[y]
 
     def squared_error(self, source: str) -> float:
-        """Mean squared difference of the fused image and a source, images in [0, 1]."""
+        """Mean squared difference of the fused image and a source, in gray levels."""
         total = (self._products["fused", "fused"] + self._products[source, source]
                  - 2 * self._products["fused", source])
-        return total / self.n / 255**2
+        return total / self.n
 
 
 def _check(pixels: np.ndarray, role: str) -> None:
@@ -325,7 +331,7 @@ def MSE(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> float:
 
 
 def _mse(trio: _Trio) -> float:
-    return (trio.moments.squared_error("ir") + trio.moments.squared_error("vis")) / 2
+    return (trio.moments.squared_error("ir") / 255**2 + trio.moments.squared_error("vis") / 255**2) / 2
 
 
 def PSNR(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> float:
@@ -515,11 +521,12 @@ def Qabf(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> float:
     return _qabf(_trio(fused, ir, vis))
 
 
-def _qabf(trio: _Trio) -> float:
+def _qabf(trio: _Trio, gradient: Callable[[np.ndarray], _Gradient] | None = None) -> float:
+    gradient = gradient or _qabf_gradient
     images = [np.pad(image.pixels, 1) for image in (trio.fused, *trio.sources)]
     kept = there = 0.0
     for rows in _bands(*images[0].shape, halo=2):
-        f, *sources = (_qabf_gradient(x[rows]) for x in images)
+        f, *sources = (gradient(x[rows]) for x in images)
         for s in sources:
             strength = _ratio(f.magnitude, s.magnitude)
             equal = f.magnitude == s.magnitude
@@ -661,6 +668,84 @@ def _ms_ssim(trio: _Trio) -> float:
 
 
 # ---------------------------------------------------------------------------------------------
+# CDDFuse's evaluator: the metrics that it computes in another way. Gray levels 0-255 in real numbers.
+
+
+def _cddfuse_mi(trio: _Trio) -> float:
+    """`MI` in nats."""
+    return _mi(trio, uint8=False) * math.log(2)
+
+
+def _cddfuse_ag(trio: _Trio) -> float:
+    """`AG` as a mean over all H x W places."""
+    height, width = trio.fused.pixels.shape
+    return _ag(trio.fused) * ((height - 1) * (width - 1)) / (height * width)
+
+
+def _cddfuse_mse(trio: _Trio) -> float:
+    """`MSE` in squared gray levels. Range [0, 65025]."""
+    return (trio.moments.squared_error("ir") + trio.moments.squared_error("vis")) / 2
+
+
+def _cddfuse_psnr(trio: _Trio) -> float:
+    """10 log10(P^2 / MSE), P the brightest pixel of the fused image, in dB. inf for equal images."""
+    mse, peak = _cddfuse_mse(trio), int(trio.fused.pixels.max())
+    if mse == 0:
+        return math.inf
+    return 20 * math.log10(peak) - 10 * math.log10(mse) if peak else -math.inf
+
+
+def _cddfuse_qabf(trio: _Trio) -> float:
+    """`Qabf` with Sobel strengths of 0-255 images.
+
+    The ratio of equal strengths is the strength, as in `Qabf`, but strengths are integers' roots here: from 1 on
+    all count as kept. Sobel sums are exact, so the angle at a vertical edge is pi / 2 and never -pi / 2 by rounding.
+    """
+    return _qabf(trio, _sobel)
+
+
+def _sobel(padded: np.ndarray) -> _Gradient:
+    """Sobel of gray levels 0-255, (H + 2, W + 2) to (H, W), on an axis that points left; angles as in `Qabf`."""
+    gx = -cv2.Sobel(padded, cv2.CV_64F, 1, 0)[1:-1, 1:-1]
+    gy = cv2.Sobel(padded, cv2.CV_64F, 0, 1)[1:-1, 1:-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        angle = np.where(gx == 0, np.pi / 2, np.arctan(gy / gx))
+    return _Gradient(np.sqrt(gx * gx + gy * gy), angle.astype(np.float32))
+
+
+_CDDFUSE_C1, _CDDFUSE_C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+
+
+def _cddfuse_ssim(trio: _Trio) -> float:
+    """Sum of the structural similarities to both sources. Range [-2, 2].
+
+    Uniform window 7 x 7, sample covariance, windows inside the image; the constants are those of images in
+    [-1, 1] (data range 2). It equals scikit-image's structural_similarity(x, y, data_range=2) of float64 images of
+    0-255. Single precision rounds variances of bright flat regions to the size of the constants: on 3 of the 160
+    TNO images measured it moved the sum by 2e-4 to 5e-4, on the others by less than 1e-4.
+    """
+    _need(trio.fused, 7, "SSIM", "its windows")
+    return sum(_uniform_ssim(trio.fused.pixels, source.pixels) for source in trio.sources)
+
+
+def _uniform_ssim(x: np.ndarray, y: np.ndarray) -> float:
+    n, total = 49, 0.0
+    for rows in _bands(*x.shape, halo=6):
+        a, b = (image[rows].astype(np.float64) for image in (x, y))
+        # Sums of integers: exact, so that variances of flat windows are exactly 0.
+        sum_a, sum_b, sum_aa, sum_bb, sum_ab = (
+            cv2.boxFilter(z, -1, (7, 7), normalize=False)[3:-3, 3:-3] for z in (a, b, a * a, b * b, a * b))
+        mean_a, mean_b = sum_a / n, sum_b / n
+        # n (n - 1) times sample variances and covariance
+        variances = n * (sum_aa + sum_bb) - sum_a * sum_a - sum_b * sum_b
+        covariance = n * sum_ab - sum_a * sum_b
+        structure = (2 * covariance / (n * (n - 1)) + _CDDFUSE_C2) / (variances / (n * (n - 1)) + _CDDFUSE_C2)
+        luminance = (2 * mean_a * mean_b + _CDDFUSE_C1) / (mean_a * mean_a + mean_b * mean_b + _CDDFUSE_C1)
+        total += float((structure * luminance).sum())
+    return total / ((x.shape[0] - 6) * (x.shape[1] - 6))
+
+
+# ---------------------------------------------------------------------------------------------
 # Feature mutual information
 
 
@@ -775,12 +860,18 @@ _METRICS: dict[str, Callable[[_Trio, bool], float]] = {
     "Nabf": lambda trio, uint8: _nabf(trio),
 }
 
+_CDDFUSE_METRICS: dict[str, Callable[[_Trio], float]] = {
+    "MI": _cddfuse_mi, "AG": _cddfuse_ag, "MSE": _cddfuse_mse, "PSNR": _cddfuse_psnr, "Qabf": _cddfuse_qabf,
+    "SSIM": _cddfuse_ssim,
+}
+
 
 def columns(protocol: str) -> tuple[str, ...]:
     """Names of the metrics that `evaluate` gives under a protocol."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol '{protocol}': one of {', '.join(PROTOCOLS)}")
-    return tuple(PAPER_COLUMNS) if protocol == "paper" else NAMES
+    special = {"paper": tuple(PAPER_COLUMNS), "cddfuse": CDDFUSE_COLUMNS + CDDFUSE_EXTRAS}
+    return special.get(protocol, NAMES)
 
 
 def evaluate(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, protocol: str = "float",
@@ -789,8 +880,9 @@ def evaluate(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, protocol: str =
 
     Args:
         fused, ir, vis: uint8 (H, W), one size; at least 41 x 41 for VIF and VIFF.
-        protocol: "float", "uint8" (saturating where a metric has it, float elsewhere), or "paper": the
-            RPFNet paper's EN, SF (holds AG), SD (uint8), CC, SCD, VIFF (uint8).
+        protocol: "float", "uint8" (saturating where a metric has it, float elsewhere), "paper": the
+            RPFNet paper's EN, SF (holds AG), SD (uint8), CC, SCD, VIFF (uint8); or "cddfuse": CDDFuse's EN, SD, SF,
+            MI (nats), SCD, VIF, Qabf (0-255), SSIM (sum, data range 2), AG (mean), PSNR, CC, MSE (gray levels).
         names: some of `columns(protocol)`; all of them by default. Only these are computed.
     Returns:
         {name: value} in the order of `names`. nan, with a warning, where a metric is undefined.
@@ -809,6 +901,9 @@ def _evaluate(trio: _Trio, protocol: str, names: Iterable[str] | None = None) ->
     result = {}
     for name in names:
         metric, arithmetic = PAPER_COLUMNS[name] if protocol == "paper" else (name, protocol)
+        if protocol == "cddfuse" and metric in _CDDFUSE_METRICS:
+            result[name] = _CDDFUSE_METRICS[metric](trio)
+            continue
         uint8 = arithmetic == "uint8" and metric in UINT8_VARIANTS
         if (metric, uint8) not in trio.values:
             trio.values[metric, uint8] = _METRICS[metric](trio, uint8)
@@ -1057,6 +1152,8 @@ BASELINES = ("average", "max")
 TITLES = {
     "float": "protocol float: the definitions, in real numbers",
     "uint8": "protocol uint8: saturating arithmetic in MI, SF, SD, VIF; VIFF of images in [0, 1]; the rest as in float",
+    "cddfuse": "protocol cddfuse: gray levels in real numbers; MI in nats; Qabf of 0-255 images; "
+               "SSIM summed, 7 x 7 windows, data range 2",
     "paper": 'protocol paper: the column "SF" holds the average gradient (AG), SD and VIFF are the uint8 variants',
 }
 
@@ -1082,7 +1179,8 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what to compute")
     what.add_argument("--protocol", choices=(*PROTOCOLS, "both"), help="float: the definitions; uint8: MATLAB's "
                       "saturating arithmetic; both of them; paper: the RPFNet paper's six columns as they were "
-                      "computed (default: float; with --paper: paper)")
+                      "computed; cddfuse: the eight columns of CDDFuse's family of tables, and on demand AG, PSNR, CC, "
+                      "MSE (default: float; with --paper: paper)")
     what.add_argument("--metrics", nargs="+", metavar="NAME", help=f"only these (default: all): {' '.join(NAMES)}")
     what.add_argument("--paper", metavar="TABLE", help="put the published rows of this table beside: 1, 2, 3, 4:TNO, "
                       "4:MSRS, 4:M3FD, 6 (with --dataset, 4 is enough)")
@@ -1271,10 +1369,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _chosen_names(chosen: Sequence[str] | None, protocol: str) -> list[str]:
     known = {name.lower(): name for name in columns(protocol)}
+    usual = CDDFUSE_COLUMNS if protocol == "cddfuse" else columns(protocol)
     unknown = [name for name in chosen or () if name.lower() not in known]
     if unknown:
         raise ValueError(f"--metrics {unknown[0]}: protocol {protocol} has {' '.join(known.values())}")
-    return [known[name.lower()] for name in chosen] if chosen else list(known.values())
+    return [known[name.lower()] for name in chosen] if chosen else list(usual)
 
 
 if __name__ == "__main__":
