@@ -62,9 +62,19 @@ from measures import (
     evaluate,
 )
 from measures.images import Image, Trio
-from measures.protocols import canonical, evaluate_trio, table_columns
+from measures.protocols import canonical, column, evaluate_trio, table_columns
 from measures.registry import ALIASES
-from measures.tables import Row, Running, published_rows, rank_of_ranks, ranks, table
+from measures.tables import (
+    Row,
+    Running,
+    common_means,
+    csv_cell,
+    printable,
+    published_rows,
+    rank_of_ranks,
+    ranks,
+    table,
+)
 
 __all__ = [
     "AG", "CC", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "NAMES", "PROTOCOLS", "PSNR", "SCD",
@@ -160,7 +170,7 @@ TITLES = {
                "the rest as defined",
     "cddfuse": "protocol cddfuse: gray levels in real numbers; MI in nats; Qabf of 0-255 images; "
                "SSIM summed, 7 x 7 windows, data range 2",
-    "paper": 'protocol paper: the column "SF" holds the average gradient (AG), SD and VIFF are those of toolbox',
+    "paper": 'protocol paper: the column that the paper heads SF is the average gradient (AG), SD and VIFF are those of toolbox',
 }
 
 
@@ -274,57 +284,127 @@ def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: 
         yield Task(pair.name, ir, vis, fused)
 
 
-class Report:
-    """Collects scores as they come: running means, and a CSV file that is whole after every image."""
+def check_csv(path: Path, pairs: Sequence, methods: dict[str, dict[str, Path]]) -> None:
+    """Refuse to write over an image."""
+    from dataset import SUFFIXES
+    images = [image for pair in pairs for image in (pair.ir, pair.vis)]
+    images += [image for paths in methods.values() for image in paths.values()]
+    known = {(status.st_dev, status.st_ino) for status in (image.stat() for image in images)}
+    if path.suffix.lower() in SUFFIXES or (path.exists() and (path.stat().st_dev, path.stat().st_ino) in known):
+        raise ValueError(f"--csv {path}: this is an image's name; give a file that ends in .csv")
 
-    def __init__(self, protocols: Sequence[str], names: Sequence[str], csv_path: Path | None):
-        self.names, self.stats, self.notes = names, {}, Counter()
-        self.images: Counter = Counter()
-        self._file = csv_path.open("w", newline="", encoding="utf-8") if csv_path else None
-        self._writer = csv.writer(self._file) if self._file else None
-        self._write(["method", "image", "protocol", *names])
+
+class CsvFile:
+    """One row for each method, image and protocol, whole after every image.
+
+    A write that fails (a full disk) ends the file and not the scoring: `problem` then says so.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]):
+        self.path, self.problem = path, ""
+        try:
+            self._file = path.open("w", newline="", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"--csv {path}: {error.strerror}") from error
+        self._writer = csv.writer(self._file)
+        self.write([["method", "image", "protocol", *names]])
+
+    def write(self, rows: Iterable[list]) -> None:
+        if self.problem:
+            return
+        try:
+            self._writer.writerows(rows)
+            self._file.flush()
+        except OSError as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.problem = self.problem or f"--csv {self.path}: {error.strerror}; its last rows are missing"
+
+
+class Report:
+    """Collects scores as they come."""
+
+    def __init__(self, names: Sequence[str], csv_file: CsvFile | None):
+        self.names, self.csv_file = names, csv_file
+        self.notes: Counter[str] = Counter()
+        self.scores: dict[str, dict[str, dict[str, dict[str, float]]]] = {}     # [protocol][method][image][metric]
 
     def add(self, scored: Scored) -> None:
         self.notes.update(scored.notes)
         for (method, protocol), values in scored.values.items():
-            stats = self.stats.setdefault((protocol, method), {name: Running() for name in self.names})
-            self.images[protocol, method] += 1
-            for name in self.names:
-                stats[name].add(values[name])
-            self._write([method, scored.name, protocol, *(values[name] for name in self.names)])
-        if self._file:
-            self._file.flush()
+            self.scores.setdefault(protocol, {}).setdefault(method, {})[scored.name] = values
+        if self.csv_file:
+            self.csv_file.write([csv_cell(method), csv_cell(scored.name), protocol, *(values[n] for n in self.names)]
+                                for (method, protocol), values in scored.values.items())
 
-    def _write(self, cells: list) -> None:
-        if self._writer:
-            self._writer.writerow(cells)
-
-    def rows(self, protocol: str, order: Sequence[str]) -> list[Row]:
-        return [Row(method, {name: s.mean for name, s in self.stats[protocol, method].items()},
-                    self.images[protocol, method], {name: s.std for name, s in self.stats[protocol, method].items()})
-                for method in order if (protocol, method) in self.stats]
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
+    def rows(self, protocol: str, order: Sequence[str]) -> tuple[list[Row], int]:
+        """Rows in the order of `order`, and the number of images that all of them have."""
+        scores = self.scores.get(protocol)
+        if not scores:
+            return [], 0
+        shared, ranked = common_means(scores, self.names)
+        rows = []
+        for method in order:
+            if method in scores:
+                stats = {name: Running() for name in self.names}
+                for values in scores[method].values():
+                    for name, running in stats.items():
+                        running.add(values[name])
+                rows.append(Row(method, {name: running.mean for name, running in stats.items()}, len(scores[method]),
+                                {name: running.std for name, running in stats.items()},
+                                ranked=ranked[method] if shared else {}))
+        return rows, shared
 
 
 def print_report(args: argparse.Namespace, report: Report, protocols: Sequence[str], order: Sequence[str],
                  published: tuple[str, list[Row]] | None) -> None:
     style = ("markdown" if args.markdown else "latex" if args.latex else
-             "terminal" if sys.stdout.isatty() else "plain")
+             "terminal" if sys.stdout and sys.stdout.isatty() else "plain")
     start = "% " if style == "latex" else ""
     for protocol in protocols:
-        rows = report.rows(protocol, order)
+        rows, shared = report.rows(protocol, order)
         if not rows:
             continue
-        print(f"{start}{TITLES[protocol]}; means over {max(row.images for row in rows)} images")
+        most = max(row.images or 0 for row in rows)
+        title = f"{start}{TITLES[protocol]}; means over {most} images"
+        if shared < most:
+            title += f"; RoR over the {shared} that all methods have" if shared else "; no RoR: no image is common to all"
+        show(title)
         if published:
-            print(f"{start}(paper): published rows of table {args.paper.partition(':')[0]}, {published[0]}")
+            show(f"{start}(paper): published rows of table {args.paper.partition(':')[0]}, {published[0]}")
             rows = published[1] + rows
         if style == "markdown":
-            print()
-        print(table(rows, report.names, style, args.std), end="\n\n")
+            show()
+        show(table(rows, report.names, style, args.std, ascii_only=not can_show("\u2191\u2193\u00b1")) + "\n")
+
+
+def encoding() -> str:
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+
+def can_show(text: str) -> bool:
+    """Whether standard output has these characters."""
+    try:
+        text.encode(encoding())
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def show(text: str = "") -> None:
+    """Print; characters that standard output lacks become escapes."""
+    print(text.encode(encoding(), "backslashreplace").decode(encoding()))
+
+
+def complain(text: str) -> None:
+    print(printable(text), file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -349,9 +429,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             methods[name], lonely = match_fused(pairs, folder)
             problems += lonely
         baselines = BASELINES if args.baselines else ()
-        report = Report(protocols, names, args.csv)
+        if args.csv:
+            check_csv(args.csv, pairs, methods)
+        report = Report(names, CsvFile(args.csv, names) if args.csv else None)
     except (DataError, ValueError, OSError) as error:
-        print(f"metrics.py: {error}", file=sys.stderr)
+        complain(f"metrics.py: {error}")
         return 1
     tasks = read_tasks(pairs, methods, baselines, problems)
     try:
@@ -363,24 +445,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted = True
     except BrokenProcessPool:
         problems.append("the rest: a worker process was killed (out of memory?); try fewer --workers")
-    report.close()
     print_report(args, report, protocols, [*methods, *baselines], published)
     for note, count in report.notes.items():
-        print(f"note: {note} ({count} times, left out of the mean)", file=sys.stderr)
+        complain(f"note: {note} ({count} times, left out of the mean)")
     for problem in problems:
-        print(f"skipped: {problem}", file=sys.stderr)
+        complain(f"skipped: {problem}")
+    if report.csv_file:
+        report.csv_file.close()
+        if report.csv_file.problem:
+            problems.append(report.csv_file.problem)
+            complain(f"metrics.py: {report.csv_file.problem}")
     if interrupted:
-        print("metrics.py: interrupted; the rows above hold what was done", file=sys.stderr)
+        complain("metrics.py: interrupted; the rows above hold what was done")
     return 130 if interrupted else 1 if problems else 0
 
 
 def _chosen_names(chosen: Sequence[str] | None, protocol: str) -> list[str]:
-    known = {name.lower(): name for name in columns(protocol)}
-    unknown = [name for name in chosen or () if name.lower() not in known]
-    if unknown:
-        raise ValueError(f"--metrics {unknown[0]}: protocol {protocol} has {' '.join(known.values())}")
-    return [known[name.lower()] for name in chosen] if chosen else list(table_columns(protocol))
+    if not chosen:
+        return list(table_columns(protocol))
+    written = {name.lower(): name for name in (*NAMES, *columns(protocol))}
+    try:
+        return [column(written.get(name.lower(), name), protocol) for name in chosen]
+    except ValueError as error:
+        raise ValueError(f"--metrics: {error}") from error
+
+
+def run() -> int:
+    """`main`, silent where nobody reads the output any more (| head)."""
+    try:
+        try:
+            return main()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for the flush when Python ends
+        return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

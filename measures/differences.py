@@ -6,8 +6,8 @@ import math
 import cv2
 import numpy as np
 
-from measures.images import Image, Trio, saturate
-from measures.registry import METRICS, Undefined, metric
+from measures.images import Image, Trio, Undefined, saturate
+from measures.registry import METRICS, metric
 
 
 @metric(fused_only=True, variants=("toolbox",))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from measures.images import Trio, bands
-from measures.registry import Undefined, metric
+from measures.images import Trio, Undefined, bands
+from measures.registry import metric
 
 
 @metric(variants=("cddfuse",))

@@ -25,6 +25,10 @@ def bands(height: int, width: int, halo: int = 0) -> Iterator[slice]:
         yield slice(top, min(top + rows + halo, height))
 
 
+class Undefined(Exception):
+    """A metric has no value for these images; the message says why."""
+
+
 class Shared:
     """Keeps what was computed from it, for the next one who asks."""
 
@@ -45,7 +49,7 @@ class Image(Shared):
     def __init__(self, pixels: np.ndarray, role: str):
         super().__init__()
         check(pixels, role)
-        self.pixels, self.role = pixels, role
+        self.pixels, self.role = np.ascontiguousarray(pixels), role      # whatever its strides or subclass
 
     @cached_property
     def histogram(self) -> np.ndarray:
@@ -117,6 +121,8 @@ def check(pixels: np.ndarray, role: str) -> None:
         got = f"shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise ValueError(f"{role}: expected a gray numpy array (H, W), got {got}; "
                          f"turn colour to luma with cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)")
+    if np.ma.isMaskedArray(pixels):
+        raise ValueError(f"{role}: masked array; the metrics know no mask: pass {role}.filled(level), or crop the images")
     if pixels.dtype != np.uint8:
         finite = pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all())
         got = f"{pixels.dtype}" if finite else f"{pixels.dtype} with NaN or infinity"
@@ -143,6 +149,6 @@ def joint_histogram(x: Image, y: Image) -> np.ndarray:
     return np.bincount(both.ravel(), minlength=1 << 16).reshape(256, 256)
 
 
-def need_side(image: Image, side: int, metric: str, why: str) -> None:
+def need_side(image: Image, side: int) -> None:
     if min(image.pixels.shape) < side:
-        raise ValueError(f"{metric}: {image.size} is too small; {why} need at least {side}x{side} pixels")
+        raise Undefined(f"{image.size} is below {side}x{side}")

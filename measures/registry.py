@@ -9,14 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from measures.images import Image, Trio
+from measures.images import Image, Trio, Undefined
 
 ARITHMETICS = ("definition", "toolbox", "cddfuse")
 ALIASES = {"float": "definition", "uint8": "toolbox"}       # the names of earlier versions
-
-
-class Undefined(Exception):
-    """The metric has no value for these images; the message says why."""
 
 
 @dataclass(frozen=True)

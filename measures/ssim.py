@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from measures.images import Image, Trio, bands, need_side, valid_filter
-from measures.registry import Undefined, metric
+from measures.registry import metric
 
 MS_SSIM_MIN_SIDE = 176  # 11 x 11 windows after four halvings
 
@@ -24,7 +24,8 @@ def SSIM(trio: Trio, arithmetic: str) -> float:
     """Mean of the structural similarities to both sources. Range [-1, 1], higher is better.
 
     Gaussian window 11 x 11, sigma 1.5, population covariance, data range 255, windows inside the
-    image (some tables print the sum instead of the mean). Needs 11 x 11 pixels.
+    image (some tables print the sum instead of the mean). nan with a warning below 11 x 11
+    pixels ("cddfuse": 7 x 7).
 
     "cddfuse": the sum over both sources, uniform window 7 x 7, sample covariance, and the constants of
     data range 2 for gray levels 0-255: scikit-image's structural_similarity(x, y, data_range=2) of
@@ -33,9 +34,9 @@ def SSIM(trio: Trio, arithmetic: str) -> float:
     Source: Wang et al., IEEE Trans. Image Process. 13(4), 2004.
     """
     if arithmetic == "cddfuse":
-        need_side(trio.fused, _CDDFUSE_SIDE, "SSIM", "its windows")
+        need_side(trio.fused, _CDDFUSE_SIDE)
         return sum(_uniform_ssim(trio.fused.pixels, source.pixels) for source in trio.sources)
-    need_side(trio.fused, 11, "SSIM", "its windows")
+    need_side(trio.fused, len(_KERNEL))
     return sum(ssim for ssim, _ in trio.shared(_both_terms)) / 2
 
 
@@ -48,8 +49,7 @@ def MS_SSIM(trio: Trio) -> float:
     scale does not hold one window.
     Source: Wang et al., Asilomar Conf. Signals, Systems and Computers, 2003.
     """
-    if min(trio.fused.pixels.shape) < MS_SSIM_MIN_SIDE:
-        raise Undefined(f"{trio.fused.size} is below {MS_SSIM_MIN_SIDE}x{MS_SSIM_MIN_SIDE}")
+    need_side(trio.fused, MS_SSIM_MIN_SIDE)
     total = 0.0
     for full_size, source in zip(trio.shared(_both_terms), trio.sources):
         terms = [full_size] + [_terms(x, y) for x, y in zip(trio.fused.shared(_pyramid)[1:], source.shared(_pyramid)[1:])]

@@ -13,6 +13,37 @@ PAPER_TABLES = Path(__file__).resolve().parents[1] / "results" / "paper_tables.c
 PAPER_NAMES = {"roadscene": "FLIR-val", "mri-pet": "Harvard", "mri-spect": "Harvard"}     # others as in dataset.DATASETS
 
 
+# ---------------------------------------------------------------------------------------------
+# Names of files and methods may hold anything
+
+
+def printable(text: str) -> str:
+    r"""Control codes, line ends and undecodable bytes as \x1b, \n, ...; safe in a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def csv_cell(text: str) -> str:
+    """A name as a CSV cell that no spreadsheet takes for a formula: an apostrophe before =, +, - and @."""
+    return ("'" if text.startswith(("=", "+", "-", "@")) else "") + printable(text)
+
+
+_ESCAPES = {
+    "markdown": str.maketrans({char: "\\" + char for char in "\\|*_`[]~"} | {"<": "&lt;", "&": "&amp;"}),
+    "latex": str.maketrans({char: "\\" + char for char in "_&%#${}"} | {
+        "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "*": "{*}"}),   # \\ at a row's end would take [ or *
+}
+
+
+def escape(text: str, style: str) -> str:
+    """A name as text of a table in one of `STYLES`."""
+    return printable(text).translate(_ESCAPES.get(style, {}))
+
+
+# ---------------------------------------------------------------------------------------------
+# Means and ranks
+
+
 class Running:
     """Mean and sample standard deviation of a stream of values; nan is left out."""
 
@@ -44,6 +75,30 @@ class Row:
     images: int | None = None
     stds: dict[str, float] = field(default_factory=dict)
     printed: dict[str, str] = field(default_factory=dict)
+    ranked: dict[str, float] | None = None      # means that count for RoR, where `means` do not; {} where none can
+
+
+def common_means(scores: dict[str, dict[str, dict[str, float]]],
+                 names: Sequence[str]) -> tuple[int, dict[str, dict[str, float]]]:
+    """Means over the images that all methods have, so that nobody is ranked by easier images.
+
+    Args:
+        scores: {method: {image: {metric: value}}}.
+    Returns:
+        (number of these images, {method: {metric: mean}}). An image where a metric is nan for one method does not
+        count for this metric, unless it is nan for some method on every image.
+    """
+    first = next(iter(scores.values()))
+    shared = [image for image in first if all(image in images for images in scores.values())]
+    means: dict[str, dict[str, float]] = {method: {} for method in scores}
+    for name in names:
+        whole = [image for image in shared if not any(math.isnan(images[image][name]) for images in scores.values())]
+        for method, images in scores.items():
+            running = Running()
+            for image in whole or shared:
+                running.add(images[image][name])
+            means[method][name] = running.mean
+    return len(shared), means
 
 
 def ranks(values: Sequence[float], lower_is_better: bool = False) -> list[int]:
@@ -89,11 +144,19 @@ def published_rows(table: str, dataset: str | None = None) -> tuple[str, list[Ro
     rows = []
     for line in lines:
         if line["table"] == number and line["dataset"] == chosen[0]:
-            printed = {name: line[name] for name in PAPER_COLUMNS}
+            printed = {name: line[name.partition(" ")[0]] for name in PAPER_COLUMNS}
             rows.append(Row(f"{line['method']} (paper)", {k: float(v) for k, v in printed.items()}, printed=printed))
     return chosen[0], rows
 
 
+# ---------------------------------------------------------------------------------------------
+# Tables
+
+SYMBOLS = {     # higher is better, lower is better, plus-minus
+    "unicode": (" \u2191", " \u2193", " \u00b1 "),
+    "ascii": (" ^", " v", " +- "),
+    "latex": (r" $\uparrow$", r" $\downarrow$", r" $\pm$ "),
+}
 STYLES = {      # best, second best
     "terminal": ("\033[1m{}\033[0m", "\033[4m{}\033[0m"),
     "plain": ("{}", "{}"),
@@ -102,22 +165,25 @@ STYLES = {      # best, second best
 }
 
 
-def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: bool = False) -> str:
+def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: bool = False,
+          ascii_only: bool = False) -> str:
     """An aligned table of means, best and second best marked, RoR where there are several rows.
+
+    A row with fewer images than others is not marked, and RoR compares the means over common images.
 
     Args:
         style: a key of `STYLES`.
         std: add standard deviations.
+        ascii_only: ^, v and +- in place of arrows and the plus-minus sign.
     """
-    plus_minus = r" $\pm$ " if style == "latex" else " ± "
-    up, down = (r" $\uparrow$", r" $\downarrow$") if style == "latex" else (" ↑", " ↓")
+    up, down, plus_minus = SYMBOLS["latex" if style == "latex" else "ascii" if ascii_only else "unicode"]
     counts = {row.images for row in rows if row.images is not None}
     show_images, show_ror = len(counts) > 1, len(rows) > 1
 
     cells = [["method"] + [name + (down if name in LOWER_IS_BETTER else up) for name in names]]
     cells[0] += ["images"] * show_images + ["RoR" + down] * show_ror
     for row in rows:
-        line = [_escape(row.label) if style == "latex" else row.label]
+        line = [escape(row.label, style)]
         for name in names:
             small = all(not abs(other.means[name]) >= 0.1 for other in rows)
             text = row.printed.get(name) or f"{row.means[name]:.{3 + small}f}"
@@ -126,8 +192,8 @@ def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: 
             line.append(text)
         cells.append(line + ["-" if row.images is None else str(row.images)] * show_images)
     if show_ror:
-        for line, rank in zip(cells[1:], rank_of_ranks([{n: row.means[n] for n in names} for row in rows])):
-            line.append(str(rank))
+        for line, rank in zip(cells[1:], _ror(rows, names)):
+            line.append(rank)
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     marks = _marks(rows, names) if len(rows) > 1 else {}
     styled = []
@@ -142,18 +208,22 @@ def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: 
     return _layout(styled, widths, style)
 
 
-def _escape(text: str) -> str:
-    return "".join("\\" + char if char in "_&%#$" else char for char in text)
+def _ror(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    counted = [row.means if row.ranked is None else row.ranked for row in rows]
+    if not all(counted):
+        return ["-"] * len(rows)
+    return [str(rank) for rank in rank_of_ranks([{name: means[name] for name in names} for means in counted])]
 
 
 def _marks(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[int, int], int]:
-    """{(row, column): 0 for the best, 1 for the second best}."""
-    found = {}
+    """{(row, column): 0 for the best, 1 for the second best} of the rows with all images."""
+    most = max((row.images for row in rows if row.images is not None), default=None)
+    found: dict[tuple[int, int], int] = {}
     for column, name in enumerate(names):
-        values = [row.means[name] for row in rows]
-        distinct = sorted({v for v in values if not math.isnan(v)}, reverse=name not in LOWER_IS_BETTER)
-        for place, value in enumerate(distinct[:2]):
-            found |= {(i, column): place for i, v in enumerate(values) if v == value}
+        values = {i: row.means[name] for i, row in enumerate(rows)
+                  if row.images in (None, most) and not math.isnan(row.means[name])}
+        for place, value in enumerate(sorted(set(values.values()), reverse=name not in LOWER_IS_BETTER)[:2]):
+            found |= {(i, column): place for i, v in values.items() if v == value}
     return found
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from measures.images import Image, Trio, bands, need_side, valid_filter
-from measures.registry import Undefined, metric
+from measures.images import Image, Trio, Undefined, bands, need_side, valid_filter
+from measures.registry import metric
 
 VIF_MIN_SIDE = 41       # the smallest image whose fourth scale still holds one 3 x 3 window
 
@@ -24,11 +24,11 @@ def VIF(trio: Trio, arithmetic: str) -> float:
     added contrast (which raises it), higher is better.
 
     Four scales, sigma_n^2 = 2; the logarithms are summed over the scales before the one ratio.
-    "toolbox": at scale 1 the squares and products saturate at 255. Needs 41 x 41 pixels; nan with a
-    warning where a source is constant.
+    "toolbox": at scale 1 the squares and products saturate at 255. nan with a warning below
+    41 x 41 pixels, and where a source is constant.
     Source: Sheikh and Bovik, IEEE Trans. Image Process. 15(2), 2006, the authors' vifp_mscale.
     """
-    need_side(trio.fused, VIF_MIN_SIDE, "VIF", "its four scales")
+    need_side(trio.fused, VIF_MIN_SIDE)
     sums = [trio.shared(_sums, scale) for scale in range(4)]
     if arithmetic == "toolbox":
         sums[0] = _sums(trio, 0, saturate=True)
@@ -48,10 +48,11 @@ def VIFF(trio: Trio, arithmetic: str) -> float:
 
     The four scales of vifp; at every place the source with the smaller gain counts; one ratio per
     scale, weighted (1, 0, 0.15, 1) / 2.15; sigma_n^2 = 0.005 * 255^2. "toolbox": images in [0, 1] with
-    that noise left as it is (a toolbox's im2double), which is what tables print. Needs 41 x 41 pixels.
+    that noise left as it is (a toolbox's im2double), which is what tables print. nan with a
+    warning below 41 x 41 pixels.
     Source: Han et al., Information Fusion 14(2), 2013.
     """
-    need_side(trio.fused, VIF_MIN_SIDE, "VIFF", "its four scales")
+    need_side(trio.fused, VIF_MIN_SIDE)
     sums = [trio.shared(_sums, scale).viff[arithmetic] for scale in range(4)]
     return sum(weight * kept / there for weight, (kept, there) in zip(_VIFF_WEIGHTS, sums))
 

@@ -5,6 +5,7 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -294,8 +295,14 @@ def test_functions_equal_evaluate(protocol):
 def test_paper_columns():
     images = trio(7)
     paper, plain, toolbox = (evaluate(*images, protocol) for protocol in ("paper", "definition", "toolbox"))
-    assert paper == {"EN": plain["EN"], "SF": plain["AG"], "SD": toolbox["SD"], "CC": plain["CC"], "SCD": plain["SCD"],
+    assert paper == {"EN": plain["EN"], "SF (AG)": plain["AG"], "SD": toolbox["SD"], "CC": plain["CC"], "SCD": plain["SCD"],
                      "VIFF": toolbox["VIFF"]}
+
+
+def test_paper_column_of_the_average_gradient():
+    images = trio(7)
+    assert list(evaluate(*images, "paper")) == ["EN", "SF (AG)", "SD", "CC", "SCD", "VIFF"] == list(metrics.columns("paper"))
+    assert evaluate(*images, "paper", ["CC", "SF"]) == {"CC": metrics.CC(*images), "SF (AG)": metrics.AG(images[0])}
 
 
 def test_only_what_is_asked_is_computed(monkeypatch):
@@ -348,7 +355,7 @@ def test_docstrings_state_direction_and_range():
     (lambda f, a, b: (f, a, b.astype(np.uint16)), "vis: .* got uint16"),
     (lambda f, a, b: (np.dstack([f] * 3), a, b), r"fused: .* got shape \(190, 201, 3\); turn colour to luma"),
     (lambda f, a, b: (f.tolist(), a, b), "fused: .* got list"),
-    (lambda f, a, b: (f[:40], a[:40], b[:40]), "VIF: 201x40 is too small; its four scales need at least 41x41"),
+    (lambda f, a, b: (np.ma.masked_less(f, 9), a, b), r"fused: masked array; .* pass fused.filled\(level\)"),
     (lambda f, a, b: (f[:2], a[:2], b[:2]), "201x2 pixels; the metrics need at least 3x3"),
 ])
 def test_errors_name_the_image_and_the_remedy(change, message):
@@ -357,12 +364,35 @@ def test_errors_name_the_image_and_the_remedy(change, message):
     assert "\n" not in str(error.value)
 
 
-def test_smallest_images():
-    cut = [x[:41, :41] for x in trio(0)]
-    with pytest.warns(UserWarning, match="MS-SSIM is undefined here .41x41 is below 176x176"):
+@pytest.mark.parametrize(("side", "missing"), [
+    (3, {"VIF", "VIFF", "SSIM", "MS-SSIM"}), (10, {"VIF", "VIFF", "SSIM", "MS-SSIM"}), (11, {"VIF", "VIFF", "MS-SSIM"}),
+    (40, {"VIF", "VIFF", "MS-SSIM"}), (41, {"MS-SSIM"}), (175, {"MS-SSIM"}), (176, set())])
+def test_small_images_lose_only_what_they_cannot_have(side, missing):
+    cut = [x[:side, :side] for x in trio(0)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         got = evaluate(*cut)
-    assert math.isnan(got.pop("MS-SSIM")) and all(math.isfinite(v) for v in got.values())
-    assert math.isfinite(evaluate(*(x[:176, :176] for x in trio(0)))["MS-SSIM"])
+    assert {name for name, value in got.items() if math.isnan(value)} == missing
+    assert {str(w.message).split()[0] for w in caught} == missing
+    assert all(f"({side}x{side} is below" in str(w.message) for w in caught)
+    assert got["SD"] == pytest.approx(plain_metrics.SD(cut[0]))
+    assert math.isnan(quietly(*cut, "cddfuse")["SSIM"]) == (side < 7)
+
+
+def test_one_function_warns_too():
+    with pytest.warns(UserWarning, match="VIF is undefined here .40x201 is below 41x41") as caught:
+        assert math.isnan(metrics.VIF(*(x[:, :40] for x in trio(0, height=201))))
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("view", [
+    lambda x: x[:, ::-1], lambda x: x[::-1], lambda x: x.T, lambda x: np.asfortranarray(x), lambda x: x[3:-2, 5:-1],
+    lambda x: np.repeat(np.repeat(x, 2, 0), 3, 1)[::2, ::3], lambda x: np.dstack([x, x, x])[..., 1],
+    lambda x: x.view(np.matrix)])
+@pytest.mark.parametrize("protocol", ["toolbox", "cddfuse"])
+def test_any_memory_layout(view, protocol):
+    views = [view(x) for x in trio(0, height=60, width=75)]
+    assert quietly(*views, protocol) == pytest.approx(quietly(*(np.array(x) for x in views), protocol), rel=0, nan_ok=True)
 
 
 def test_unknown_names():

@@ -2,6 +2,7 @@
 import csv
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from metric_images import quietly, trio
 
 import metrics
 from dataset import read_gray
+from measures.tables import escape
 from metrics import METRICS, evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +74,65 @@ def test_table_styles():
     assert r"a\_b" in latex and r"\textbf{0.750 $\pm$ 0.250}" in latex and latex.endswith(r"\end{tabular}")
     terminal = metrics.table(ROWS, ["CC", "MSE"], "terminal")
     assert "\033[1m0.750\033[0m" in terminal and "\033[4m0.0200\033[0m" in terminal
+
+
+def scores(*values):
+    return {str(i): {"CC": cc, "MSE": mse} for i, (cc, mse) in enumerate(values)}
+
+
+def test_ror_is_of_common_images():
+    """A method with the one easy image of three does not beat the method that is better there, too."""
+    report = metrics.Report(["CC", "MSE"], None)
+    for i, (cc, mse) in enumerate([(0.9, 0.01), (0.1, 0.09), (0.2, 0.08)]):
+        values = {("whole", "definition"): {"CC": cc, "MSE": mse}}
+        if i == 0:
+            values["part", "definition"] = {"CC": 0.8, "MSE": 0.02}
+        report.add(metrics.Scored(str(i), values, [], []))
+    rows, shared = report.rows("definition", ["part", "whole"])
+    assert shared == 1 and [row.images for row in rows] == [1, 3]
+    assert [row.means["CC"] for row in rows] == pytest.approx([0.8, 0.4])
+    lines = [line.split() for line in metrics.table(rows, ["CC", "MSE"]).splitlines()]
+    assert lines[2] == ["part", "0.800", "0.0200", "1", "2"] and lines[3] == ["whole", "0.400", "0.0600", "3", "1"]
+    # Best values are marked among the methods that have all images.
+    assert "**0.400**" in metrics.table(rows, ["CC"], "markdown") and "*0.800*" not in metrics.table(rows, ["CC"], "markdown")
+
+
+def test_no_common_image_no_ror():
+    report = metrics.Report(["CC"], None)
+    for i, method in enumerate("ab"):
+        report.add(metrics.Scored(str(i), {(method, "definition"): {"CC": 0.5}}, [], []))
+    rows, shared = report.rows("definition", ["a", "b"])
+    assert shared == 0
+    assert [line.split()[-1] for line in metrics.table(rows, ["CC"]).splitlines()[2:]] == ["-", "-"]
+
+
+def test_common_means_and_nan():
+    a, b = scores((0.5, 1), (math.nan, 2), (0.7, 3)), scores((0.6, 5), (0.9, 6), (0.1, math.nan))
+    shared, means = metrics.common_means({"a": a, "b": b}, ["CC", "MSE"])
+    assert shared == 3
+    assert means["a"] == pytest.approx({"CC": 0.6, "MSE": 1.5}) and means["b"] == pytest.approx({"CC": 0.35, "MSE": 5.5})
+    never = scores((math.nan, 1), (math.nan, 1), (math.nan, 1))
+    means = metrics.common_means({"never": never, "b": b}, ["CC"])[1]
+    assert math.isnan(means["never"]["CC"]) and means["b"]["CC"] == pytest.approx(1.6 / 3)
+
+
+@pytest.mark.parametrize(("name", "style", "shown"), [
+    ("a\x1b[2Jb", "plain", r"a\x1b[2Jb"), ("two\nlines", "plain", r"two\nlines"), ("\u202egnp", "terminal", r"\u202egnp"),
+    ("\udcff", "plain", r"\udcff"), ("\x9b1m", "plain", r"\x9b1m"), ("名前", "plain", "名前"),
+    ("a|b", "markdown", r"a\|b"), ("<img>", "markdown", "&lt;img>"), ("x\ny", "markdown", r"x\\ny"),
+    ("*a* _b_", "markdown", r"\*a\* \_b\_"), ("a&b", "markdown", "a&amp;b"),
+    (r"\input{x}", "latex", r"\textbackslash{}input\{x\}"), ("a^b~c", "latex", r"a\textasciicircum{}b\textasciitilde{}c"),
+    ("50%_&#$", "latex", r"50\%\_\&\#\$"), ("[3pt] a", "latex", "{[}3pt] a"), ("*a", "latex", "{*}a")])
+def test_names_are_escaped(name, style, shown):
+    assert escape(name, style) == shown
+    lines = metrics.table([metrics.Row(name, {"CC": 0.5})], ["CC"], style).splitlines()
+    assert sum(shown in line for line in lines) == 1 and len(lines) == (7 if style == "latex" else 3)
+
+
+@pytest.mark.parametrize(("name", "cell"), [("=1+1", "'=1+1"), ("+1", "'+1"), ("-1", "'-1"), ("@SUM(A1)", "'@SUM(A1)"),
+                                            ("a=b", "a=b"), ("a\tb", r"a\tb")])
+def test_csv_cells_are_no_formulas(name, cell):
+    assert metrics.csv_cell(name) == cell
 
 
 # ---------------------------------------------------------------------------------------------
@@ -144,9 +205,67 @@ def test_leading_zeros_match_only_where_clear(tree):
     assert set(metrics.match_fused(pairs, tree / "other")[0]) == {"1"}
 
 
+def test_command_says_how_many_images_ror_compares(tree, capsys):
+    command(tree, "--fused", f"A={tree / 'ours'}", f"B={tree / 'other'}", "--metrics", "EN", "CC", "--workers", 1)
+    assert "means over 3 images; RoR over the 2 that all methods have" in capsys.readouterr().out
+
+
+def test_command_heads_the_average_gradient(tree, capsys):
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--protocol", "paper", "--metrics", "SF", "cc", "--latex",
+                   "--csv", tree / "out.csv", "--workers", 1) == 0
+    assert r"method & SF (AG) $\uparrow$ & CC $\uparrow$" in capsys.readouterr().out
+    assert (tree / "out.csv").read_text().startswith("method,image,protocol,SF (AG),CC\n")
+
+
+def test_small_images_keep_their_other_metrics(tree, capsys):
+    for path in [*(tree / "pairs").iterdir(), *(tree / "ours").iterdir()]:
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[:40, :40])
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--metrics", "EN", "VIF", "--workers", 1) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-2].split()[-1] == "nan"
+    assert "VIF is undefined here (40x40 is below 41x41); returning nan (3 times" in output.err
+
+
+def test_csv_holds_escaped_names(tree):
+    for old, new in (("IR1", "IR-1"), ("VIS1", "VIS-1")):
+        (tree / "pairs" / f"{old}.png").rename(tree / "pairs" / f"{new}.png")
+    (tree / "pairs").rename(tree / "=cmd")
+    for side in ("ir", "vis"):
+        (tree / side).mkdir()
+    for path in list((tree / "=cmd").iterdir()):
+        side = "ir" if path.name.startswith("IR") else "vis"
+        path.rename(tree / side / path.name.removeprefix(side.upper()))
+    (tree / "ours" / "1.png").rename(tree / "ours" / "-1.png")
+    (tree / "ours").rename(tree / "=ours\n")
+    code = metrics.main(["--fused", str(tree / "=ours\n"), "--ir", str(tree / "ir"), "--vis", str(tree / "vis"),
+                         "--metrics", "EN", "--csv", str(tree / "out.csv"), "--workers", "1"])
+    lines = (tree / "out.csv").read_text().splitlines()
+    assert code == 0 and len(lines) == 4
+    assert all(line.startswith(r"'=ours\n,") for line in lines[1:]) and sum(",'-1," in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("target", ["pairs/IR1.png", "pairs/VIS2.png", "ours/10.png", "new.png", "link.csv", "hard.csv"])
+def test_csv_never_replaces_an_image(tree, capsys, target):
+    (tree / "link.csv").symlink_to(tree / "pairs" / "IR2.png")
+    (tree / "hard.csv").hardlink_to(tree / "ours" / "2.png")
+    before = {path: path.read_bytes() for path in tree.rglob("*.png")}
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--csv", tree / target, "--workers", 1) == 1
+    assert "this is an image's name; give a file that ends in .csv" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tree.rglob("*.png")} == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for the full disk; this system has none")
+def test_full_disk_keeps_the_table(tree, capsys):
+    code = command(tree, "--fused", f"A={tree / 'ours'}", "--metrics", "EN", "--csv", "/dev/full", "--workers", 1)
+    output = capsys.readouterr()
+    assert code == 1 and "means over 3 images" in output.out and len(output.out.splitlines()) == 5
+    assert output.err.splitlines()[-1] == "metrics.py: --csv /dev/full: No space left on device; its last rows are missing"
+
+
 @pytest.mark.parametrize(("options", "message"), [
+    (["--baselines", "--csv", "nowhere/out.csv"], "--csv nowhere/out.csv: No such file or directory"),
     ([], "nothing to score"), (["--fused", "nowhere"], "nowhere: no such folder"),
-    (["--baselines", "--metrics", "LPIPS"], "--metrics LPIPS: protocol definition has EN MI"),
+    (["--baselines", "--metrics", "LPIPS"], "--metrics: no metric 'LPIPS' under protocol 'definition'; it has EN, MI"),
     (["--baselines", "--paper", "4:TNO", "--protocol", "definition"], "its rows hold the columns of --protocol paper"),
     (["--baselines", "--data", "x"], "--dataset NAME and --data FOLDER go together"),
     (["--fused", "max=x"], "the name max is taken")])
@@ -203,13 +322,44 @@ def test_protocols_share_what_they_have_in_common(monkeypatch):
     assert scored.values["A", "toolbox"] == pytest.approx({**evaluate(f, ir, vis, "toolbox"), "FMI": 0.5})
 
 
+def run(tree, *options, **keywords):
+    command = [sys.executable, ROOT / "metrics.py", "--ir", tree / "pairs", "--vis", tree / "pairs", *options]
+    return subprocess.run(command, stderr=subprocess.PIPE, timeout=120, check=False, **keywords)
+
+
 def test_runs_as_a_command(tree):
-    pairs = tree / "pairs"
-    done = subprocess.run([sys.executable, ROOT / "metrics.py", "--fused", tree / "ours", "--ir", pairs, "--vis", pairs,
-                           "--protocol", "paper", "--std", "--workers", "2"],
-                          capture_output=True, text=True, timeout=120, check=False)
+    done = run(tree, "--fused", tree / "ours", "--protocol", "paper", "--std", "--workers", "2", stdout=subprocess.PIPE,
+               env=os.environ | {"PYTHONIOENCODING": "utf-8"}, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "means over 3 images" in done.stdout and "±" in done.stdout and "\033" not in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_output_without_unicode(tree, encoding):
+    done = run(tree, "--fused", f"名={tree / 'ours'}", "--metrics", "CC", "MSE", "--std", "--workers", "1",
+               stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": encoding}, text=True, encoding="ascii")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].split() == ["method", "CC", "^", "MSE", "v"]
+    assert lines[3].startswith("\\u540d ") and lines[3].count("+-") == 2
+
+
+def test_nobody_reads_the_output(tree):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run(tree, "--baselines", "--metrics", "EN", "--workers", "1", stdout=writer, text=True)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == ""
+
+
+def test_closed_output(tree):
+    code = ("import os, sys; os.close(1); "
+            "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
+    done = subprocess.run([sys.executable, "-c", code, ROOT / "metrics.py", "--ir", tree / "pairs", "--vis", tree / "pairs",
+                           "--baselines", "--metrics", "EN", "--csv", tree / "out.csv", "--workers", "1"],
+                          stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert len((tree / "out.csv").read_text().splitlines()) == 7
 
 
 def test_command_prints_the_columns_of_cddfuse(tree, capsys):
@@ -221,4 +371,4 @@ def test_command_prints_the_columns_of_cddfuse(tree, capsys):
     heading = capsys.readouterr().out.splitlines()[1].split()
     assert [word for word in heading if word not in "↑↓"] == ["method", "SSIM", "AG", "PSNR", "CC", "MSE"]
     assert command(tree, *options, "--metrics", "FMI") == 1
-    assert "protocol cddfuse has EN SD" in capsys.readouterr().err
+    assert "no metric 'FMI' under protocol 'cddfuse'; it has EN, SD" in capsys.readouterr().err
