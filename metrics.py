@@ -62,8 +62,9 @@ from measures import (
     evaluate,
 )
 from measures.images import Image, Trio
-from measures.protocols import canonical, column, evaluate_trio, table_columns
+from measures.protocols import CDDFUSE_COLUMNS, PAPER_COLUMNS, canonical, column, evaluate_trio, table_columns
 from measures.registry import ALIASES
+from measures.ssim import MS_SSIM_MIN_SIDE
 from measures.tables import (
     Row,
     Running,
@@ -75,11 +76,13 @@ from measures.tables import (
     ranks,
     table,
 )
+from measures.vif import VIF_MIN_SIDE
 
 __all__ = [
-    "AG", "CC", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "NAMES", "PROTOCOLS", "PSNR", "SCD",
-    "SD", "SF", "SSIM", "VIF", "VIFF", "Nabf", "Qabf", "Row", "Running", "Scored", "Task", "baseline", "columns",
-    "evaluate", "published_rows", "rank_of_ranks", "ranks", "score", "score_all", "table",
+    "AG", "CC", "CDDFUSE_COLUMNS", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "MS_SSIM_MIN_SIDE",
+    "NAMES", "PAPER_COLUMNS", "PROTOCOLS", "PSNR", "SCD", "SD", "SF", "SSIM", "VIF", "VIFF", "VIF_MIN_SIDE", "Nabf", "Qabf",
+    "Row", "Running", "Scored", "Task", "baseline", "columns", "evaluate", "published_rows", "rank_of_ranks", "ranks",
+    "score", "score_all", "table",
 ]
 
 # ---------------------------------------------------------------------------------------------
@@ -94,14 +97,12 @@ class Task(NamedTuple):
     fused: dict[str, np.ndarray]
 
 
-
 class Scored(NamedTuple):
     """What one pair gave: {(method, protocol): {metric: value}}, why methods failed, and warnings."""
     name: str
     values: dict[tuple[str, str], dict[str, float]]
     problems: list[str]
     notes: list[str]
-
 
 
 def baseline(name: str, ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
@@ -111,11 +112,10 @@ def baseline(name: str, ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
     return ((ir.astype(np.uint16) + vis + 1) // 2).astype(np.uint8)
 
 
-
 def score(task: Task, protocols: Sequence[str], names: Sequence[str] | None) -> Scored:
     """All methods of one pair. The sources' intermediate results are shared; errors are returned, not raised."""
-    values, problems, notes = {}, [], []
-    sources = None
+    values: dict[tuple[str, str], dict[str, float]] = {}
+    problems, notes, sources = [], [], None
     for method, fused in task.fused.items():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -127,7 +127,6 @@ def score(task: Task, protocols: Sequence[str], names: Sequence[str] | None) -> 
                 problems.append(f"{method}, {task.name}: {error}")
         notes += sorted({str(warning.message) for warning in caught})
     return Scored(task.name, values, problems, notes)
-
 
 
 def score_all(tasks: Iterable[Task], protocols: Sequence[str], names: Sequence[str] | None,
@@ -153,11 +152,9 @@ def score_all(tasks: Iterable[Task], protocols: Sequence[str], names: Sequence[s
         pool.shutdown(cancel_futures=True)
 
 
-
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is for the parent, which keeps what is done
     cv2.setNumThreads(1)
-
 
 
 # ---------------------------------------------------------------------------------------------
@@ -414,7 +411,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     protocol = args.protocol or ("paper" if args.paper else "definition")
     protocols = ("definition", "toolbox") if protocol == "both" else (canonical(protocol),)
-    problems, interrupted = [], False
+    problems: list[str] = []
+    interrupted = False
     try:
         names = _chosen_names(args.metrics, protocols[0])
         if args.paper and protocols != ("paper",):

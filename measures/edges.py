@@ -25,7 +25,7 @@ def Qabf(trio: Trio, arithmetic: str) -> float:
     gradient = _exact_gradient if arithmetic == "cddfuse" else _toolbox_gradient
     images = [np.pad(image.pixels, 1) for image in (trio.fused, *trio.sources)]
     kept = there = 0.0
-    for rows in bands(*images[0].shape, halo=2):
+    for rows in bands(images[0].shape, halo=2):
         f, *sources = (gradient(x[rows]) for x in images)
         for s in sources:
             strength = _strength_ratio(f, s)
@@ -50,7 +50,7 @@ def Nabf(trio: Trio) -> float:
     images = [cv2.copyMakeBorder(image.pixels, 1, 1, 1, 1, cv2.BORDER_REFLECT_101)
               for image in (trio.fused, *trio.sources)]
     lost = there = 0.0
-    for rows in bands(*images[0].shape, halo=2):
+    for rows in bands(images[0].shape, halo=2):
         f, *sources = (_nabf_gradient(x[rows]) for x in images)
         added = (f.magnitude > sources[0].magnitude) & (f.magnitude > sources[1].magnitude)
         for s in sources:

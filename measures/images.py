@@ -18,8 +18,9 @@ Result = TypeVar("Result")
 BAND_PIXELS = 1 << 16
 
 
-def bands(height: int, width: int, halo: int = 0) -> Iterator[slice]:
-    """Slices of rows whose windows of 1 + halo rows cover each place once."""
+def bands(shape: tuple[int, ...], halo: int) -> Iterator[slice]:
+    """Slices of rows whose windows of 1 + halo rows cover each place of an image once."""
+    height, width = shape
     rows = max(8, BAND_PIXELS // width)
     for top in range(0, height - halo, rows):
         yield slice(top, min(top + rows + halo, height))
@@ -106,7 +107,7 @@ class Moments:
 
     def covariance(self, x: str, y: str) -> int:
         """n^2 times the covariance of two images."""
-        product = self._products.get((x, y), self._products.get((y, x)))
+        product = self._products[(x, y) if (x, y) in self._products else (y, x)]
         return self.n * product - self._sums[x] * self._sums[y]
 
     def squared_error(self, source: str) -> float:

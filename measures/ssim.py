@@ -77,7 +77,7 @@ def _both_terms(trio: Trio) -> list[tuple[float, float]]:
 def _terms(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Mean SSIM and mean contrast-structure term of two images."""
     ssim = contrast_structure = 0.0
-    for rows in bands(*x.shape, halo=10):
+    for rows in bands(x.shape, halo=10):
         a, b = x[rows], y[rows]
         mean_a, mean_b = valid_filter(a, _KERNEL), valid_filter(b, _KERNEL)
         square_a, square_b, product = (valid_filter(np.multiply(u, v, dtype=np.float64), _KERNEL)
@@ -93,7 +93,7 @@ def _terms(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def _uniform_ssim(x: np.ndarray, y: np.ndarray) -> float:
     """Mean SSIM in uniform windows, with the sample covariance and CDDFuse's constants."""
     side, n, total = _CDDFUSE_SIDE, _CDDFUSE_SIDE**2, 0.0
-    for rows in bands(*x.shape, halo=side - 1):
+    for rows in bands(x.shape, halo=side - 1):
         a, b = (image[rows].astype(np.float64) for image in (x, y))
         # Sums of integers are exact: the variance of a flat window is exactly 0.
         inside = slice(side // 2, -(side // 2))

@@ -136,7 +136,7 @@ def published_rows(table: str, dataset: str | None = None) -> tuple[str, list[Ro
     if not held:
         raise ValueError(f"--paper {table}: no table {number}; {PAPER_TABLES.name} holds "
                          f"{', '.join(dict.fromkeys(line['table'] for line in lines))}")
-    wanted = wanted or PAPER_NAMES.get(dataset, dataset) or held[0]
+    wanted = wanted or (PAPER_NAMES.get(dataset, dataset) if dataset else held[0])
     chosen = [name for name in held if name.lower() == wanted.lower()]
     if not chosen or (len(held) > 1 and not dataset and ":" not in table):
         choices = ", ".join(f"{number}:{name}" for name in held)
