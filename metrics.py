@@ -37,6 +37,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from dataset import find_chosen, find_pairs, list_images, load_pair
+from images import SUFFIXES, DataError, luma, read_gray
 from measures import (
     AG,
     CC,
@@ -216,8 +218,6 @@ def cores() -> int:
 
 def collect_pairs(args: argparse.Namespace) -> tuple[list, list[str]]:
     """The pairs to score, and a line for each source image without a partner."""
-    from dataset import find_chosen, find_pairs
-    from images import DataError
     chosen = find_chosen(args.dataset, args.data, args.split, args.ir, args.vis)
     if chosen:
         return chosen
@@ -244,7 +244,6 @@ def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[st
 
     For numbered pairs, 01 and 1 are the same number unless the folder has both.
     """
-    from dataset import list_images
     found = list_images(folder)
     numbers = Counter(int(stem) for stem in found if stem.isdecimal())
     by_number = {int(stem): stem for stem in found if stem.isdecimal() and numbers[int(stem)] == 1}
@@ -263,8 +262,6 @@ def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[st
 def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: Sequence[str],
                problems: list[str]) -> Iterator[Task]:
     """Read the images pair by pair; what cannot be read is added to `problems` and left out."""
-    from dataset import load_pair
-    from images import DataError, luma, read_gray
     for pair in pairs:
         try:
             ir, vis = load_pair(pair)
@@ -285,7 +282,6 @@ def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: 
 
 def check_csv(path: Path, pairs: Sequence, methods: dict[str, dict[str, Path]]) -> None:
     """Refuse to write over an image."""
-    from dataset import SUFFIXES
     images = [image for pair in pairs for image in (pair.ir, pair.vis)]
     images += [image for paths in methods.values() for image in paths.values()]
     known = {(status.st_dev, status.st_ino) for status in (image.stat() for image in images)}
@@ -409,7 +405,6 @@ def complain(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     from tqdm import tqdm
 
-    from images import DataError
     args = build_parser().parse_args(argv)
     protocol = args.protocol or ("paper" if args.paper else "definition")
     protocols = ("definition", "toolbox") if protocol == "both" else (canonical(protocol),)

@@ -14,7 +14,8 @@ import pytest
 from metric_images import noise, quietly, texture, trio
 
 import metrics
-from dataset import load_pair, luma, named_pairs, read_gray
+from dataset import load_pair, named_pairs
+from images import luma, read_gray
 from measures import METRICS
 from metrics import evaluate
 

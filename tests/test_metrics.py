@@ -13,7 +13,7 @@ import pytest
 from metric_images import quietly, trio
 
 import metrics
-from dataset import read_gray
+from images import read_gray
 from measures.tables import escape
 from metrics import METRICS, evaluate
 
