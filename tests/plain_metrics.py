@@ -263,7 +263,14 @@ def cddfuse_Qabf(f, ir, vis):
 
 
 def cddfuse_SSIM(f, ir, vis):
-    return sum(structural_similarity(f.astype(float), s.astype(float), data_range=2) for s in (ir, vis))
+    def one(x, y):
+        x, y = (sliding_window_view(z.astype(float), (7, 7)).reshape(-1, 49) for z in (x, y))
+        mean_x, mean_y = x.mean(1), y.mean(1)
+        covariance = ((x - mean_x[:, None]) * (y - mean_y[:, None])).sum(1) / 48
+        c1, c2 = 0.02**2, 0.06**2
+        return ((2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+                * (2 * covariance + c2) / (x.var(1, ddof=1) + y.var(1, ddof=1) + c2)).mean()
+    return one(f, ir) + one(f, vis)
 
 
 CDDFUSE = {"EN": EN, "SD": SD, "SF": SF, "MI": cddfuse_MI, "SCD": SCD, "VIF": VIF, "Qabf": cddfuse_Qabf,
