@@ -64,7 +64,7 @@ class TrainingError(Exception):
 # Options
 
 # What decides the result. A recipe file has a value for each; the checkpoint stores them, and --resume goes on with them.
-RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips",
+RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
           "lr", "schedule", "clip", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
           "lambda_1", "saliency", "saliency_form", "weight", "contrast", "contrast_domain",
           "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "amp", "val_every")
@@ -115,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     crops.add_argument("--crops", type=positive, help="crops an epoch")
     crops.add_argument("--fixed-crops", action=flag, help="the same crops in each epoch, cut once; no: new ones each epoch")
     crops.add_argument("--flips", action=flag, help="mirror crops at random")
+    crops.add_argument("--dim", type=float, help="share of sources that are darkened, by 0.1 to 1; 0: none, as the paper")
     crops.add_argument("--lr", type=float, help="initial learning rate of both Adam optimisers")
     crops.add_argument("--schedule", choices=("step", "cosine"), help="step: halved at each fifth of the run")
     crops.add_argument("--clip", type=float, help="bound of the gradient's norm; 0: off, as the paper")
@@ -504,7 +505,8 @@ def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.de
 
 def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Stop) -> None:
     """Train until the end of the schedule or until `stop` is set. All processes take the same turns here."""
-    crops = CropDataset(train, trainer.args.crop, trainer.args.seed, trainer.args.flips)
+    crops = CropDataset(train, trainer.args.crop, trainer.args.seed, trainer.args.flips,
+                        trainer.args.dim)
     bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05,
                disable=team.rank > 0)
     with bar:

@@ -86,7 +86,8 @@ def test_cddfuse_on_real_images(data_root, method, number):
     images = [read_gray(data_root / "published_methods" / f"TNO/{method}/{number}.png"),
               *(read_gray(data_root / "TNO" / f"{side}{number}.bmp") for side in ("IR", "VIS"))]
     got, plain = evaluate(*images, "cddfuse"), plain_metrics.evaluate(*images, "cddfuse")
-    assert got == pytest.approx(plain, abs=2e-6)
+    ssim = got.pop("SSIM"), plain.pop("SSIM")
+    assert got == pytest.approx(plain, abs=2e-6) and ssim[0] == pytest.approx(ssim[1], abs=1e-3)   # float32, see SSIM
     height, width = images[0].shape
     definition = evaluate(*images, names=["MI", "AG", "MSE"])
     assert got["MI"] == pytest.approx(definition["MI"] * math.log(2))
@@ -113,8 +114,9 @@ def test_equals_plain_recomputation(case, protocol):
     got, plain = evaluate(*images, protocol), plain_metrics.evaluate(*images, protocol)
     assert list(got) == list(metrics.columns(protocol)) == list(plain)
     for name in got:
-        # CDDFuse's Sobel sums are integers: no tolerance for an order of sums.
-        tolerance = 1e-6 if protocol == "cddfuse" else TOLERANCE.get(name, 1e-9)
+        # CDDFuse's Sobel sums are integers: no tolerance for an order of sums. Its SSIM is computed in float32.
+        exact = 1e-4 if name == "SSIM" else 1e-6
+        tolerance = exact if protocol == "cddfuse" else TOLERANCE.get(name, 1e-9)
         assert got[name] == pytest.approx(plain[name], rel=1e-6, abs=tolerance), name
 
 
@@ -126,14 +128,14 @@ def test_bands_do_not_show(monkeypatch):
     assert evaluate(*images) == pytest.approx(whole, rel=1e-6)
 
 
-def test_cddfuse_ssim_equals_scikit_image():
-    """To rounding, in flat regions and next to them, where the constants of data range 2 are small against the levels."""
+def test_cddfuse_ssim_by_its_definition():
+    """To the rounding of float32, which is 1e-4 where bright regions are flat: the constants are small there."""
     images = list(trio(2))
     for image in images:
         image[20:60, 30:90] = 250
         image[40, 50] = 251
     got = evaluate(*images, "cddfuse", ["SSIM"])["SSIM"]
-    assert got == pytest.approx(plain_metrics.cddfuse_SSIM(*images), abs=1e-9)
+    assert got == pytest.approx(plain_metrics.cddfuse_SSIM(*images), abs=1e-4)
 
 
 def test_cddfuse_by_hand():

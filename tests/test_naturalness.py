@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import load_pair, luma, named_pairs, read_gray
+from dataset import load_pair, named_pairs
+from images import luma, read_gray
 from metrics import baseline
 from net import RPFNet
 from tools import naturalness as command

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset import DataError, Pair, load_pair, luma, positive
+from dataset import Pair, load_pair, positive
+from images import DataError, luma
 from loss import above_deviation, adaptive_weight
 from metrics import BASELINES, Running, Task, baseline, collect_methods, collect_pairs, match_fused, read_tasks
 from net import RPFNet
