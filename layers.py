@@ -56,10 +56,10 @@ def fast_length(length: int) -> int:
         rest = length
         for prime in (2, 3, 5):
             while rest % prime == 0:
-                rest //= prime
+                rest = rest // prime        # not in place: torch.jit.trace hands over sizes as tensors
         if rest == 1:
             return length
-        length += 1
+        length = length + 1
 
 
 def fold_batch_norm(module: nn.Module) -> None:
