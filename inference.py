@@ -54,14 +54,15 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
     """
     device = next(model.parameters()).device
     ir, vis_y = (torch.from_numpy(np.stack(images)[:, None]).to(device) for images in zip(*pairs))
-    training = model.training
+    training = [module for module in model.modules() if module.training]     # a part may be frozen in eval mode
     model.eval()
     try:
         ir = ir.float() / 255
         fused = fuse_tiles(model, ir, vis_y, tile) if tile else model(ir, vis_y)
         return fused[:, 0].float().cpu().numpy()
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def in_colour_of(vis: np.ndarray, luminance: np.ndarray, studio_range: bool = False) -> np.ndarray:
