@@ -300,12 +300,15 @@ class RPFNet(nn.Module):
         Raises:
             ValueError: `optimize` has folded the normalisation into the convolutions.
         """
-        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
+        norms = self._norms()
         if on and not norms:
             raise ValueError("image statistics need the BatchNorm layers, which optimize() has folded into convolutions")
         for norm in norms:
             norm.image_statistics = on
         return self
+
+    def _norms(self) -> list[BatchNorm]:
+        return [module for module in self.modules() if isinstance(module, BatchNorm)]
 
     def optimize(self, bfloat16: bool = False, compiled: bool = False) -> RPFNet:
         """Make inference faster where the picture stays the same. Not to be trained any more.
@@ -360,10 +363,11 @@ class RPFNet(nn.Module):
         """
         if not as_published:
             return fuse_pair(self, ir, vis, studio_range, tile)
+        before = any(norm.image_statistics for norm in self._norms())
         try:
             return fuse_pair(self.use_image_statistics(), ir, vis, studio_range, tile)
         finally:
-            self.use_image_statistics(False)
+            self.use_image_statistics(before)
 
 
 def _share_convolutions(stages: nn.ModuleList) -> None:
