@@ -38,6 +38,11 @@ def channel_pools(x: Tensor) -> Tensor:
     return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rfft2_as_channels(x: Tensor) -> Tensor:
     """Real and imaginary parts of the 2-D spectrum, (B, C, H, W) -> (B, 2C, H, W/2+1); orthonormal."""
     spectrum = torch.fft.rfft2(x, norm="ortho")

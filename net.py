@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from inference import MIN_SIZE, fuse_pair, read_checkpoint
 from layers import (
     BatchNorm,
+    at_least_float32,
     channel_pools,
     fast_length,
     fold_batch_norm,
@@ -122,7 +123,7 @@ class FDFM(nn.Module):
     def forward(self, f_f: Tensor) -> Tensor:
         x = self.spatial(f_f)
         with torch.autocast(x.device.type, enabled=False):
-            spectrum = rfft2_as_channels(x.float())                     # (B, 2C, H, W/2+1)
+            spectrum = rfft2_as_channels(at_least_float32(x))           # (B, 2C, H, W/2+1)
             return x + irfft2_of_channels(self.spectral(spectrum), x.shape[-2:]).to(x.dtype)
 
 
@@ -201,7 +202,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(x)
         with torch.autocast(x.device.type, enabled=False):
-            return torch.sigmoid(self.last(x.float()))
+            return torch.sigmoid(self.last(at_least_float32(x)))
 
 
 class AuxiliaryDecoder(Head):
@@ -216,7 +217,7 @@ class AuxiliaryDecoder(Head):
 
     def forward(self, f_r: Tensor) -> Tensor:
         with torch.autocast(f_r.device.type, enabled=False):
-            return super().forward(f_r.float())
+            return super().forward(at_least_float32(f_r))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -269,9 +270,14 @@ class RPFNet(nn.Module):
             return_features: also return the features before the first and after each stage
                 (n + 1 entries; `features[-1].residual` is what the auxiliary decoder reads).
         Returns:
-            The fused luminance, (B, 1, H, W) in [0, 1], float32.
+            The fused luminance, (B, 1, H, W) in [0, 1], float32 (float64 after `double()`).
+        Raises:
+            ValueError: wrong shapes or dtypes, or a network that was cast to half precision.
         """
         _check_batch(ir, vis_y)
+        if self.head.last.weight.element_size() < 4:
+            raise ValueError(f"the weights are {self.head.last.weight.dtype}, which the FFTs are not computed in; "
+                             "use optimize(bfloat16=True), or torch.autocast, in place of half() or bfloat16()")
         if self.bfloat16:
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)
