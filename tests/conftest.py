@@ -35,7 +35,7 @@ def data_root() -> RealImages:
     return RealImages(Path(root))
 
 
-def images(batch, height, width, seed=0):
+def random_pair(batch, height, width, seed=0):
     """A random pair, (B, 1, H, W) each."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(batch, 1, height, width, generator=generator) for _ in range(2)]

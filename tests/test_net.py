@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import images
+from conftest import random_pair
 from torch import nn
 from torch.nn import functional as F
 
@@ -35,7 +35,7 @@ def trained(**options):
     model = RPFNet(**{"channels": 8} | options)
     with torch.no_grad():
         for seed in range(20):
-            model(*images(2, 32, 32, seed=50 + seed))
+            model(*random_pair(2, 32, 32, seed=50 + seed))
     return model.eval()
 
 
@@ -158,7 +158,7 @@ def test_transformer_block_is_attention_with_an_explicit_softmax(size):
 
 
 def test_stems_stages_and_head_are_joined_as_in_figure_2(model):
-    ir, vis = images(2, 20, 24)
+    ir, vis = random_pair(2, 20, 24)
     model.train()       # without the mirrored border
     fused, stages = model(ir, vis, return_features=True)
     assert len(stages) == 4
@@ -179,13 +179,13 @@ def test_stems_stages_and_head_are_joined_as_in_figure_2(model):
 
 def test_without_the_cpm_the_features_go_on_as_they_are():
     model = RPFNet(channels=8, cpm=False)
-    before, after = model(*images(2, 20, 24), return_features=True)[1][:2]
+    before, after = model(*random_pair(2, 20, 24), return_features=True)[1][:2]
     torch.testing.assert_close(after, (model.stages[0].fdfm(before.fusion), model.stages[0].rpm(before.residual)))
 
 
 def test_without_the_prior_there_is_no_residual_branch():
     model = RPFNet(channels=8, prior=False)
-    fused, stages = model(*images(2, 20, 24), return_features=True)
+    fused, stages = model(*random_pair(2, 20, 24), return_features=True)
     assert all(stage.residual is None for stage in stages)
     torch.testing.assert_close(fused, model.head(stages[-1].fusion))
     assert not [name for name, _ in model.named_parameters() if "rpm" in name or "cpm" in name or "stem_r" in name]
@@ -217,7 +217,7 @@ def test_each_iteration_has_statistics_of_its_own(model):
 def test_any_size_keeps_its_shape_and_range(options, size):
     model = RPFNet(channels=8, **options)
     for mode in (True, False):
-        fused = model.train(mode)(*images(2, *size))
+        fused = model.train(mode)(*random_pair(2, *size))
         assert fused.shape == (2, 1, *size)
         assert 0 <= fused.min() and fused.max() <= 1
 
@@ -225,7 +225,7 @@ def test_any_size_keeps_its_shape_and_range(options, size):
 @pytest.mark.parametrize("image_statistics", [False, True])
 def test_eval_result_of_an_image_does_not_depend_on_its_batch(model, image_statistics):
     model.use_image_statistics(image_statistics)
-    ir, vis = images(3, 33, 40)
+    ir, vis = random_pair(3, 33, 40)
     ir[1] = 0                                   # a neighbour with other statistics
     together = model(ir, vis)
     for i in range(3):
@@ -237,7 +237,7 @@ def mirrored(pair):
 
 
 def test_eval_is_a_network_without_border_on_mirrored_sources_cropped(model):
-    pair = images(1, 20, 35)
+    pair = random_pair(1, 20, 35)
     fused, stages = model(*pair, return_features=True)
     assert all(f.shape == (1, 8, 20, 35) for stage in stages for f in stage)
     plain = RPFNet(**model.config | {"border": 0}).eval()
@@ -247,7 +247,7 @@ def test_eval_is_a_network_without_border_on_mirrored_sources_cropped(model):
 
 def test_image_statistics_are_those_of_train_mode_on_one_image(model):
     """As the published pictures were made; see BatchNorm in layers.py."""
-    pair = images(1, 20, 35)
+    pair = random_pair(1, 20, 35)
     running = model(*pair)
     published = model.use_image_statistics()(*pair)
     torch.testing.assert_close(model.use_image_statistics(False)(*pair), running)
@@ -257,7 +257,7 @@ def test_image_statistics_are_those_of_train_mode_on_one_image(model):
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_memory_layout_changes_nothing_but_speed(model, batch):
-    pair = images(batch, 40, 50)
+    pair = random_pair(batch, 40, 50)
     expected = model(*pair)
     fast = model.to(memory_format=torch.channels_last)(*(x.contiguous(memory_format=torch.channels_last) for x in pair))
     torch.testing.assert_close(fast, expected, atol=1e-5, rtol=1e-5)
@@ -272,9 +272,9 @@ def test_a_flat_scene_has_no_frame():
 
 def test_running_the_network_leaves_no_state_behind(model):
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    first = model(*images(1, 40, 32))
-    model(*images(2, 24, 24, seed=3))
-    torch.testing.assert_close(first, model(*images(1, 40, 32)), atol=0, rtol=0)
+    first = model(*random_pair(1, 40, 32))
+    model(*random_pair(2, 24, 24, seed=3))
+    torch.testing.assert_close(first, model(*random_pair(1, 40, 32)), atol=0, rtol=0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -283,7 +283,7 @@ def test_gradients_reach_every_parameter(options):
     torch.manual_seed(0)
     # Full width: with 8 channels the attention has 2 hidden units, which may start out dead.
     model, decoder = RPFNet(**options), AuxiliaryDecoder()
-    fused, stages = model(*images(2, 24, 24), return_features=True)
+    fused, stages = model(*random_pair(2, 24, 24), return_features=True)
     read = stages[-1].residual if options.get("prior", True) else stages[-1].fusion
     (fused.square().mean() + decoder(read).square().mean()).backward()
     for name, parameter in [*model.named_parameters(), *decoder.named_parameters()]:
@@ -295,12 +295,12 @@ def test_training_mode_is_the_same_without_gradients():
     torch.manual_seed(0)
     model = RPFNet(channels=8)
     with torch.no_grad():
-        without = model(*images(3, 20, 24))
-    torch.testing.assert_close(without, model(*images(3, 20, 24)))
+        without = model(*random_pair(3, 20, 24))
+    torch.testing.assert_close(without, model(*random_pair(3, 20, 24)))
 
 
 def test_autocast_keeps_the_output_in_float32_and_the_picture_close(model):
-    pair = images(1, 48, 48)
+    pair = random_pair(1, 48, 48)
     with torch.autocast("cpu", torch.bfloat16):
         fused, stages = model(*pair, return_features=True)
         m_prime = AuxiliaryDecoder(8)(stages[-1].residual)
@@ -320,7 +320,7 @@ def test_wrong_batches_are_refused_with_what_was_given(model):
     with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\)"):
         model(torch.rand(1, 3, 32, 32), torch.rand(1, 1, 32, 32))
     with pytest.raises(ValueError, match="15"):
-        model(*images(1, 15, 32))
+        model(*random_pair(1, 15, 32))
     with pytest.raises(ValueError, match="uint8"):
         model(*(torch.zeros(1, 1, 32, 32, dtype=torch.uint8) for _ in range(2)))
 
@@ -338,7 +338,7 @@ def test_unknown_options_are_refused_with_what_was_given(options):
 
 @pytest.mark.parametrize("options", ABLATIONS.values(), ids=ABLATIONS.keys())
 def test_the_optimized_network_gives_the_same_picture(options):
-    model, pair = trained(**options), images(2, 20, 24)
+    model, pair = trained(**options), random_pair(2, 20, 24)
     expected = model(*pair)
     fast = copy.deepcopy(model).optimize()
     assert not any(isinstance(module, BatchNorm) for module in fast.modules())
@@ -359,7 +359,7 @@ def test_a_folded_network_has_no_image_statistics_and_says_so(model):
 def test_the_compiler_sees_one_graph_with_the_same_picture(monkeypatch):
     """Traced as a whole and computed by PyTorch: generating code takes a minute, and is for GPUs, see below."""
     monkeypatch.setattr(RPFNet, "compile", lambda self, **_: nn.Module.compile(self, backend="aot_eager", fullgraph=True))
-    network, pair = trained(channels=4, stages=2).optimize(), images(1, 20, 24)
+    network, pair = trained(channels=4, stages=2).optimize(), random_pair(1, 20, 24)
     torch._dynamo.reset()
     with torch.inference_mode():
         expected = network(*pair)
@@ -380,7 +380,7 @@ def test_optimized_network_gives_the_same_picture_of_real_pairs(data_root):
 
 
 def test_a_copy_is_independent_and_shares_its_convolutions_within(model):
-    pair = images(1, 20, 24)
+    pair = random_pair(1, 20, 24)
     expected = model(*pair)
     twin = copy.deepcopy(model)
     first, second = (stage.cpm.to_fusion[0].weight for stage in twin.stages[:2])
@@ -400,14 +400,14 @@ def saved(model):
                          ids=["pickle", "torch.save", "DataParallel"])
 @pytest.mark.parametrize("fast", [False, True])
 def test_the_whole_module_can_be_stored_and_wrapped(model, there_and_back, fast):
-    pair = images(2, 20, 24)
+    pair = random_pair(2, 20, 24)
     model = model.optimize(bfloat16=True) if fast else model
     with torch.no_grad():
         torch.testing.assert_close(there_and_back(model)(*pair), model(*pair))
 
 
 def test_double_precision_works_and_half_is_refused_in_one_line(model):
-    pair = images(1, 20, 24)
+    pair = random_pair(1, 20, 24)
     expected = model(*pair)
     exact = copy.deepcopy(model).double()(*(x.double() for x in pair))
     assert exact.dtype == torch.float64
@@ -421,7 +421,7 @@ def test_double_precision_works_and_half_is_refused_in_one_line(model):
 def test_gradients_with_respect_to_the_sources_in_eval_mode(model):
     """Against a difference quotient, in float64."""
     model.double()
-    ir, vis = (x.double() for x in images(1, 20, 24))
+    ir, vis = (x.double() for x in random_pair(1, 20, 24))
     ir.requires_grad_()
     gradient, = torch.autograd.grad(model(ir, vis).square().sum(), ir, create_graph=True)
     direction = torch.randn(ir.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -433,7 +433,7 @@ def test_gradients_with_respect_to_the_sources_in_eval_mode(model):
 
 
 def test_functional_gradients_are_those_of_backward(model):
-    ir, vis = images(2, 20, 24)
+    ir, vis = random_pair(2, 20, 24)
     parameters = dict(model.named_parameters())
 
     def loss(parameters, ir):
@@ -449,11 +449,11 @@ def test_functional_gradients_are_those_of_backward(model):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_trace_is_the_network_at_the_size_it_was_traced_with(model):
-    pair = images(1, 20, 33)
+    pair = random_pair(1, 20, 33)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)        # sizes become constants, as it says
         traced = torch.jit.trace(model, pair)
-        other = images(1, 20, 33, seed=1)
+        other = random_pair(1, 20, 33, seed=1)
         torch.testing.assert_close(traced(*other), model(*other))
 
 
@@ -466,7 +466,7 @@ def test_checkpoint_round_trip_with_its_configuration(tmp_path, options):
     torch.save(model.state_dict(), tmp_path / "a.pth")
     (tmp_path / "a.json").write_text(json.dumps({"config": model.config}))
     torch.save({"model": model.state_dict(), "config": model.config}, tmp_path / "last.pth")
-    pair = images(1, 32, 32)
+    pair = random_pair(1, 32, 32)
     for name in ("a.pth", "last.pth"):
         loaded = RPFNet.from_pretrained(tmp_path / name)
         assert not loaded.training and loaded.config == model.config
@@ -516,7 +516,7 @@ def test_shipped_checkpoints_load_and_their_recipe_is_beside_them(path):
     assert about["config"] == model.config and about["steps"] > 0 and about["version"] == train.VERSION
     assert set(train.RECIPE) <= about["recipe"].keys()
     assert train.read_recipe(str(path.with_suffix(".json")))["stages"] == model.config["stages"]
-    fused = model(*images(1, 64, 64))
+    fused = model(*random_pair(1, 64, 64))
     assert fused.std() > 0.01
 
 
@@ -525,7 +525,7 @@ def test_shipped_checkpoints_load_and_their_recipe_is_beside_them(path):
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_picture_of_the_cpu(model):
-    pair = images(2, 45, 60)
+    pair = random_pair(2, 45, 60)
     with torch.inference_mode():
         expected = model(*pair)
         on_gpu = [x.cuda() for x in pair]
@@ -537,7 +537,7 @@ def test_a_gpu_gives_the_picture_of_the_cpu(model):
 @pytest.mark.gpu
 def test_compiled_on_a_gpu_gives_the_same_picture():
     network = trained(channels=8, stages=2).optimize(bfloat16=True).cuda()
-    pair = [x.cuda() for x in images(1, 64, 64)]
+    pair = [x.cuda() for x in random_pair(1, 64, 64)]
     with torch.inference_mode():
         expected = network(*pair)
         network.optimize(bfloat16=True, compiled=True)
