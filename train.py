@@ -191,6 +191,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
             parser.error("--ir and --vis go together")
         if args.ir:
             args.data = args.dataset = None
+        elif not args.dataset:
+            raise TrainingError(f"--recipe {args.recipe}: of a run on folders of its own; give --ir and --vis, or --dataset")
         args.saliency = args.saliency and args.prior        # M' is decoded from the residual features
         if path.exists():
             raise TrainingError(f"{path}: a run is there already; go on with --resume, or start anew with another --out")
