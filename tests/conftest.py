@@ -65,3 +65,12 @@ def keep_signal_handlers():
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch on one thread, as in the processes that a test starts with OMP_NUM_THREADS=1: the same sums to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
