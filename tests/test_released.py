@@ -1,4 +1,4 @@
-"""released.py: the graph against an independent one, and a reader that runs nothing it reads."""
+"""tools/released.py: the graph against an independent one, and a reader that runs nothing it reads."""
 import os
 import pickle
 import sys
@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from released import FourierBranch, ReleasedNet, load_released
+from tools.released import FourierBranch, ReleasedNet, load_released
 from torch import nn
 
 # ---------------------------------------------------------------------------------------------
