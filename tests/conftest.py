@@ -58,7 +58,7 @@ def folders(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("pairs"), "012", (24, 30))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def keep_signal_handlers():
     """For tests that run train.main in this process, which takes SIGINT and SIGTERM."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -69,7 +69,7 @@ def keep_signal_handlers():
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """PyTorch on one thread, as in the processes that a test starts with OMP_NUM_THREADS=1: the same sums to the bit."""
+    """PyTorch on one thread, as in processes started with OMP_NUM_THREADS=1: the same sums to the bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

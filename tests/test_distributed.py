@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_pairs
 
 import test as fuse_command
 import train
-from conftest import write_pairs
 from dataset import PairDataset, match_pairs
 from layers import ExactStatistics
 from net import RPFNet
@@ -144,11 +144,8 @@ def close(first, second):
     return True
 
 
-pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
-
-
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, one_thread):
+def base(tmp_path_factory, one_thread, keep_signal_handlers):
     """Pairs, a run of one process in shares, and the same run cut after four steps."""
     base = tmp_path_factory.mktemp("runs")
     write_pairs(base, "abcde", (48, 60))

@@ -76,7 +76,7 @@ def test_16_bit_infrared_is_scaled_by_its_own_range_and_says_so(tmp_path):
     with pytest.warns(UserWarning, match="16-bit infrared") as caught:
         image = read_ir(save(tmp_path / "a.png", raw))
         read_ir(save(tmp_path / "b.png", raw[::-1] // 2))
-    assert len({str(warning.message) for warning in caught}) == 1       # so that Python shows it once for a whole folder
+    assert len({str(warning.message) for warning in caught}) == 1       # so that Python shows it once for a folder
     assert image.min() == 0 and image.max() == 255
     assert np.abs(image - (raw - 7000.) / 4).max() <= 0.5
     with pytest.warns(UserWarning):

@@ -346,7 +346,8 @@ def test_total_is_the_weighted_sum_and_none_switches_a_term_off():
     only, terms = FusionLoss(contrastive=FrequencyContrastiveLoss())(fused, None, ir, vis)
     assert "L_s" not in terms and "L_grad" not in terms
     torch.testing.assert_close(only, terms["L_c"])
-    total, terms = FusionLoss(structure=SSIMLoss(), luminance=LuminanceLoss(), lambda_2=2, lambda_3=3)(fused, None, ir, vis)
+    loss = FusionLoss(structure=SSIMLoss(), luminance=LuminanceLoss(), lambda_2=2, lambda_3=3)
+    total, terms = loss(fused, None, ir, vis)
     torch.testing.assert_close(total, 2 * terms["L_s"] + 3 * terms["L_l"])
 
 

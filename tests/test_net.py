@@ -133,7 +133,8 @@ def test_transformer_block_is_attention_with_an_explicit_softmax(size):
     heads, width = 4, 2
 
     def normalised(x, norm):
-        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * norm.weight + norm.bias
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
 
     x = f_f.flatten(2).transpose(1, 2)                                  # (B, HW, C)
     y = normalised(x, block.norm_attention)
@@ -233,7 +234,8 @@ def test_eval_result_of_an_image_does_not_depend_on_its_batch(model, image_stati
 
 
 def mirrored(pair):
-    return [F.pad(x, (9, 10, 8, 8), mode="reflect") for x in pair]      # 20 x 35 to 36 x 54: 51 to 53 have large factors
+    # 20 x 35 to 36 x 54: 51 to 53 have large factors.
+    return [F.pad(x, (9, 10, 8, 8), mode="reflect") for x in pair]
 
 
 def test_eval_is_a_network_without_border_on_mirrored_sources_cropped(model):
@@ -358,7 +360,8 @@ def test_a_folded_network_has_no_image_statistics_and_says_so(model):
 
 def test_the_compiler_sees_one_graph_with_the_same_picture(monkeypatch):
     """Traced as a whole and computed by PyTorch: generating code takes a minute, and is for GPUs, see below."""
-    monkeypatch.setattr(RPFNet, "compile", lambda self, **_: nn.Module.compile(self, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(RPFNet, "compile",
+                        lambda self, **_: nn.Module.compile(self, backend="aot_eager", fullgraph=True))
     network, pair = trained(channels=4, stages=2).optimize(), random_pair(1, 20, 24)
     torch._dynamo.reset()
     with torch.inference_mode():
@@ -367,7 +370,7 @@ def test_the_compiler_sees_one_graph_with_the_same_picture(monkeypatch):
 
 
 def test_optimized_network_gives_the_same_picture_of_real_pairs(data_root):
-    pairs = PairDataset(named_pairs("roadscene", data_root / "RoadScene", "val")[:3])
+    pairs = PairDataset(named_pairs("roadscene", data_root / "RoadScene", "val")[:2])
     plain, fast = RPFNet.from_pretrained(), RPFNet.from_pretrained().optimize(bfloat16=True)
     for sources in pairs.items:
         ir, vis = (torch.from_numpy(x[None]) / 255 for x in sources)
@@ -496,7 +499,8 @@ def test_bad_checkpoints_are_named(tmp_path):
 def shipped():
     """The weights that git tracks; all in checkpoints/ where there is no git (a downloaded archive)."""
     try:
-        listed = subprocess.run(["git", "ls-files", "*.pth"], cwd=CHECKPOINTS, capture_output=True, text=True, check=True)
+        listed = subprocess.run(["git", "ls-files", "*.pth"], cwd=CHECKPOINTS, capture_output=True, text=True,
+                                check=True)
         found = [CHECKPOINTS / name for name in listed.stdout.split()]
     except (OSError, subprocess.CalledProcessError):
         found = sorted(CHECKPOINTS.glob("rpfnet*.pth"))

@@ -7,8 +7,9 @@ import zipfile
 
 import pytest
 import torch
-from tools.released import FourierBranch, ReleasedNet, load_released
 from torch import nn
+
+from tools.released import FourierBranch, ReleasedNet, load_released
 
 # ---------------------------------------------------------------------------------------------
 # A network like the authors', as a module `net` that exists only while a file is written

@@ -208,7 +208,8 @@ def test_a_run_cut_in_mid_epoch_and_resumed_is_the_whole_run_bit_for_bit(folders
     monkeypatch.undo()
     assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
-    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / run)] for run in ("whole", "cut")]
+    logs = [[{key: value for key, value in row.items() if key != "seconds"} for row in rows(tmp_path / run)]
+            for run in ("whole", "cut")]
     assert logs[0] == logs[1] and [row["step"] for row in logs[0]] == ["3", "6", "8"]
 
 
@@ -255,7 +256,8 @@ def test_best_weights_load_and_carry_their_origin(folders, tmp_path):
     assert about["steps"] == 3 and about["recipe"]["seed"] == 0 and about["config"] == model.config
     assert about["command"].startswith("python train.py --ir ") and about["command"].split()[-1] == str(tmp_path)
     assert about["version"] == train.VERSION and about["commit"] == train.commit()
-    assert torch.__version__.startswith(about["packages"]["torch"]) and {"python", "numpy", "kornia"} <= about["packages"].keys()
+    assert torch.__version__.startswith(about["packages"]["torch"])
+    assert {"python", "numpy", "kornia"} <= about["packages"].keys()
     last = RPFNet.from_pretrained(tmp_path / "last.pth")
     assert all(torch.equal(v, last.state_dict()[k]) for k, v in model.state_dict().items())
 
@@ -264,10 +266,12 @@ def test_shared_convolutions_are_stored_once(folders, tmp_path):
     sizes = {}
     for sharing in ("convolutions", "none"):
         out = tmp_path / sharing
-        assert train.main([*folders, *TINY, "--channels", "32", "--sharing", sharing, "--steps", "1", "--out", str(out)]) == 0
+        options = ["--channels", "32", "--sharing", sharing, "--steps", "1", "--out", str(out)]
+        assert train.main([*folders, *TINY, *options]) == 0
         sizes[sharing] = (out / "best.pth").stat().st_size
     stage = sum(p.numel() for p in RPFNet().stages[0].parameters())
-    assert sizes["none"] - sizes["convolutions"] > 3 * stage        # bytes, of the 4 a number of the second iteration takes
+    # Bytes, of the 4 that each number of the second iteration takes.
+    assert sizes["none"] - sizes["convolutions"] > 3 * stage
 
 
 def test_the_commit_is_unknown_without_git(monkeypatch):
@@ -369,8 +373,9 @@ def test_a_diverged_run_ends_with_an_error(folders, tmp_path, monkeypatch, capsy
     assert "not finite" in capsys.readouterr().err
 
 
-ABLATIONS = [["--lambda-2", "0"], ["--no-contrast"], ["--contrast-domain", "spatial"], ["--weight", "none"], ["--no-saliency"],
-             ["--global-branch", "transformer"], ["--no-cpm"], ["--no-prior"], ["--stages", "1"], ["--sharing", "none"]]
+ABLATIONS = [["--lambda-2", "0"], ["--no-contrast"], ["--contrast-domain", "spatial"], ["--weight", "none"],
+             ["--no-saliency"], ["--global-branch", "transformer"], ["--no-cpm"], ["--no-prior"], ["--stages", "1"],
+             ["--sharing", "none"]]
 
 
 @pytest.mark.parametrize("option", ABLATIONS, ids=" ".join)
@@ -402,14 +407,15 @@ def test_max_minutes_ends_the_run_with_its_schedule_done(folders, tmp_path, monk
 
 def test_training_on_real_pairs_lowers_the_loss_and_validates(data_root, tmp_path, monkeypatch):
     """On a few of each split, because metrics of whole pairs take a while."""
-    monkeypatch.setattr(train, "named_pairs", lambda *which: named_pairs(*which)[:20 if which[2] == "train" else 4])
-    recipe = ["--data", str(data_root / "RoadScene"), "--channels", "8", "--crop", "64", "--batch", "4", "--crops", "40",
-              "--epochs", "3", "--val-every", "3", "--lr", "1e-2", "--out", str(tmp_path)]
+    monkeypatch.setattr(train, "named_pairs", lambda *which: named_pairs(*which)[:20 if which[2] == "train" else 2])
+    recipe = ["--data", str(data_root / "RoadScene"), "--channels", "8", "--crop", "64", "--batch", "4",
+              "--crops", "40", "--epochs", "3", "--val-every", "3", "--lr", "1e-2", "--out", str(tmp_path)]
     assert train.main(recipe) == 0
     first, *_, last = ({name: float(row[name]) for name in ("L_total", "L_c", "L_s")} for row in rows(tmp_path))
     assert all(last[name] < first[name] for name in first)
     about = json.loads((tmp_path / "best.json").read_text())
-    assert about["validation"]["val_loss"] > 0 and 3 < about["validation"]["EN"] < 8 and 0 < about["validation"]["CC"] < 1
+    scores = about["validation"]
+    assert scores["val_loss"] > 0 and 3 < scores["EN"] < 8 and 0 < scores["CC"] < 1
     assert about["recipe"]["dataset"] == "roadscene" and about["recipe"]["ir"] is None
 
 
@@ -453,9 +459,10 @@ def test_init_starts_from_given_weights(folders, tmp_path):
     # With a learning rate of nearly nothing the weights stay those that were given.
     for name in ("best.pth", "last.pth"):
         out = tmp_path / name.replace(".pth", "")
-        assert train.main([*first, "--init", str(tmp_path / "a" / name), "--lr", "1e-12", "--seed", "5", "--out", str(out)]) == 0
-        given, kept = (dict(RPFNet.from_pretrained(p).named_parameters()) for p in (tmp_path / "a" / name, out / "best.pth"))
-        torch.testing.assert_close(kept, given, atol=1e-9, rtol=0)      # the running statistics are of other crops
+        start = tmp_path / "a" / name
+        assert train.main([*first, "--init", str(start), "--lr", "1e-12", "--seed", "5", "--out", str(out)]) == 0
+        given, kept = (dict(RPFNet.from_pretrained(p).named_parameters()) for p in (start, out / "best.pth"))
+        torch.testing.assert_close(kept, given, atol=1e-9, rtol=0)      # without statistics: they are of other crops
 
 
 @pytest.mark.parametrize("option", [["--stages", "3"], ["--channels", "8"], ["--no-cpm"]])
@@ -469,9 +476,11 @@ def test_init_refuses_the_weights_of_another_network(folders, tmp_path, capsys, 
 
 def test_options_reach_what_they_name():
     loss = train.build_loss(options(
-        "--contrast-domain", "spatial", "--no-contrast", "--weight", "adaptive", "--ssim-window", "5", "--ssim-weighted",
-        "--ssim-whole", "--lambda-1", "0.7", "--saliency-form", "mean", "--lambda-2", "3", "--lambda-3", "2"))
-    assert (loss.contrastive.domain, loss.contrastive.contrast, loss.contrastive.weight) == ("spatial", False, "adaptive")
+        "--contrast-domain", "spatial", "--no-contrast", "--weight", "adaptive", "--ssim-window", "5",
+        "--ssim-weighted", "--ssim-whole", "--lambda-1", "0.7", "--saliency-form", "mean",
+        "--lambda-2", "3", "--lambda-3", "2"))
+    contrastive = loss.contrastive
+    assert (contrastive.domain, contrastive.contrast, contrastive.weight) == ("spatial", False, "adaptive")
     assert (loss.structure.window, loss.structure.weighted, loss.structure.whole) == (5, True, True)
     assert (loss.saliency.lambda_1, loss.saliency.form) == (0.7, "mean")
     assert loss.luminance is not None and (loss.lambda_2, loss.lambda_3) == (3, 2)
@@ -482,14 +491,15 @@ def test_options_reach_what_they_name():
 
 
 @pytest.fixture(scope="module")
-def plain(folders, tmp_path_factory):
+def plain(folders, tmp_path_factory, keep_signal_handlers):
     out = tmp_path_factory.mktemp("plain")
     assert train.main([*folders, *TINY, "--steps", "4", "--out", str(out)]) == 0
     return out
 
 
-@pytest.mark.parametrize("option", [["--amp"], ["--clip", "0.01"], ["--lr", "1e-2"], ["--lambda-2", "1"], ["--lambda-3", "5"], ["--flips"],
-                                    ["--no-fixed-crops"], ["--saliency-form", "mean"]])
+@pytest.mark.parametrize("option", [["--amp"], ["--clip", "0.01"], ["--lr", "1e-2"], ["--lambda-2", "1"],
+                                    ["--lambda-3", "5"], ["--flips"], ["--no-fixed-crops"],
+                                    ["--saliency-form", "mean"]])
 def test_options_change_the_weights(folders, tmp_path, plain, option):
     # clip: Adam forgets a constant factor, so what shows is that it differs from step to step.
     assert train.main([*folders, *TINY, "--steps", "4", *option, "--out", str(tmp_path)]) == 0
@@ -523,9 +533,10 @@ def test_resume_of_a_foreign_file_names_it(tmp_path, capsys):
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [[], ["--amp", "--recipe", "contrast"]], ids=str)
 def test_training_on_a_gpu_resumes_and_its_weights_load(folders, tmp_path, monkeypatch, options):
+    out = ["--device", "cuda", "--out", str(tmp_path)]
     with monkeypatch.context() as patch:
         interrupt_at(4, patch)
-        assert train.main([*options, *folders, *TINY, "--steps", "6", "--device", "cuda", "--out", str(tmp_path)]) == 130
-    assert train.main(["--resume", "--device", "cuda", "--out", str(tmp_path)]) == 0
+        assert train.main([*options, *folders, *TINY, "--steps", "6", *out]) == 130
+    assert train.main(["--resume", *out]) == 0
     assert [row["step"] for row in rows(tmp_path)] == ["3", "6"]
     assert RPFNet.from_pretrained(tmp_path / "best.pth", "cuda").config["channels"] == 4
