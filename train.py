@@ -192,7 +192,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
         if args.ir:
             args.data = args.dataset = None
         elif not args.dataset:
-            raise TrainingError(f"--recipe {args.recipe}: of a run on folders of its own; give --ir and --vis, or --dataset")
+            raise TrainingError(f"--recipe {args.recipe}: it names no data set; give --ir and --vis, or --dataset")
         args.saliency = args.saliency and args.prior        # M' is decoded from the residual features
         if path.exists():
             raise TrainingError(f"{path}: a run is there already; go on with --resume, or start anew with another --out")
