@@ -192,6 +192,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
             parser.error("--ir and --vis go together")
         if args.ir:
             args.data = args.dataset = None
+        elif not args.dataset:
+            raise TrainingError(f"--recipe {args.recipe}: it names no data set; give --ir and --vis, or --dataset")
         args.saliency = args.saliency and args.prior        # M' is decoded from the residual features
         if path.exists():
             raise TrainingError(f"{path}: a run is there already; go on with --resume, or start anew with another --out")
@@ -206,8 +208,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
     if version != VERSION:
         raise TrainingError(f"{path}: of another version of train.py, in which the same options train something else; "
                             "it cannot be resumed, but --init takes its weights")
-    parser.set_defaults(**stored)
+    parser.set_defaults(**stored, recipe=None)
     args = parser.parse_args(argv)
+    if args.recipe:
+        raise TrainingError("--recipe goes without --resume, which goes on with the recipe that is stored in last.pth")
     changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in RECIPE if getattr(args, key) != stored[key]]
     if changed:
         raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
