@@ -2,7 +2,7 @@
 
     python dataset.py roadscene data/RoadScene      check a tree and print what it holds
 
-Infrared (or MRI) is the gray source, visible (or PET, SPECT) the one whose colour is kept.
+Infrared (or MRI) is the gray source, visible (or PET, SPECT, CT) the one whose colour is kept.
 """
 from __future__ import annotations
 
@@ -112,6 +112,7 @@ class Layout:
     source: str
     listed: bool = False        # the split is a list of stems in splits/, not a folder
     expected: tuple[tuple[str, int], ...] = ()
+    joins: tuple[str, ...] = ()     # other data sets that make up this one, in place of ir and vis
 
 
 DATASETS = {
@@ -133,6 +134,12 @@ DATASETS = {
     "mri-spect": Layout(("{split}/MRI", "SPECT-MRI/{split}/MRI"), ("{split}/SPECT", "SPECT-MRI/{split}/SPECT"),
                         ("test", "train"), "https://github.com/xianming-gu/Havard-Medical-Image-Fusion-Datasets, "
                         "folder MyDatasets/SPECT-MRI", expected=(("train", 333), ("test", 24))),
+    # The paper trains one network on PET and SPECT together.
+    "mri": Layout((), (), ("test", "train"), "see mri-pet and mri-spect", expected=(("train", 578), ("test", 48)),
+                  joins=("mri-pet", "mri-spect")),
+    "mri-ct": Layout(("{split}/MRI", "CT-MRI/{split}/MRI"), ("{split}/CT", "CT-MRI/{split}/CT"), ("test",),
+                     "https://github.com/xianming-gu/Havard-Medical-Image-Fusion-Datasets, folder MyDatasets/CT-MRI",
+                     expected=(("test", 21),)),
 }
 
 
@@ -152,6 +159,8 @@ def find_named(name: str, root: str | Path, split: str | None = None) -> tuple[l
     split = split or layout.splits[0]
     if split not in layout.splits:
         raise DataError(f"{name} has no split '{split}'; it has: {', '.join(layout.splits)}")
+    if layout.joins:
+        return _joined(layout.joins, root, split)
     pairs, lonely = find_pairs(*_folders(name, layout, Path(root), split))
     if layout.listed and split != "all":
         return _listed(name.lower(), pairs, split), []      # what else lies there is not of this split
@@ -185,6 +194,16 @@ def _folders(name: str, layout: Layout, root: Path, split: str) -> tuple[Path, P
             return ir, vis
     raise DataError(f"{root / layout.ir[0].format(split=split)} or {root / layout.vis[0].format(split=split)}: "
                     f"no such folder. To fetch {name}: {layout.source}")
+
+
+def _joined(names: Sequence[str], root: str | Path, split: str) -> tuple[list[Pair], list[str]]:
+    """`find_named` of several data sets. Numbers repeat between them, so a pair's name begins with its data set's."""
+    pairs, lonely = [], []
+    for name in names:
+        found, problems = find_named(name, root, split)
+        pairs += [pair._replace(name=f"{name}-{pair.name}") for pair in found]
+        lonely += problems
+    return pairs, lonely
 
 
 def _listed(name: str, pairs: list[Pair], split: str) -> list[Pair]:

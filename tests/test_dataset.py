@@ -91,6 +91,7 @@ TREES = {
     ("m3fd", "Detection"): ["M3FD_Detection/Ir/00000.png", "M3FD_Detection/Vis/00000.png"],
     ("mri-pet", None): ["test/MRI/25015.png", "test/PET/25015.png"],
     ("mri-spect", "train"): ["SPECT-MRI/train/MRI/3.png", "SPECT-MRI/train/SPECT/3.png"],
+    ("mri-ct", None): ["CT-MRI/test/MRI/11.png", "CT-MRI/test/CT/11.png"],
     ("roadscene", "all"): ["cropinfrared/FLIR_1.jpg", "crop_LR_visible/FLIR_1.jpg"],
 }
 
@@ -107,6 +108,29 @@ def test_split_lists_are_the_papers():
     lists = {split: (dataset.SPLIT_LISTS / f"roadscene_{split}.txt").read_text().split() for split in ("train", "val")}
     assert len(lists["train"]) == 180 and len(lists["val"]) == 40
     assert len({*lists["train"], *lists["val"]}) == 220
+
+
+def test_mri_joins_pet_and_spect_and_keeps_equal_numbers_apart(tmp_path):
+    for split in ("train", "test"):
+        for kind in ("PET", "SPECT"):
+            for side in ("MRI", kind):
+                save(tmp_path / f"{kind}-MRI" / split / side / "7.png")
+    for split in ("train", None):
+        pairs = named_pairs("mri", tmp_path, split)
+        assert [pair.name for pair in pairs] == ["mri-pet-7", "mri-spect-7"]
+        assert [pair.vis.parent.name for pair in pairs] == ["PET", "SPECT"]
+        assert {pair.ir.parent.parent.name for pair in pairs} == {split or "test"}
+    save(tmp_path / "SPECT-MRI" / "train" / "MRI" / "8.png")
+    with pytest.raises(DataError, match=r"SPECT-MRI/train/MRI/8\.png: no visible partner"):
+        named_pairs("mri", tmp_path, "train")
+    (tmp_path / "PET-MRI").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="To fetch mri-pet"):
+        named_pairs("mri", tmp_path)
+
+
+def test_mri_ct_has_no_training_split(tmp_path):
+    with pytest.raises(DataError, match="it has: test"):
+        named_pairs("mri-ct", tmp_path, "train")
 
 
 def test_a_split_with_missing_pairs_lists_them(tmp_path):

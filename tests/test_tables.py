@@ -1,0 +1,358 @@
+"""The paper's tables: what is printed of known rows, and a tiny --run from training to the recorded row."""
+import csv
+import json
+import shutil
+import signal
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import metrics
+from dataset import SPLIT_LISTS, named_pairs
+from images import luma, read_gray
+from net import RPFNet
+from tools import table_rows, tables
+from tools.table_rows import COLUMNS, CONFIGURATIONS, FULL, Run, identity, record, without_cpm, without_spectrum
+
+TINY = ["--steps", "2", "--batch", "2", "--crops", "4", "--seeds", "5"]
+TRAIN = ["--", "--channels", "4", "--crop", "32"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A RoadScene of small generated pairs, with all the names of its splits; VIF needs 41 x 41."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for side in ("cropinfrared", "crop_LR_visible"):
+        folder = root / "RoadScene" / side
+        folder.mkdir(parents=True)
+        smooth = [cv2.GaussianBlur(rng.integers(0, 256, (48, 48), np.uint8), (0, 0), 1.5) for _ in range(4)]
+        encoded = [cv2.imencode(".jpg", cv2.normalize(x, None, 0, 255, cv2.NORM_MINMAX))[1].tobytes() for x in smooth]
+        lists = [(SPLIT_LISTS / f"roadscene_{split}.txt").read_text().split() for split in ("train", "val")]
+        for number, stem in enumerate(lists[0] + lists[1]):
+            (folder / f"{stem}.jpg").write_bytes(encoded[number % len(encoded)])
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_pairs():
+    """Scoring takes the first four pairs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_rows, "named_pairs", lambda *place: named_pairs(*place)[:4])
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """Table 1's N=1, trained for two steps: the options that did it, with --results and --out."""
+    place = tmp_path_factory.mktemp("measured")
+    options = ["--table", "1", "--run", "--rows", "N=1", "--data", str(data), "--results", str(place / "results"),
+               "--out", str(place / "runs"), *TINY]
+    assert tables.main([*options, *TRAIN]) == 0
+    return place, options
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(options):
+        raise AssertionError(f"trained: {options}")
+    monkeypatch.setattr(table_rows, "call_train", refuse)
+
+
+def rows_in(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(method, values, **more):
+    """A row of Table 1, eval, protocol paper."""
+    return dict.fromkeys(COLUMNS, "") | dict(zip(("EN", "SF", "SD", "CC", "SCD", "VIFF"), values)) | {
+        "table": "1", "dataset": "FLIR-val", "method": method, "use": "eval", "range": "plain", "protocol": "paper",
+        "images": "40", "seed": "0", "steps": "300", "crops": "8 of 128"} | more
+
+
+# --- printing ---
+
+
+@pytest.fixture
+def results(tmp_path):
+    """N=3 (two seeds) leads five columns; N=1 leads EN and shares SD with N=5. Rank sums 7, 13, 15."""
+    record(tmp_path / "tables.csv", COLUMNS, [
+        measured("N=5", (7.3, 5, 10, 0.65, 1.75, 0.5)), measured("N=1", (7.559, 6, 10, 0.6, 1.7, 0.6)),
+        measured("N=3", (7.4, 7, 11, 0.7, 1.8, 0.7)), measured("N=3", (7.6, 7, 11, 0.7, 1.8, 0.7), seed="1")], identity)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("table", "printed"), [("1", [2, 1, 3, 4, 5]), ("2", [2, 3, 1, 5, 4])])
+def test_the_papers_rows_have_the_rank_of_ranks_that_it_prints(tmp_path, table, printed):
+    assert [line.rank for line in tables.collect_lines(table, "FLIR-val", "paper", tmp_path)] == printed
+
+
+def test_ranks_differences_and_seeds_of_known_rows(results):
+    lines = tables.collect_lines("1", "FLIR-val", "paper", results)
+    assert [line.method for line in lines] == ["N=1", "N=1", "N=3", "N=3", "N=5", "N=5", "N=7", "N=9"]
+    assert [line.rank for line in lines if line.kind == "eval, plain"] == [2, 1, 3]
+    one, three = (line for line in lines if line.kind == "eval, plain" and line.method in ("N=1", "N=3"))
+    assert one.differences["EN"] == pytest.approx(7.559 - 7.459) and one.stds == {}
+    assert three.means["EN"] == pytest.approx(7.5) and three.differences["EN"] == pytest.approx(7.5 - 7.434)
+    assert three.stds["EN"] == pytest.approx(0.1 * 2 ** 0.5) and three.stds["SF"] == 0
+    assert "seeds 0, 1" in three.budget and "300 steps, crops 8 of 128" in three.budget
+
+
+def test_another_budget_is_a_line_of_its_own_and_a_repeated_measurement_replaces(results):
+    path = results / "tables.csv"
+    record(path, COLUMNS, [measured("N=1", (7, 6, 10, 0.6, 1.7, 0.6), steps="21200")], identity)
+    record(path, COLUMNS, [measured("N=1", (7.2, 6, 10, 0.6, 1.7, 0.6))], identity)
+    lines = [line for line in tables.collect_lines("1", "FLIR-val", "paper", results) if line.method == "N=1"]
+    assert {line.kind: line.means["EN"] for line in lines} == {
+        "paper": 7.459, "eval, plain, 300 steps, crops 8 of 128": 7.2,
+        "eval, plain, 21200 steps, crops 8 of 128": 7.0}
+
+
+def test_the_printed_table_and_its_csv(results, capsys):
+    assert tables.main(["--table", "1", "--results", str(results), "--csv", str(results / "out.csv")]) == 0
+    printed = capsys.readouterr().out
+    assert "7.500 ± 0.141" in printed and "+0.100" in printed and "-0.581" in printed       # N=1: EN, SF
+    assert "No rows have been measured" not in printed
+    rows = {(row["method"], row["rows"]): row for row in rows_in(results / "out.csv")}
+    assert len(rows) == 8 and rows["N=3", "eval, plain"]["EN std"] == "0.1414"
+    assert rows["N=1", "eval, plain"]["EN difference"] == "0.1000" and rows["N=1", "eval, plain"]["RoR"] == "2"
+    assert rows["N=7", "paper"]["EN difference"] == "" and rows["N=7", "paper"]["RoR"] == "4"
+
+
+@pytest.mark.parametrize(("style", "line"), [
+    ("markdown", "| N=5    | paper       |         7.415 |"), ("latex", r"N=5    & paper       &             7.415 &")])
+def test_markdown_and_latex(results, capsys, style, line):
+    assert tables.main(["--table", "1", "--results", str(results), "--format", style]) == 0
+    printed = capsys.readouterr().out
+    assert line in printed
+    assert len({text.count(line[-1]) for text in printed.splitlines() if line[-1] in text}) == 1    # equal columns
+
+
+def test_the_papers_rows_do_not_stand_beside_another_protocol(results, capsys):
+    assert tables.main(["--table", "1", "--results", str(results), "--protocol", "definition"]) == 0
+    assert "7.459" not in capsys.readouterr().out
+
+
+def test_detection_has_the_papers_rows_alone(capsys):
+    assert tables.main(["--table", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "mAP@.5" in printed and "0.725" in printed and "Measured rows do not exist yet" in printed
+
+
+def test_what_cannot_be_asked_for_is_refused(capsys):
+    for options, message in (["5", "--run"], "nothing to run"), (["1", "--rows", "N=2"], "N=1"), \
+            (["4", "--datasets", "MRI-PET"], "TNO, MSRS, M3FD"), (["4", "--fused", "DIR"], "METHOD=DIR"), \
+            (["4", "--run", "--", "--amp"], "Tables 1 to 3"):
+        with pytest.raises(SystemExit):
+            tables.main(["--table", *options])
+        assert message in capsys.readouterr().err
+
+
+# --- Tables 1 to 3 ---
+
+CHANGES = {
+    "N=1": {"stages": 1}, "N=5": {"stages": 5}, "N=7": {"stages": 7}, "N=9": {"stages": 9},
+    "lambda2=4": {"lambda_2": 4}, "lambda2=4.8": {"lambda_2": 4.8}, "lambda2=5.2": {"lambda_2": 5.2},
+    "lambda2=6": {"lambda_2": 6}, "w/o L_s": {"lambda_2": 0}, "L_c => freq. l1-norm": {"contrast": False},
+    "w/o freq. domain L_c": {"contrast_domain": "spatial"}, "w/o L_SS": {"saliency": False},
+    "w/o w and 1-w": {"weight": "none"}, "FDFM => Trans.block": {"global_branch": "transformer"},
+    "w/o CPM": {"cpm": False}, "w/o res prior": {"prior": False, "saliency": False},
+    "N=3": {}, "lambda2=5": {}, "RPFNet": {},
+}
+
+
+def test_every_row_of_the_paper_is_trained_with_one_change(tmp_path):
+    recipes = {}
+    for configuration in CONFIGURATIONS:
+        wanted = table_rows.wanted_recipe(Run(configuration, 0, tmp_path, configuration.options))
+        recipe = {key: getattr(wanted, key) for key in table_rows.train.RECIPE}
+        recipes |= dict.fromkeys(configuration.methods.values(), recipe)
+    full = recipes["RPFNet"]
+    assert {method: {key: value for key, value in recipe.items() if value != full[key]}
+            for method, recipe in recipes.items()} == CHANGES
+    published = {row["method"] for row in rows_in(table_rows.RESULTS / "paper_tables.csv") if row["table"] in "123"}
+    assert published == CHANGES.keys()
+
+
+def test_the_full_model_alone_has_several_seeds(tmp_path):
+    args = tables.parse(["--table", "3", "--seeds", "4", "7", "--out", str(tmp_path)])
+    runs = table_rows.planned_runs(args)
+    assert [run.seed for run in runs if run.configuration is FULL] == [4, 7]
+    assert {run.seed for run in runs if run.configuration is not FULL} == {4}
+    assert len(runs) == 2 + 8 and len({run.folder for run in runs}) == 10
+
+
+def test_a_run_records_the_scores_of_its_last_state(trained, data):
+    place, _ = trained
+    rows = rows_in(place / "results" / "tables.csv")
+    assert [(row["method"], row["use"], row["range"], row["protocol"]) for row in rows] == [
+        ("N=1", use, stretch, protocol) for use, stretch in (("eval", "plain"), ("as published", "studio"))
+        for protocol in ("paper", "definition")]
+    assert {(row["images"], row["seed"], row["steps"], row["crops"]) for row in rows} == {("4", "5", "2", "2 of 32")}
+    assert all(row["command"].startswith("python train.py ") and "--stages 1 " in row["command"] for row in rows)
+    model = RPFNet.from_pretrained(place / "runs" / "stages_1" / "last.pth")
+    scores = []
+    for pair in named_pairs("roadscene", data / "RoadScene")[:4]:
+        ir, vis = read_gray(pair.ir), luma(read_gray(pair.vis))
+        scores.append(metrics.evaluate(model.fuse(ir, vis, True, as_published=True), ir, vis, "paper", ["SF", "VIFF"]))
+    for name, values in zip(("SF", "VIFF"), zip(*(score.values() for score in scores))):
+        assert float(rows[2][name]) == pytest.approx(sum(values) / 4, abs=1e-4)
+
+
+def test_a_finished_run_is_neither_trained_nor_scored_again(trained, no_training, monkeypatch, capsys):
+    place, options = trained
+    before = (place / "results" / "tables.csv").read_bytes()
+    monkeypatch.setattr(table_rows, "score", None)
+    assert tables.main([*options, *TRAIN]) == 0
+    printed = capsys.readouterr().out
+    assert "trained already" in printed and "measured already" in printed
+    assert (place / "results" / "tables.csv").read_bytes() == before
+
+
+def test_a_run_of_another_recipe_is_not_taken_for_this_one(trained, no_training, capsys):
+    _, options = trained
+    assert tables.main([*options, "--steps", "3", *TRAIN]) == 1
+    error = capsys.readouterr().err
+    assert "last.pth: trained with another recipe (steps 2 -> 3)" in error and "--out" in error
+
+
+@pytest.mark.parametrize("cut", ["step", "history"])
+def test_an_unfinished_run_is_resumed(trained, tmp_path, monkeypatch, capsys, cut):
+    place, options = trained
+    state = torch.load(place / "runs" / "stages_1" / "last.pth", weights_only=True)
+    state[cut] = 1 if cut == "step" else []         # killed between two steps, or before the last epoch was closed
+    (tmp_path / "stages_1").mkdir()
+    torch.save(state, tmp_path / "stages_1" / "last.pth")
+    calls = []
+    monkeypatch.setattr(table_rows, "call_train", lambda options: calls.append(options) or 130)
+    assert tables.main([*options, "--out", str(tmp_path), *TRAIN]) == 130
+    (call,) = calls
+    assert call[-2:] == [str(tmp_path / "stages_1"), "--resume"]
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_termination_is_passed_on_to_the_training(tmp_path, monkeypatch):
+    (tmp_path / "train.py").write_text("import os, signal, sys, time\n"
+                                       "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+                                       "os.kill(os.getppid(), signal.SIGTERM)\n"
+                                       "time.sleep(20)\n")
+    monkeypatch.setattr(table_rows, "ROOT", tmp_path)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert table_rows.call_train([]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_training_that_fails_does_not_stop_the_others(trained, tmp_path, monkeypatch, capsys):
+    _, options = trained
+    options = [*options, "--rows", "N=5", "N=7", "--out", str(tmp_path), "--results", str(tmp_path)]
+    monkeypatch.setattr(table_rows, "call_train", lambda options: 1)
+    assert tables.main([*options, *TRAIN]) == 1
+    error = capsys.readouterr().err
+    assert "not measured: N=5, seed 5: train.py ended with code 1" in error and "N=7" in error
+
+
+def test_the_full_model_is_trained_once_for_three_tables(trained, data, tmp_path):
+    place, _ = trained
+    shutil.copytree(place / "runs" / "stages_1", tmp_path / "full")
+    args = tables.parse(["--table", "1", "--results", str(tmp_path)])
+    pairs = named_pairs("roadscene", data / "RoadScene")[:2]
+    table_rows.score_run(Run(FULL, 5, tmp_path / "full", ()), pairs, args)
+    rows = [row for row in rows_in(tmp_path / "tables.csv") if row["use"] == "eval" and row["protocol"] == "paper"]
+    assert {row["table"]: row["method"] for row in rows} == {"1": "N=3", "2": "lambda2=5", "3": "RPFNet"}
+    assert len({row["EN"] for row in rows}) == 1
+
+
+# --- shipped weights ---
+
+
+def test_a_missing_checkpoint_is_one_line_and_the_others_go_on(trained, data, tmp_path, monkeypatch, capsys):
+    place, _ = trained
+    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet as printed", tmp_path / "absent.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, contrast", place / "runs" / "stages_1" / "best.pth")
+    folders = {"Whole": 4, "Part": 3}
+    pairs = named_pairs("roadscene", data / "RoadScene")[:4]
+    for name, count in folders.items():
+        (tmp_path / "FLIR-val" / name).mkdir(parents=True)
+        for pair in pairs[:count]:
+            shutil.copy(pair.ir, tmp_path / "FLIR-val" / name)
+    options = ["--table", "main", "--data", str(data), "--results", str(tmp_path)]
+    fused = [f"{name}={tmp_path}/{{dataset}}/{name}" for name in folders]
+    assert tables.main([*options, "--run", "--fused", *fused]) == 1
+    out, error = capsys.readouterr()
+    assert f"RPFNet as printed: {tmp_path / 'absent.pth'}: no such checkpoint" in error
+    assert "has 3 of 4 images of FLIR-val" in error and len(error.split("not measured: ")) == 3
+    rows = {(row["method"], row["use"]): row for row in rows_in(tmp_path / "tables.csv") if row["protocol"] == "paper"}
+    assert list(rows) == [("RPFNet, contrast", "eval"), ("RPFNet, contrast", "as published"), ("average", ""),
+                          ("maximum", ""), ("Whole", "")]
+    assert rows["RPFNet, contrast", "eval"]["steps"] == "2" and rows["average", ""]["steps"] == ""
+    assert all(row["command"].startswith("python tools/tables.py --table main") for row in rows.values())
+    mean = sum(metrics.EN(read_gray(pair.ir)) for pair in pairs) / 4
+    assert float(rows["Whole", ""]["EN"]) == pytest.approx(mean, abs=1e-4)
+    assert "authors' release" in out and "0.675" in out         # beside them: released.csv, and the paper's row
+
+
+def test_a_missing_data_set_is_one_line(data, tmp_path, capsys):
+    assert tables.main(["--table", "4", "--run", "--data", str(data), "--results", str(tmp_path), "--datasets", "TNO",
+                        "--rows", "average"]) == 1
+    assert "not measured: TNO: " in capsys.readouterr().err
+
+
+# --- parts ---
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return RPFNet(channels=4, stages=2).eval()
+
+
+@torch.inference_mode()
+def test_parts_are_off_in_a_copy(model):
+    f_f, f_r = torch.rand(2, 1, 4, 20, 20)
+    whole = model.stages[1](f_f, f_r).fusion
+    bare = without_cpm(without_spectrum(model)).stages[1]
+    torch.testing.assert_close(bare(f_f, f_r).fusion, model.stages[1].fdfm.spatial(f_f))
+    torch.testing.assert_close(bare(f_f, f_r).residual, model.stages[1].rpm(f_r))
+    torch.testing.assert_close(model.stages[1](f_f, f_r).fusion, whole)
+    assert not torch.allclose(bare(f_f, f_r).fusion, whole, atol=1e-3)
+
+
+def test_parts_are_measured_against_the_whole(model, data):
+    pairs = named_pairs("roadscene", data / "RoadScene")[:2]
+    parts = table_rows.score_parts(model, pairs, "tiny")
+    assert parts["whole"]["change"] == 0 and all(part["change"] > 0 for name, part in parts.items() if name != "whole")
+    expected = []
+    for pair in pairs:
+        ir, vis = read_gray(pair.ir), read_gray(pair.vis)
+        hot = ir > ir.mean() + ir.std()
+        whole, exchanged = (x.astype(float) for x in (model.fuse(ir, vis), model.fuse(vis, ir)))
+        expected.append((np.abs(whole - exchanged).mean(), exchanged[hot].mean() / ir[hot].mean()))
+    exchanged = parts["sources exchanged"]
+    assert (exchanged["change"], exchanged["hot"]) == pytest.approx(np.mean(expected, 0))
+
+
+def test_parts_are_recorded_and_printed(trained, data, tmp_path, monkeypatch, capsys):
+    place, _ = trained
+    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet as printed", tmp_path / "absent.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, contrast", place / "runs" / "stages_1" / "best.pth")
+    options = ["--table", "parts", "--data", str(data), "--results", str(tmp_path)]
+    assert tables.main(options) == 0 and "add --run" in capsys.readouterr().out
+    assert tables.main([*options, "--run"]) == 1
+    assert "absent.pth: no such checkpoint" in capsys.readouterr().err
+    parts = [row["part"] for row in rows_in(tmp_path / "parts.csv")]
+    assert parts == ["whole", "spectrum off", "CPM off", "sources exchanged"]
+    assert tables.main(options) == 0 and "spectrum off" in capsys.readouterr().out
+
+
+def test_weights_without_their_training_are_named(trained, tmp_path):
+    place, _ = trained
+    about = json.loads((place / "runs" / "stages_1" / "best.json").read_text())
+    del about["minutes"]
+    (tmp_path / "a.json").write_text(json.dumps(about))
+    with pytest.raises(table_rows.TableError, match=r"a\.json: .*minutes"):
+        table_rows.training_of(tmp_path / "a.json")

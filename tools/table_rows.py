@@ -1,0 +1,520 @@
+"""Measure the rows of the paper's tables: train, fuse, score, and record in CSV files. The command is tools/tables.py.
+
+tables.csv has a row for each table, data set, method, use, protocol and, where it was trained for the table, budget and
+seed. `seed` to `minutes` are of the training that made the weights. `command` is the one that makes the row again: that
+of train.py for Tables 1 to 3, that of tools/tables.py for weights that were there before. parts.csv has a row for each
+method and part.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import io
+import json
+import math
+import platform
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import metrics
+import train
+from dataset import Pair, load_pair, named_pairs
+from images import DataError, luma, read_gray, write_atomically
+from net import RPFNet
+from runtime import first_line
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+
+
+class TableError(Exception):
+    """What was asked for cannot be done; one line."""
+
+
+# ---------------------------------------------------------------------------------------------
+# What the tables hold
+
+
+class Protocol(NamedTuple):
+    """The six columns of a table, and the protocol of `metrics.evaluate` that computes them."""
+    evaluated: str
+    names: tuple[str, ...]
+    title: str
+
+
+PROTOCOLS = {
+    "paper": Protocol("paper", ("EN", "SF", "SD", "CC", "SCD", "VIFF"),
+                      "protocol paper: SF holds the average gradient, SD and VIFF are the uint8 variants"),
+    "definition": Protocol("float", ("EN", "SF", "SD", "CC", "SCD", "VIF"), "protocol definition"),
+}
+METRICS = tuple(dict.fromkeys(name for protocol in PROTOCOLS.values() for name in protocol.names))
+
+IDENTITY = ("table", "dataset", "method", "use", "range", "protocol")
+BUDGET = ("seed", "steps", "crops")
+COLUMNS = (*IDENTITY, *METRICS, "images", *BUDGET, "minutes", "source", "command", "commit", "machine")
+PARTS_IDENTITY = ("method", "part")
+PARTS_METRICS = ("change", "EN", "SF", "VIFF", "hot")
+PARTS_COLUMNS = (*PARTS_IDENTITY, *PARTS_METRICS, "images", "source", "command", "commit", "machine")
+
+
+class Use(NamedTuple):
+    """A way to use a network."""
+    use: str
+    range: str
+
+
+USES = (Use("eval", "plain"), Use("as published", "studio"))
+
+
+class Configuration(NamedTuple):
+    """A network that is trained for Tables 1 to 3."""
+    name: str                   # of its folder
+    options: tuple[str, ...]    # of train.py
+    methods: dict[str, str]     # {table: the paper's name for it}
+
+
+FULL = Configuration("full", (), {"1": "N=3", "2": "lambda2=5", "3": "RPFNet"})
+CONFIGURATIONS = (
+    FULL,
+    *(Configuration(f"stages_{n}", ("--stages", n), {"1": f"N={n}"}) for n in "1579"),
+    *(Configuration(f"lambda2_{value}", ("--lambda-2", value), {"2": f"lambda2={value}"})
+      for value in ("4", "4.8", "5.2", "6")),
+    Configuration("no_structure_loss", ("--lambda-2", "0"), {"3": "w/o L_s"}),
+    Configuration("no_contrast", ("--no-contrast",), {"3": "L_c => freq. l1-norm"}),
+    Configuration("spatial_contrast", ("--contrast-domain", "spatial"), {"3": "w/o freq. domain L_c"}),
+    Configuration("no_saliency_loss", ("--no-saliency",), {"3": "w/o L_SS"}),
+    Configuration("no_weight", ("--weight", "none"), {"3": "w/o w and 1-w"}),
+    Configuration("transformer", ("--global-branch", "transformer"), {"3": "FDFM => Trans.block"}),
+    Configuration("no_cpm", ("--no-cpm",), {"3": "w/o CPM"}),
+    Configuration("no_prior", ("--no-prior",), {"3": "w/o res prior"}),
+)
+TRAINED = ("1", "2", "3")       # tables of CONFIGURATIONS; the paper ranks their rows
+
+
+class DataSet(NamedTuple):
+    """Where the images of a table are."""
+    layout: str         # of dataset.DATASETS
+    folder: str         # in --data
+    paper: str          # its name in paper_tables.csv
+
+
+DATA_SETS = {
+    "FLIR-val": DataSet("roadscene", "RoadScene", "FLIR-val"),
+    "TNO": DataSet("tno", "TNO", "TNO"),
+    "MSRS": DataSet("msrs", "MSRS", "MSRS"),
+    "M3FD": DataSet("m3fd", "M3FD", "M3FD"),
+    "MRI-PET": DataSet("mri-pet", "Harvard", "Harvard"),
+    "MRI-SPECT": DataSet("mri-spect", "Harvard", "Harvard"),
+}
+TABLES = {      # the data sets of each
+    **dict.fromkeys((*TRAINED, "main", "parts"), ("FLIR-val",)),
+    "4": ("TNO", "MSRS", "M3FD"), "5": (), "6": ("MRI-PET", "MRI-SPECT"),
+}
+SHIPPED = {"RPFNet as printed": ROOT / "checkpoints" / "rpfnet_paper.pth",
+           "RPFNet, contrast": ROOT / "checkpoints" / "rpfnet.pth"}
+MEDICAL = {"RPFNet, medical": ROOT / "checkpoints" / "rpfnet_medical.pth"}
+BASELINES = {"average": "average", "maximum": "max"}        # {name here: in metrics.baseline}
+RELEASED = "authors' release"
+
+
+def papers_name(method: str) -> str:
+    """The paper's row that a method is compared with."""
+    return "RPFNet" if method in (*SHIPPED, *MEDICAL, RELEASED) else method
+
+
+def known_methods(table: str, fused: Sequence[str]) -> list[str]:
+    """What --run can measure for a table."""
+    if table in TRAINED:
+        return [one.methods[table] for one in CONFIGURATIONS if table in one.methods]
+    if table == "parts":
+        return list(SHIPPED)
+    return [*(MEDICAL if table == "6" else SHIPPED), *BASELINES, *fused]
+
+
+# ---------------------------------------------------------------------------------------------
+# Files of rows
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none where there is no file. Raises TableError."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        raise TableError(f"{path}: cannot be read as CSV ({error})") from None
+
+
+def identity(row: dict[str, str]) -> tuple[str, ...]:
+    """What a newer measurement replaces. Trained rows of several budgets stand side by side."""
+    return tuple(row[key] for key in (*IDENTITY, *(BUDGET if row["table"] in TRAINED else ())))
+
+
+def record(path: Path, columns: Sequence[str], rows: Sequence[dict], key: Callable[[dict], tuple]) -> None:
+    """Add rows to a file, in place of those with the same key. The file is whole at every moment."""
+    kept = {key(row): row for row in [*read_rows(path), *rows]}
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(kept.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
+
+
+# ---------------------------------------------------------------------------------------------
+# Fusing and scoring
+
+Fuse = Callable[[Pair, np.ndarray, np.ndarray], np.ndarray]     # pair, ir, vis_y -> fused; images uint8 (H, W)
+
+
+def of_network(model: RPFNet, use: Use) -> Fuse:
+    return lambda pair, ir, vis: model.fuse(ir, vis, studio_range=use.range == "studio",
+                                            as_published=use.use == "as published")
+
+
+def of_baseline(name: str) -> Fuse:
+    return lambda pair, ir, vis: metrics.baseline(name, ir, vis)
+
+
+def of_files(files: dict[str, Path]) -> Fuse:
+    return lambda pair, ir, vis: read_gray(files[pair.name])
+
+
+def gray_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    ir, vis = load_pair(pair)
+    return ir, luma(vis)
+
+
+def score(pairs: Sequence[Pair], fuse: Fuse, label: str) -> dict[str, dict[str, float]]:
+    """Means over the pairs, {protocol: {metric: mean}}."""
+    means = {key: {name: metrics.Running() for name in protocol.names} for key, protocol in PROTOCOLS.items()}
+    for pair in tqdm(pairs, desc=label, unit="pair", leave=False):
+        ir, vis = gray_pair(pair)
+        fused = fuse(pair, ir, vis)
+        for key, protocol in PROTOCOLS.items():
+            # By position: a protocol may head its columns otherwise.
+            values = metrics.evaluate(fused, ir, vis, protocol.evaluated, protocol.names).values()
+            for running, value in zip(means[key].values(), values):
+                running.add(value)
+    return {key: {name: running.mean for name, running in named.items()} for key, named in means.items()}
+
+
+def rows_of(table: str, dataset: str, method: str, use: Use, scores: dict[str, dict[str, float]],
+            about: dict[str, str]) -> list[dict[str, str]]:
+    """Rows of tables.csv, one for each protocol. about: what is not a score."""
+    common = dict.fromkeys(COLUMNS, "") | about | use._asdict() | {"table": table, "dataset": dataset, "method": method}
+    return [common | {"protocol": protocol} | digits(means) for protocol, means in scores.items()]
+
+
+def digits(means: dict[str, float]) -> dict[str, str]:
+    """Values as they are recorded."""
+    return {name: f"{value:.4f}" for name, value in means.items()}
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def machine(name: str | None = None) -> str:
+    """train.py's name of a device, with the processor's where that is "cpu"; by default of the device in use."""
+    name = name or train.device_name(torch.device(device()))
+    return re.sub(r"^cpu\b", processor(), name)
+
+
+def processor() -> str:
+    try:
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):        # not Linux
+        return platform.processor() or platform.machine()
+
+
+# ---------------------------------------------------------------------------------------------
+# --run: Tables 1 to 3
+
+
+class Run(NamedTuple):
+    """A training: a configuration with one seed."""
+    configuration: Configuration
+    seed: int
+    folder: Path
+    options: tuple[str, ...]        # of train.py
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", "train.py", *self.options])
+
+    def __str__(self) -> str:
+        return f"{' = '.join(dict.fromkeys(self.configuration.methods.values()))}, seed {self.seed}"
+
+
+def planned_runs(args: argparse.Namespace) -> list[Run]:
+    """The full model with each seed, the others with the first."""
+    runs = []
+    for configuration in CONFIGURATIONS:
+        method = configuration.methods.get(args.table)
+        if method is None or args.rows and method not in args.rows:
+            continue
+        for seed in args.seeds if configuration is FULL else args.seeds[:1]:
+            folder = args.out / (f"{configuration.name}_seed{seed}" if configuration is FULL else configuration.name)
+            options = ("--data", str(args.data / DATA_SETS["FLIR-val"].folder), "--amp", "--steps", str(args.steps),
+                       "--batch", str(args.batch), "--crops", str(args.crops), "--val-every", "0", "--seed", str(seed),
+                       *configuration.options, *args.train_options, "--out", str(folder))
+            runs.append(Run(configuration, seed, folder, options))
+    return runs
+
+
+def run_trained(args: argparse.Namespace) -> list[str]:
+    """Train, fuse and score the rows of one of Tables 1 to 3. Returns a line for each that failed."""
+    pairs, problems = pairs_of("FLIR-val", args), []
+    runs = planned_runs(args)
+    for number, run in enumerate(runs, 1):
+        print(f"[{number}/{len(runs)}] {run}", flush=True)
+        try:
+            train_run(run)
+            score_run(run, pairs, args)
+        except (TableError, ValueError, OSError) as error:
+            problems.append(f"{run}: {first_line(error)}")
+    return problems
+
+
+def train_run(run: Run) -> None:
+    """Start, resume or skip a training. Raises TableError where it fails, KeyboardInterrupt where it is stopped."""
+    wanted = wanted_recipe(run)
+    state = stored_state(run, wanted)
+    if state and is_finished(state, wanted):
+        print(f"    trained already: {run.folder}", flush=True)
+        return
+    print(f"    {'resuming' if state else 'training'} in {run.folder}", flush=True)
+    code = call_train([*run.options, "--resume"] if state else run.options)
+    if code in (130, 143):      # stopped by a signal
+        raise KeyboardInterrupt
+    if code:
+        raise TableError(f"train.py ended with code {code}; what it said stands above")
+
+
+def call_train(options: Sequence[str]) -> int:
+    """Exit code of train.py in a process of its own. However this one is stopped, train.py ends its step and saves."""
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *options])
+    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()      # Ctrl-C has reached both
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
+    """last.pth of a run, if there is one. Raises TableError for one that was trained with other options."""
+    path = run.folder / "last.pth"
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        stored, version = state["recipe"], state["version"]
+    except Exception as error:      # torch raises many types; each would hide the file's name
+        raise TableError(f"{path}: not a checkpoint of train.py ({type(error).__name__}); remove it") from None
+    changed = [f"{key} {stored[key]} -> {getattr(wanted, key)}" for key in train.RECIPE
+               if stored[key] != getattr(wanted, key)]
+    if changed or version != train.VERSION:
+        difference = f"recipe ({'; '.join(changed)})" if changed else "version of train.py"
+        raise TableError(f"{path}: trained with another {difference}; remove it, or name another --out")
+    return state
+
+
+def wanted_recipe(run: Run) -> argparse.Namespace:
+    """All options of a run, as train.py reads them. Raises TableError."""
+    try:
+        # Of a folder that is never made, because train.py starts no run where one is.
+        return train.parse([*run.options, "--out", str(run.folder / "new")])[0]
+    except train.TrainingError as error:
+        raise TableError(str(error)) from None
+
+
+def is_finished(state: dict, wanted: argparse.Namespace) -> bool:
+    """Whether the last step was made and its epoch closed: statistics computed, logged, saved."""
+    total = wanted.steps or wanted.epochs * math.ceil(wanted.crops / wanted.batch)
+    return state["step"] >= total and bool(state["history"]) and state["history"][-1]["step"] == state["step"]
+
+
+def score_run(run: Run, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
+    """Fuse and score with a run's last state, and record it in every table that has its row."""
+    about = training_of(run.folder / "best.json") | {
+        "source": (run.folder / "last.pth").as_posix(), "command": run.command, "images": str(len(pairs))}
+    path = args.results / "tables.csv"
+    if not args.again and is_recorded(run, read_rows(path), about):
+        print("    measured already; --again measures it anew", flush=True)
+        return
+    model = RPFNet.from_pretrained(run.folder / "last.pth", device())
+    rows = []
+    for use in USES:
+        scores = score(pairs, of_network(model, use), f"{run}, {use.use}")
+        for table, method in run.configuration.methods.items():
+            rows += rows_of(table, "FLIR-val", method, use, scores, about)
+    record(path, COLUMNS, rows, identity)
+
+
+def is_recorded(run: Run, rows: Sequence[dict], about: dict[str, str]) -> bool:
+    """Whether the rows of this very training are there, for all uses and protocols, in all its tables."""
+    own = [row for row in rows if all(row.get(key) == value for key, value in about.items())]
+    return len(own) == len(run.configuration.methods) * len(USES) * len(PROTOCOLS)
+
+
+def training_of(path: Path) -> dict[str, str]:
+    """Seed, steps, crops, minutes, commit and machine of a training, from the JSON beside its weights."""
+    try:
+        about = json.loads(path.read_text())
+        recipe = about["recipe"]
+        return {"seed": str(recipe["seed"]), "steps": str(about["steps"]), "minutes": str(about["minutes"]),
+                "crops": f"{recipe['batch']} of {recipe['crop']}", "commit": about["commit"],
+                "machine": machine(about["device"])}
+    except (OSError, ValueError, KeyError) as error:
+        raise TableError(f"{path}: does not tell how its weights were trained "
+                         f"({type(error).__name__}: {error})") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# --run: Tables 4, 6, main and parts
+
+
+def pairs_of(dataset: str, args: argparse.Namespace) -> list[Pair]:
+    """The evaluated pairs of a data set. Raises DataError."""
+    layout, folder, _ = DATA_SETS[dataset]
+    return named_pairs(layout, args.data / folder)
+
+
+def run_shipped(args: argparse.Namespace) -> list[str]:
+    """Fuse and score with the shipped weights, beside baselines and other methods' images."""
+    problems: list[str] = []
+    shipped = load_shipped(MEDICAL if args.table == "6" else SHIPPED, args, problems)
+    for dataset in args.datasets or TABLES[args.table]:
+        try:
+            pairs = pairs_of(dataset, args)
+        except DataError as error:
+            problems.append(f"{dataset}: {first_line(error)}")
+            continue
+        for method, use, fuse, about in ways(shipped, dataset, pairs, args, problems):
+            label = ", ".join(filter(None, (dataset, method, use.use)))
+            print(label, flush=True)
+            about = {"images": str(len(pairs))} | about | provenance(args)
+            rows = rows_of(args.table, dataset, method, use, score(pairs, fuse, label), about)
+            record(args.results / "tables.csv", COLUMNS, rows, identity)
+    return problems
+
+
+class Shipped(NamedTuple):
+    """A checkpoint of this repository, and the cells of its rows that tell how it was trained."""
+    model: RPFNet
+    about: dict[str, str]
+
+
+def load_shipped(checkpoints: dict[str, Path], args: argparse.Namespace, problems: list[str]) -> dict[str, Shipped]:
+    """The networks that are there, by method; a line in `problems` for each other."""
+    found = {}
+    for method, path in checkpoints.items():
+        if args.rows and method not in args.rows:
+            continue
+        try:
+            model = RPFNet.from_pretrained(path, device())
+            about = training_of(path.with_suffix(".json")) | {"source": f"checkpoints/{path.name}"}
+            found[method] = Shipped(model, about)
+        except (FileNotFoundError, ValueError, TableError) as error:
+            problems.append(f"{method}: {first_line(error)}")
+    return found
+
+
+def ways(shipped: dict[str, Shipped], dataset: str, pairs: Sequence[Pair], args: argparse.Namespace,
+         problems: list[str]) -> Iterator[tuple[str, Use, Fuse, dict[str, str]]]:
+    """Every method of a data set: its name, use, how it fuses, and what is known about it."""
+    for method, (model, about) in shipped.items():
+        for use in USES:
+            yield method, use, of_network(model, use), about
+    plain = Use("", "plain")
+    for method, name in BASELINES.items():
+        if not args.rows or method in args.rows:
+            yield method, plain, of_baseline(name), {"source": "computed from the sources"}
+    for method, folder in args.fused.items():
+        if args.rows and method not in args.rows:
+            continue
+        place = Path(folder.replace("{dataset}", dataset))
+        try:
+            files, missing = metrics.match_fused(pairs, place)
+        except DataError as error:
+            problems.append(f"{method}: {first_line(error)}")
+            continue
+        if len(files) < len(pairs):
+            problems.append(f"{method}: {place} has {len(files)} of {len(pairs)} images of {dataset}; {missing[0]}")
+            continue
+        yield method, plain, of_files(files), {"source": "fused images that were given"}
+
+
+def provenance(args: argparse.Namespace) -> dict[str, str]:
+    """How rows are made whose weights were there before."""
+    return {"command": args.command, "commit": args.commit, "machine": machine()}
+
+
+class Zeros(nn.Module):
+    """Zeros of the input's shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def without_spectrum(model: RPFNet) -> RPFNet:
+    """A copy whose FDFM is its 3 x 3 block alone: the inverse transform of zeros is added to it."""
+    model = copy.deepcopy(model)
+    for stage in model.stages:
+        stage.fdfm.spectral = Zeros()
+    return model
+
+
+def without_cpm(model: RPFNet) -> RPFNet:
+    """A copy in which the features pass the CPM unchanged."""
+    model = copy.deepcopy(model)
+    for stage in model.stages:
+        stage.cpm = None
+    return model
+
+
+def run_parts(args: argparse.Namespace) -> list[str]:
+    """Measure what each part contributes to the shipped weights' pictures."""
+    problems: list[str] = []
+    pairs = pairs_of("FLIR-val", args)
+    for method, (model, training) in load_shipped(SHIPPED, args, problems).items():
+        about = {"images": str(len(pairs)), "source": training["source"]} | provenance(args)
+        rows = [{"method": method, "part": part} | digits(means) | about
+                for part, means in score_parts(model, pairs, method).items()]
+        record(args.results / "parts.csv", PARTS_COLUMNS, rows, lambda row: tuple(row[key] for key in PARTS_IDENTITY))
+    return problems
+
+
+def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:
+    """{part: {PARTS_METRICS: mean over the pairs}}, in eval mode and plain range."""
+    parts = {"whole": model.fuse, "spectrum off": without_spectrum(model).fuse, "CPM off": without_cpm(model).fuse,
+             "sources exchanged": lambda ir, vis: model.fuse(vis, ir)}
+    means = {part: {name: metrics.Running() for name in PARTS_METRICS} for part in parts}
+    for pair in tqdm(pairs, desc=label, unit="pair"):
+        ir, vis = gray_pair(pair)
+        hot = ir > ir.mean() + ir.std()
+        pictures = {part: fuse(ir, vis) for part, fuse in parts.items()}
+        for part, fused in pictures.items():
+            values = metrics.evaluate(fused, ir, vis, PROTOCOLS["definition"].evaluated, ("EN", "SF", "VIFF"))
+            values["change"] = float(np.abs(fused.astype(float) - pictures["whole"]).mean())
+            values["hot"] = float(fused[hot].mean() / ir[hot].mean()) if hot.any() else math.nan
+            for name, running in means[part].items():
+                running.add(values[name])
+    return {part: {name: running.mean for name, running in named.items()} for part, named in means.items()}

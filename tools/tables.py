@@ -1,0 +1,361 @@
+"""The paper's tables, with the rows that were measured here beside the paper's.
+
+    python tools/tables.py --table 1                                print the recorded rows
+    python tools/tables.py --table main --format markdown           the first table of README
+    python tools/tables.py --table 3 --run --data data              train, fuse, score and record, then print
+    python tools/tables.py --table 1 --run --steps 0 --batch 16 --crops 3383 -- --no-amp    ... with the paper's budget
+
+Tables:
+  1 iterations N, 2 lambda_2, 3 ablations     40 validation pairs of RoadScene, networks trained with one small budget
+  4 TNO, MSRS, M3FD    6 brain images         with the shipped weights
+  5 detection                                 the paper's rows alone
+  main                                        the shipped weights on RoadScene
+  parts                                       what the network's parts contribute there
+
+A network is used in two ways: "eval" with the running statistics of training, "as published" with the statistics of
+each image and the studio-range stretch. What stands after -- is passed on to train.py. After Ctrl-C the same command
+goes on from where it was.
+
+In results/: tables.csv and parts.csv hold what was measured here (columns: tools/table_rows.py); paper_tables.csv and
+paper_detection.csv the paper's rows; released.csv the authors' published weights, measured outside this repository.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import metrics
+import train
+from dataset import positive
+from images import DataError, write_atomically
+from runtime import keep_freed_memory
+from tools.table_rows import (
+    DATA_SETS,
+    IDENTITY,
+    PARTS_METRICS,
+    PROTOCOLS,
+    RELEASED,
+    RESULTS,
+    TABLES,
+    TRAINED,
+    TableError,
+    digits,
+    known_methods,
+    papers_name,
+    read_rows,
+    run_parts,
+    run_shipped,
+    run_trained,
+)
+
+# ---------------------------------------------------------------------------------------------
+# Printing
+
+
+@dataclass
+class Line:
+    """One line of a printed table; several seeds are one line."""
+    method: str
+    kind: str                   # "paper", "eval, plain", ...
+    means: dict[str, float]
+    printed: dict[str, str]     # the paper's digits; {} for measured rows
+    stds: dict[str, float] = field(default_factory=dict)            # over seeds; {} of one seed
+    differences: dict[str, float] = field(default_factory=dict)     # to the paper's row; {} without one
+    rank: int | None = None
+    budget: str = ""
+
+
+def collect_lines(table: str, dataset: str, protocol: str, results: Path) -> list[Line]:
+    """The paper's and the measured lines of one data set, in the paper's order."""
+    names = PROTOCOLS[protocol].names
+    lines = paper_lines(table, DATA_SETS[dataset].paper, names) if protocol == "paper" else []
+    published = {line.method: line.means for line in lines}
+    lines += measured_lines(table, dataset, protocol, names, results)
+    for line in lines:
+        if line.kind != "paper" and papers_name(line.method) in published:
+            paper = published[papers_name(line.method)]
+            line.differences = {name: line.means[name] - paper[name] for name in names}
+    if table in TRAINED:
+        for kind in {line.kind for line in lines}:
+            compared = [line for line in lines if line.kind == kind]
+            if len(compared) > 1:
+                for line, rank in zip(compared, metrics.rank_of_ranks([line.means for line in compared])):
+                    line.rank = rank
+    order = list(dict.fromkeys(papers_name(line.method) for line in lines))
+    return sorted(lines, key=lambda line: order.index(papers_name(line.method)))
+
+
+def paper_lines(table: str, dataset: str, names: Sequence[str]) -> list[Line]:
+    rows = read_rows(RESULTS / "paper_tables.csv")
+    if table == "main":         # the paper's own network, as in its Tables 1 to 3
+        rows = [row | {"table": table} for row in rows if row["table"] == "3" and row["method"] == "RPFNet"]
+    rows = [row for row in rows if row["table"] == table and row["dataset"] == dataset]
+    return [Line(row["method"], "paper", {name: float(row[name]) for name in names},
+                 {name: row[name] for name in names}) for row in rows]
+
+
+def measured_lines(table: str, dataset: str, protocol: str, names: Sequence[str], results: Path) -> list[Line]:
+    rows = [row for row in read_rows(results / "tables.csv") if row["table"] == table]
+    if table not in TRAINED:
+        rows = read_rows(RESULTS / "released.csv") + rows
+    rows = [row for row in rows if row["dataset"] == dataset and row["protocol"] == protocol]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:        # rows of released.csv belong to several tables and have no budget
+        groups.setdefault(tuple(row.get(key, "") for key in (*IDENTITY, "steps", "crops")), []).append(row)
+    several = table in TRAINED and len({key[-2:] for key in groups}) > 1
+    return [measured_line(group, names, several) for group in groups.values()]
+
+
+def measured_line(group: Sequence[dict], names: Sequence[str], name_budget: bool) -> Line:
+    """One line of the rows of all seeds; `name_budget` where the table has lines of other budgets too."""
+    seeds = {name: metrics.Running() for name in names}
+    for row in group:
+        for name in names:
+            seeds[name].add(float(row[name]))
+    first = group[0]
+    steps = f"{first['steps']} steps, crops {first['crops']}" if name_budget else ""
+    return Line(first["method"], ", ".join(filter(None, (first["use"], first["range"], steps))),
+                {name: seed.mean for name, seed in seeds.items()}, {},
+                {name: seed.std for name, seed in seeds.items()} if len(group) > 1 else {}, budget=budget(group))
+
+
+def budget(group: Sequence[dict]) -> str:
+    """What stands behind the rows of one line, for the notes under a table."""
+    first = group[0]
+    parts = [first["source"]] if not first.get("steps") else [f"{first['steps']} steps, crops {first['crops']}"]
+    if first.get("seed"):
+        parts.append(f"seed {first['seed']}" if len(group) == 1 else
+                     f"seeds {', '.join(row['seed'] for row in group)} (mean ± standard deviation)")
+    if first["images"]:
+        parts.append(f"{first['images']} images")
+    return "; ".join(filter(None, parts))
+
+
+def cells_of(lines: Sequence[Line], names: Sequence[str]) -> list[list[str]]:
+    """A header and the lines, each difference under its line; a method's name stands once."""
+    ranked = any(line.rank for line in lines)
+    cells = [["method", "rows", *names] + ["RoR"] * ranked]
+    previous = None
+    for line in lines:
+        texts = [line.printed.get(name) or f"{line.means[name]:.3f}" +
+                 (f" ± {line.stds[name]:.3f}" if line.stds else "") for name in names]
+        cells.append(["" if line.method == previous else line.method, line.kind, *texts]
+                     + [str(line.rank or "")] * ranked)
+        if line.differences:
+            cells.append(["", "difference", *(f"{line.differences[name]:+.3f}" for name in names)] + [""] * ranked)
+        previous = line.method
+    return cells
+
+
+def notes_of(lines: Sequence[Line]) -> list[str]:
+    """A note for each budget, which names the methods that have it."""
+    methods: dict[str, list[str]] = {}
+    for line in lines:
+        if line.budget and line.method not in methods.setdefault(line.budget, []):
+            methods[line.budget].append(line.method)
+    notes = [f"{', '.join(names)}: {text}" for text, names in methods.items()]
+    if any(line.rank for line in lines):
+        notes.append("RoR: rank of ranks among the rows of one kind")
+    return notes
+
+
+def layout(cells: Sequence[Sequence[str]], style: str, text_columns: int = 2) -> str:
+    """An aligned table; the first `text_columns` columns are text, the others numbers."""
+    if style == "latex":
+        cells = [[_latex(text) for text in line] for line in cells]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    padded = [[text.ljust(width) if i < text_columns else text.rjust(width)
+               for i, (text, width) in enumerate(zip(line, widths))] for line in cells]
+    if style == "latex":
+        head, *body = (" & ".join(line) + r" \\" for line in padded)
+        columns = "l" * text_columns + "r" * (len(widths) - text_columns)
+        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body,
+                          r"\bottomrule", r"\end{tabular}"])
+    if style == "markdown":
+        rule = "|" + "---|" * text_columns + "---:|" * (len(widths) - text_columns)
+        head, *body = ("| " + " | ".join(line) + " |" for line in padded)
+        return "\n".join([head, rule, *body])
+    head, *body = ("  ".join(line).rstrip() for line in padded)
+    return "\n".join([head, "  ".join("-" * width for width in widths), *body])
+
+
+def _latex(text: str) -> str:
+    text = re.sub(r"([_&%#$])", r"\\\1", text)
+    return text.replace("=>", r"$\Rightarrow$").replace("±", r"$\pm$").replace("lambda2", r"$\lambda_2$")
+
+
+def show(title: str, cells: Sequence[Sequence[str]], notes: Sequence[str], style: str, text_columns: int = 2) -> None:
+    comment = "% " if style == "latex" else ""
+    print(f"{comment}{title}\n" + ("" if style == "latex" else "\n") + layout(cells, style, text_columns), end="\n\n")
+    for note in notes:
+        print(f"{comment}{note}" + ("  " if style == "markdown" else ""))     # two spaces: a line break
+    print()
+
+
+def print_table(args: argparse.Namespace) -> None:
+    if args.table == "5":
+        print_detection(args)
+    elif args.table == "parts":
+        print_parts(args)
+    else:
+        print_comparison(args)
+
+
+def print_comparison(args: argparse.Namespace) -> None:
+    """Tables 1 to 4, 6 and main."""
+    chosen, written = PROTOCOLS[args.protocol], []
+    for dataset in args.datasets or TABLES[args.table]:
+        lines = collect_lines(args.table, dataset, args.protocol, args.results)
+        notes = notes_of(lines)
+        if args.protocol != "paper":
+            notes.append("The paper's rows are of protocol paper and cannot be compared with these.")
+        if all(line.kind == "paper" or line.method == RELEASED for line in lines):
+            notes.append("No rows have been measured here yet: add --run.")
+        if lines:
+            show(f"Table {args.table}, {dataset}; {chosen.title}", cells_of(lines, chosen.names), notes, args.format)
+        else:
+            print(f"Table {args.table}, {dataset}: {notes[-1]}\n")
+        written += [(dataset, line) for line in lines]
+    if args.csv:
+        write_lines(args.csv, args.table, chosen.names, written)
+
+
+def write_lines(path: Path, table: str, names: Sequence[str], lines: Sequence[tuple[str, Line]]) -> None:
+    """The printed lines as numbers: means, standard deviations over seeds, differences to the paper."""
+    columns = {"": "means", " std": "stds", " difference": "differences"}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["table", "dataset", "method", "rows", *(name + end for end in columns for name in names), "RoR"])
+    for dataset, line in lines:
+        values = [digits(getattr(line, attribute)) for attribute in columns.values()]
+        writer.writerow([table, dataset, line.method, line.kind,
+                         *(value.get(name, "") for value in values for name in names), line.rank or ""])
+    write_atomically(path, text.getvalue().encode())
+
+
+def print_detection(args: argparse.Namespace) -> None:
+    rows = read_rows(RESULTS / "paper_detection.csv")
+    names = [name for name in rows[0] if name != "table"]
+    show("Table 5, M3FD; average precision at IoU 0.5", [names, *([row[name] for name in names] for row in rows)],
+         ["These are the paper's rows. Measured rows do not exist yet."], args.format, text_columns=1)
+    if args.csv:
+        write_atomically(args.csv, (RESULTS / "paper_detection.csv").read_bytes())
+
+
+def print_parts(args: argparse.Namespace) -> None:
+    rows = read_rows(args.results / "parts.csv")
+    if not rows:
+        print("No rows have been measured here yet: add --run.")
+        return
+    cells, previous = [["method", "part", "change", "EN", "SF", "VIFF", "hot"]], None
+    for row in rows:
+        cells.append(["" if row["method"] == previous else row["method"], row["part"],
+                      *(f"{float(row[name]):.3f}" for name in PARTS_METRICS)])
+        previous = row["method"]
+    notes = ["change: mean absolute difference from the whole network's picture, gray levels",
+             "hot: mean on hot pixels (IR > mean + standard deviation) over the infrared's",
+             f"eval, plain; EN, SF, VIFF by definition; {rows[0]['images']} images"]
+    show("What the parts contribute, FLIR-val", cells, notes, args.format)
+    if args.csv:
+        write_atomically(args.csv, (args.results / "parts.csv").read_bytes())
+
+
+# ---------------------------------------------------------------------------------------------
+# python tools/tables.py
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", required=True, choices=sorted(TABLES), help="which one")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
+                        help="folder of the measured rows (default: results/ of the repository)")
+
+    output = parser.add_argument_group("printing")
+    output.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
+    output.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="paper: its columns as they were "
+                        "computed there; definition: the metrics' definitions, without the paper's rows")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file")
+    output.add_argument("--datasets", nargs="+", metavar="NAME",
+                        help="only these, of 4: TNO MSRS M3FD, 6: MRI-PET MRI-SPECT")
+
+    run = parser.add_argument_group("measuring")
+    run.add_argument("--run", action="store_true", help="measure the rows first; hours on a CPU for Tables 1 to 3")
+    run.add_argument("--rows", nargs="+", default=[], metavar="METHOD", help='only these, e.g. "N=5" or average')
+    run.add_argument("--data", type=Path, default=Path("data"), metavar="DIR",
+                     help="folder that holds RoadScene/, TNO/, MSRS/, M3FD/, Harvard/ (default: data)")
+    run.add_argument("--fused", nargs="+", default=[], metavar="METHOD=DIR", help="other methods' images for Tables 4, "
+                     "6 and main; {dataset} in DIR stands for TNO, MSRS, ...")
+
+    training = parser.add_argument_group("training of Tables 1 to 3 (recipe paper, without validation)")
+    training.add_argument("--steps", type=train.whole, default=300,
+                          help="of each network (default: 300); 0: the recipe's epochs")
+    training.add_argument("--batch", type=positive, default=8, help="crops a step (default: 8)")
+    training.add_argument("--crops", type=positive, default=800, help="crops an epoch (default: 800)")
+    training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+                          help="of the full model; the others have the first (default: 0 1 2)")
+    training.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR",
+                          help="where they are trained (default: runs/tables)")
+    training.add_argument("--again", action="store_true", help="fuse and score anew what has been trained and measured")
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    own, train_options = list(argv), []
+    if "--" in own:
+        split = own.index("--")
+        own, train_options = own[:split], own[split + 1:]
+    parser = build_parser()
+    args = parser.parse_args(own)
+    args.train_options = train_options
+    args.command = shlex.join(["python", "tools/tables.py", *argv])
+    args.commit = train.commit()
+    if args.run and args.table == "5":
+        parser.error("--table 5: there is nothing to run; the paper's rows are printed")
+    if train_options and not (args.run and args.table in TRAINED):
+        parser.error("options of train.py, after --, go with --run and Tables 1 to 3")
+    unknown = [name for name in args.datasets or () if name not in TABLES[args.table]]
+    if unknown:
+        parser.error(f"--datasets {unknown[0]}: table {args.table} has {', '.join(TABLES[args.table]) or 'none'}")
+    bad = [spec for spec in args.fused if "=" not in spec]
+    if bad:
+        parser.error(f"--fused {bad[0]}: write METHOD=DIR")
+    args.fused = dict(spec.split("=", 1) for spec in args.fused)
+    known = known_methods(args.table, args.fused)
+    unknown = [name for name in args.rows if name not in known]
+    if unknown:
+        parser.error(f"--rows {unknown[0]!r}: table {args.table} has {', '.join(known)}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(sys.argv[1:] if argv is None else argv)
+    problems: list[str] = []
+    try:
+        if args.run:
+            keep_freed_memory()
+            run = run_trained if args.table in TRAINED else run_parts if args.table == "parts" else run_shipped
+            problems = run(args)
+        print_table(args)
+    except (TableError, DataError, OSError, ValueError) as error:
+        print(f"tables.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ntables.py: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    for problem in problems:
+        print(f"not measured: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
