@@ -226,6 +226,22 @@ def test_crops_vary_in_place_and_flip_only_if_asked(pairs, flips):
     assert seen == ({(a, b) for a in (False, True) for b in (False, True)} if flips else {(True, True)})
 
 
+@pytest.mark.parametrize("dim", [0.3, 1.0])
+def test_dimmed_crops_are_the_same_windows_darkened_source_by_source(pairs, dim):
+    pairs.items = [tuple(np.full((1, 40, 50), value, np.uint8) for value in (200, 100))] * 3
+    plain, dimmed = (CropDataset(pairs, 16, 3, dim=share) for share in (0.0, dim))
+    factors = []
+    for number in range(200):
+        assert [int(crop.max()) for crop in plain[number]] == [200, 100]
+        for crop, value in zip(dimmed[number], (200, 100)):
+            assert crop.dtype == np.uint8 and crop.min() == crop.max()      # one factor for the whole crop
+            factors.append(int(crop.max()) / value)
+    assert 0.09 <= min(factors) < 0.15 and max(factors) <= 1
+    # 400 draws: three standard deviations of a share of 0.3 are 0.07; a factor above 0.995 rounds to 1.
+    assert np.mean(np.array(factors) < 1) == pytest.approx(dim, abs=0.08)
+    assert any(abs(first - second) > 0.1 for first, second in zip(factors[0::2], factors[1::2]))     # each its own
+
+
 def test_same_seed_same_crops_whatever_the_workers(pairs):
     batches = list(crop_batches(epoch=1, length=20, batch=6))
     runs = [torch.cat([ir for ir, _ in DataLoader(CropDataset(pairs, 16, seed, flips=True), batch_sampler=batches,

@@ -76,7 +76,7 @@ RECIPE_FILES = sorted((ROOT / "recipes").glob("*.json"))
 # What the paper prints, section 4.1 and Eq. 6-14; 100 epochs fit "halved every 20 epochs".
 PRINTED = {
     "dataset": "roadscene", "batch": 16, "crop": 128, "crops": 3383, "fixed_crops": True, "flips": False,
-    "lr": 1e-3, "schedule": "step", "epochs": 100, "steps": 0, "max_minutes": 0, "clip": 0,
+    "dim": 0, "lr": 1e-3, "schedule": "step", "epochs": 100, "steps": 0, "max_minutes": 0, "clip": 0,
     "stages": 3, "channels": 32, "global_branch": "fourier", "cpm": True, "prior": True,
     "lambda_1": 0.3, "saliency": True, "saliency_form": "l2", "weight": "printed", "contrast": True,
     "contrast_domain": "frequency", "lambda_2": 5, "ssim_window": 11, "ssim_weighted": False, "ssim_whole": False,
@@ -498,7 +498,7 @@ def plain(folders, tmp_path_factory, keep_signal_handlers):
 
 
 @pytest.mark.parametrize("option", [["--amp"], ["--clip", "0.01"], ["--lr", "1e-2"], ["--lambda-2", "1"],
-                                    ["--lambda-3", "5"], ["--flips"], ["--no-fixed-crops"],
+                                    ["--lambda-3", "5"], ["--flips"], ["--dim", "0.5"], ["--no-fixed-crops"],
                                     ["--saliency-form", "mean"]])
 def test_options_change_the_weights(folders, tmp_path, plain, option):
     # clip: Adam forgets a constant factor, so what shows is that it differs from step to step.
