@@ -92,7 +92,7 @@ class SaliencyStructureLoss(nn.Module):
             the means of M' under the masks. Its edge term knows no scale, so M' ends close to 1 with faint edges.
     """
 
-    def __init__(self, lambda_1: float = 0.3, form: str = "l2"):
+    def __init__(self, lambda_1: float = 0.3, form: str = "mean"):
         super().__init__()
         _check_choice("form", form, ("l2", "mean"))
         self.lambda_1, self.form = lambda_1, form

@@ -78,7 +78,7 @@ PRINTED = {
     "dataset": "roadscene", "batch": 16, "crop": 128, "crops": 3383, "fixed_crops": True, "flips": False,
     "dim": 0, "lr": 1e-3, "schedule": "step", "epochs": 100, "steps": 0, "max_minutes": 0, "clip": 0,
     "stages": 3, "channels": 32, "global_branch": "fourier", "cpm": True, "prior": True,
-    "lambda_1": 0.3, "saliency": True, "saliency_form": "l2", "weight": "printed", "contrast": True,
+    "lambda_1": 0.3, "saliency": True, "saliency_form": "mean", "weight": "printed", "contrast": True,
     "contrast_domain": "frequency", "lambda_2": 5, "ssim_window": 11, "ssim_weighted": False, "ssim_whole": False,
     "lambda_3": 0,
 }
