@@ -121,10 +121,10 @@ def split_colour(vis: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
     Full-range BT.601 both ways (OpenCV's YCrCb), here and in `to_image`.
     """
-    vis = np.float32(vis) / 255
-    if vis.ndim == 2:
-        return vis, None
-    ycc = cv2.cvtColor(vis, cv2.COLOR_RGB2YCrCb)
+    unit = vis.astype(np.float32) / 255
+    if unit.ndim == 2:
+        return unit, None
+    ycc = cv2.cvtColor(unit, cv2.COLOR_RGB2YCrCb)
     return np.ascontiguousarray(ycc[..., 0]), ycc[..., 1:]
 
 

@@ -4,7 +4,7 @@ net.py is the network as the paper prints it. Here stands what PyTorch does not 
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,13 +58,16 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def rfft2_as_channels(x: Tensor) -> Tensor:
-    """Real and imaginary parts of the 2-D spectrum, (B, C, H, W) -> (B, 2C, H, W/2+1); orthonormal. There is no FFT of bfloat16."""
+    """Real and imaginary parts of the 2-D spectrum, (B, C, H, W) -> (B, 2C, H, W/2+1); orthonormal.
+
+    float32 or float64: there is no FFT of bfloat16.
+    """
     # Plane by plane: the transform of a channels_last tensor is slower (docs/speed.md).
     spectrum = torch.fft.rfft2(as_nchw(x), norm="ortho")
     return torch.cat([spectrum.real, spectrum.imag], 1)
 
 
-def irfft2_of_channels(parts: Tensor, size: tuple[int, int]) -> Tensor:
+def irfft2_of_channels(parts: Tensor, size: Sequence[int]) -> Tensor:
     """The inverse of `rfft2_as_channels`: (B, 2C, H, W/2+1) -> (B, C, H, W)."""
     # s: without it an odd width would come back one pixel short.
     return torch.fft.irfft2(torch.complex(*parts.chunk(2, 1)), s=size, norm="ortho")
@@ -82,6 +85,53 @@ def fast_length(length: int) -> int:
         length = length + 1
 
 
+def mirror_pads(size: Sequence[int], border: int) -> tuple[int, ...]:
+    """Pixels to mirror at the left, right, top and bottom: `border` or more, up to a length that the FFT likes."""
+    pads: list[int] = []
+    for length in reversed(size):
+        wanted = 2 * min(border, length // 2)       # a mirror shows no more than there is
+        total = fast_length(length + wanted) - length if border else 0
+        pads += [total // 2, total - total // 2]
+    return tuple(pads)
+
+
+def inside(pads: Sequence[int], size: Sequence[int]) -> tuple:
+    """Index of the part that padding did not add."""
+    left, _, top, _ = pads
+    return ..., slice(top, top + size[0]), slice(left, left + size[1])
+
+
+class TransformerBlock(nn.Module):
+    """What takes the place of the FDFM in the ablation "FDFM => Trans. block" (Table 3, case 6).
+
+    The paper does not describe its block; this one is ours: pre-norm attention with 4 heads, whose keys and values
+    are pooled to 16 x 16 places so that any size runs, then an MLP of twice the width.
+    """
+
+    KEYS = 16       # places along each side
+
+    def __init__(self, channels: int, heads: int = 4):
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.query, self.key_value = nn.Linear(channels, channels), nn.Linear(channels, 2 * channels)
+        self.project = nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
+
+    def forward(self, f_f: Tensor) -> Tensor:
+        x = f_f.flatten(2).mT                                           # (B, HW, C)
+        x = x + self._attention(self.norm_attention(x), f_f.shape[-2:])
+        x = x + self.mlp(self.norm_mlp(x))
+        return x.mT.unflatten(2, f_f.shape[-2:])
+
+    def _attention(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        places = F.adaptive_avg_pool2d(x.mT.unflatten(2, size), self.KEYS).flatten(2).mT        # (B, 256, C)
+        key, value = self.key_value(places).chunk(2, 2)
+        query, key, value = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (self.query(x), key, value))
+        attended = F.scaled_dot_product_attention(query, key, value)    # (B, heads, HW, C / heads)
+        return self.project(attended.transpose(1, 2).flatten(2))
+
+
 def fold_batch_norm(module: nn.Module) -> None:
     """Fold each BatchNorm into the convolution before it, in place; in eval mode the result is the same to rounding.
 
@@ -89,7 +139,9 @@ def fold_batch_norm(module: nn.Module) -> None:
     """
     for parent in module.modules():
         if isinstance(parent, nn.Sequential) and len(parent) > 1 and isinstance(parent[1], BatchNorm):
-            parent[0], parent[1] = fuse_conv_bn_eval(parent[0], parent[1]), nn.Identity()
+            conv, norm = parent[0], parent[1]
+            assert isinstance(conv, nn.Conv2d)
+            parent[0], parent[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
 class ExactStatistics:
@@ -104,7 +156,8 @@ class ExactStatistics:
 
     def __init__(self, *modules: nn.Module):
         self.norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
-        self.sums = [torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.weight.device) for norm in self.norms]
+        self.sums = [torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.weight.device)
+                     for norm in self.norms]
         self.count = 0
         self.momentum = [norm.momentum for norm in self.norms]
         for norm in self.norms:
@@ -114,6 +167,7 @@ class ExactStatistics:
         """Count the batch that was just passed; `images` is its weight, 0 leaves it out."""
         self.count += images
         for norm, total in zip(self.norms, self.sums):
+            assert norm.running_mean is not None and norm.running_var is not None
             mean, variance = norm.running_mean.double(), norm.running_var.double()
             total += images * torch.stack([mean, variance + mean * mean])
 
@@ -122,6 +176,7 @@ class ExactStatistics:
         count = over_processes(torch.tensor(float(self.count), dtype=torch.float64, device=self.sums[0].device))
         for norm, total, momentum in zip(self.norms, self.sums, self.momentum):
             mean, square = over_processes(total) / count
+            assert norm.running_mean is not None and norm.running_var is not None
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(square - mean * mean)
             norm.momentum = momentum

@@ -239,7 +239,7 @@ class SSIMLoss(nn.Module):
             if self.weighted:
                 loss = 1 - weighted_ssim(fused, sources, self.window).mean()
             else:       # kornia's loss is half of 1 - SSIM
-                loss = sum(2 * ssim_loss(fused, source, self.window) for source in sources)
+                loss = torch.stack([2 * ssim_loss(fused, source, self.window) for source in sources]).sum()
             if self.whole:
                 loss = (loss + 1 - global_ssim(fused, sources).mean()) / 2
         return loss, {"L_s": loss}
@@ -294,7 +294,8 @@ class FusionLoss(nn.Module):
 
     def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         """L_F, the terms that need the fused image alone (Eq. 8); arguments as in `forward`."""
-        total, terms = fused.new_zeros((), dtype=torch.float32), {}
+        total = fused.new_zeros((), dtype=torch.float32)
+        terms: Terms = {}
         for weight, term in ((1.0, self.contrastive), (self.lambda_2, self.structure), (self.lambda_3, self.luminance)):
             if term is not None:
                 value, named = term(fused, ir, vis_y)

@@ -20,12 +20,14 @@ from torch.nn import functional as F
 from inference import MIN_SIZE, fuse_pair, read_checkpoint
 from layers import (
     BatchNorm,
+    TransformerBlock,
     at_least_float32,
     channel_pools,
-    fast_length,
     fold_batch_norm,
     image_pools,
+    inside,
     irfft2_of_channels,
+    mirror_pads,
     rfft2_as_channels,
 )
 from runtime import check_device
@@ -128,37 +130,6 @@ class FDFM(nn.Module):
             return x + irfft2_of_channels(self.spectral(spectrum), x.shape[-2:]).to(x.dtype)
 
 
-class TransformerBlock(nn.Module):
-    """What takes the place of the FDFM in the ablation "FDFM => Trans. block" (Table 3, case 6).
-
-    The paper does not describe its block; this one is ours: pre-norm attention with 4 heads, whose keys and values
-    are pooled to 16 x 16 places so that any size runs, then an MLP of twice the width.
-    """
-
-    KEYS = 16       # places along each side
-
-    def __init__(self, channels: int, heads: int = 4):
-        super().__init__()
-        self.heads = heads
-        self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.query, self.key_value = nn.Linear(channels, channels), nn.Linear(channels, 2 * channels)
-        self.project = nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
-
-    def forward(self, f_f: Tensor) -> Tensor:
-        x = f_f.flatten(2).mT                                           # (B, HW, C)
-        x = x + self._attention(self.norm_attention(x), f_f.shape[-2:])
-        x = x + self.mlp(self.norm_mlp(x))
-        return x.mT.unflatten(2, f_f.shape[-2:])
-
-    def _attention(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        places = F.adaptive_avg_pool2d(x.mT.unflatten(2, size), self.KEYS).flatten(2).mT        # (B, 256, C)
-        key, value = self.key_value(places).chunk(2, 2)
-        query, key, value = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (self.query(x), key, value))
-        attended = F.scaled_dot_product_attention(query, key, value)    # (B, heads, HW, C / heads)
-        return self.project(attended.transpose(1, 2).flatten(2))
-
-
 GLOBAL_BRANCHES = {"fourier": FDFM, "transformer": TransformerBlock}
 
 
@@ -166,6 +137,9 @@ class Features(NamedTuple):
     """What one stage hands on, each (B, C, H, W)."""
     fusion: Tensor              # F_F
     residual: Tensor | None     # F_R; None in a network without the residual prior
+
+    def cropped(self, place: tuple) -> Features:
+        return Features(self.fusion[place], None if self.residual is None else self.residual[place])
 
 
 class Stage(nn.Module):
@@ -255,15 +229,17 @@ class RPFNet(nn.Module):
                              "and channels in fours")
         self.config = {"channels": channels, "stages": stages, "sharing": sharing, "global_branch": global_branch,
                        "cpm": cpm, "prior": prior, "border": border}
+        self.border = border
         self.stem_f = CB(2, channels)
         self.stem_r = CB(1, channels) if prior else None
         self.stages = nn.ModuleList(Stage(channels, global_branch, cpm, prior) for _ in range(stages))
         if sharing == "convolutions":
             _share_convolutions(self.stages)
         self.head = Head(channels)
-        self.bfloat16 = False
+        self.uses_bfloat16 = False
 
-    def forward(self, ir: Tensor, vis_y: Tensor, return_features: bool = False) -> Tensor | tuple[Tensor, list[Features]]:
+    def forward(self, ir: Tensor, vis_y: Tensor,
+                return_features: bool = False) -> Tensor | tuple[Tensor, list[Features]]:
         """Fuse a batch.
 
         Args:
@@ -279,13 +255,13 @@ class RPFNet(nn.Module):
         if self.head.last.weight.element_size() < 4:
             raise ValueError(f"the weights are {self.head.last.weight.dtype}, which the FFTs are not computed in; "
                              "use optimize(bfloat16=True), or torch.autocast, in place of half() or bfloat16()")
-        if self.bfloat16:
+        if self.uses_bfloat16:
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)
         return self._fuse(ir, vis_y, return_features)
 
     def _fuse(self, ir: Tensor, vis_y: Tensor, return_features: bool) -> Tensor | tuple[Tensor, list[Features]]:
-        pads = _mirror_pads(ir.shape[-2:], 0 if self.training else self.config["border"])
+        pads = mirror_pads(ir.shape[-2:], 0 if self.training else self.border)
         sources = F.pad(torch.cat([ir, vis_y], 1), pads, mode="reflect")                # (B, 2, H, W)
         f_f, f_r = self.stem_f(sources), None
         if self.stem_r is not None:
@@ -296,9 +272,9 @@ class RPFNet(nn.Module):
             if return_features:
                 features.append(Features(f_f, f_r))
         fused = self.head(f_f if f_r is None else f_f + f_r)
-        place = _inside(pads, ir.shape[-2:])
+        place = inside(pads, ir.shape[-2:])
         if return_features:
-            return fused[place], [Features(*(x if x is None else x[place] for x in f)) for f in features]
+            return fused[place], [f.cropped(place) for f in features]
         return fused[place]
 
     def use_image_statistics(self, on: bool = True) -> RPFNet:
@@ -309,7 +285,7 @@ class RPFNet(nn.Module):
         """
         norms = self._norms()
         if on and not norms:
-            raise ValueError("image statistics need the BatchNorm layers, which optimize() has folded into convolutions")
+            raise ValueError("image statistics need the BatchNorm layers, which optimize() has folded away")
         for norm in norms:
             norm.image_statistics = on
         return self
@@ -333,7 +309,7 @@ class RPFNet(nn.Module):
             self.
         """
         fold_batch_norm(self.eval())
-        self.bfloat16 = bfloat16
+        self.uses_bfloat16 = bfloat16
         if compiled:
             self.compile(mode="reduce-overhead", dynamic=False)
         return self.to(memory_format=torch.channels_last)
@@ -351,8 +327,8 @@ class RPFNet(nn.Module):
         """
         path = CHECKPOINTS.get(str(path), Path(path))
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such checkpoint; choose from {', '.join(CHECKPOINTS)}, or give the file of "
-                                    "weights that train.py wrote")
+            raise FileNotFoundError(f"{path}: no such checkpoint; choose from {', '.join(CHECKPOINTS)}, or give a file "
+                                    "that train.py wrote")
         check_device(device)
         state, config = read_checkpoint(path)
         try:
@@ -361,7 +337,7 @@ class RPFNet(nn.Module):
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{path}: not the weights of RPFNet({config}): {error}") from None
         # Layout changes no value; a single image is convolved faster so, on CPUs and GPUs.
-        return model.to(device, memory_format=torch.channels_last).eval()
+        return model.to(device).to(memory_format=torch.channels_last).eval()
 
     def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False, tile: int = 0,
              as_published: bool = False) -> np.ndarray:
@@ -383,23 +359,8 @@ def _share_convolutions(stages: nn.ModuleList) -> None:
     for stage in stages[1:]:
         for first, other in zip(stages[0].modules(), stage.modules()):
             if isinstance(first, (nn.Conv2d, nn.Linear)):
-                other.weight, other.bias = first.weight, first.bias
-
-
-def _mirror_pads(size: tuple[int, int], border: int) -> tuple[int, int, int, int]:
-    """Left, right, top, bottom, as F.pad takes them."""
-    pads = []
-    for length in reversed(size):
-        wanted = 2 * min(border, length // 2)       # a mirror shows no more than there is
-        total = fast_length(length + wanted) - length if border else 0
-        pads += [total // 2, total - total // 2]
-    return tuple(pads)
-
-
-def _inside(pads: tuple[int, int, int, int], size: tuple[int, int]) -> tuple:
-    """Index of the part that padding did not add."""
-    left, _, top, _ = pads
-    return ..., slice(top, top + size[0]), slice(left, left + size[1])
+                for name, parameter in first.named_parameters(recurse=False):
+                    other.register_parameter(name, parameter)
 
 
 def _check_batch(ir: Tensor, vis_y: Tensor) -> None:
