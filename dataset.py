@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from images import SUFFIXES, DataError, luma, read_ir, read_vis
 
+DARKEST = 0.05      # of the factors that darken crops
 SPLIT_LISTS = Path(__file__).resolve().parent / "splits"
 
 
@@ -265,8 +266,8 @@ class CropDataset:
 
     Item `number` is a pure function of (seed, number): a random pair, place and, with `flips`, mirroring. So
     the crops are the same whatever the number of workers, and a resumed run continues the stream.
-    `dim` is the share of sources that are darkened, each by a factor of its own from 0.1 to 1: most of RoadScene
-    is daylight, and a network should see the night too.
+    `dim` is the share of crops that are darkened, each source by a factor of its own, log-uniform from 0.05 to 1:
+    most of RoadScene is daylight, and a network should see pixels that are dark in both sources too.
     Images smaller than a crop are mirrored at their lower and right edges; DataError below half of it.
 
     Item: (ir, vis_y), each a uint8 array (1, size, size).
@@ -292,9 +293,9 @@ class CropDataset:
         flips = [dim for dim in (1, 2) if self.flips and rng.random() < 0.5]
         window = (slice(None), slice(top, top + self.size), slice(left, left + self.size))
         crops = (np.ascontiguousarray(np.flip(image[window], flips)) for image in (ir, vis))
-        if not self.dim:
+        if not self.dim or rng.random() >= self.dim:
             return tuple(crops)
-        factors = (rng.uniform(0.1, 1) if rng.random() < self.dim else 1 for _ in range(2))
+        factors = DARKEST ** rng.random(2)
         return tuple(np.rint(crop * factor).astype(np.uint8) for crop, factor in zip(crops, factors))
 
 

@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     crops.add_argument("--crops", type=positive, help="crops an epoch")
     crops.add_argument("--fixed-crops", action=flag, help="the same crops in each epoch, cut once; no: new ones each epoch")
     crops.add_argument("--flips", action=flag, help="mirror crops at random")
-    crops.add_argument("--dim", type=float, help="share of sources that are darkened, by 0.1 to 1; 0: none, as the paper")
+    crops.add_argument("--dim", type=float, help="share of crops that are darkened, each source by its own factor; 0: none, as the paper")
     crops.add_argument("--lr", type=float, help="initial learning rate of both Adam optimisers")
     crops.add_argument("--schedule", choices=("step", "cosine"), help="step: halved at each fifth of the run")
     crops.add_argument("--clip", type=float, help="bound of the gradient's norm; 0: off, as the paper")

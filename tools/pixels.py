@@ -1,10 +1,12 @@
 """What a fusion loss alone asks for: the pixels of an image are optimised, without a network.
 
-    python results/pixels.py --data data/RoadScene
+    python tools/pixels.py --data data/RoadScene
 
-Central crops of training pairs start from the average of their sources and follow the loss
-L_F = L_c + lambda_2 L_s by Adam. What comes out is the picture that the loss likes best, so two losses are
-compared in minutes, without a training's noise. Writes one row for each loss to results/pixels.csv.
+Central crops of training pairs start from the average of their sources and follow the loss L_F by Adam. What comes
+out is the picture that the loss likes best, so two losses are compared in minutes, without a training's noise. The
+crops are taken twice, the second time at a quarter of their levels, as at night. Writes one row for each loss to
+results/pixels.csv: metrics (protocol definition), background (w = 0) against the visible, hot pixels against the
+infrared's, and by how many gray levels the dimmed crops are brighter than the brighter source's mean.
 """
 from __future__ import annotations
 
@@ -22,67 +24,40 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
 from dataset import PairDataset, named_pairs
-from loss import (
-    FrequencyContrastiveLoss,
-    FusionLoss,
-    SSIMLoss,
-    Terms,
-    weighted_ssim,
-    whole_ssim,
-)
+from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SSIMLoss, above_deviation, adaptive_weight
 
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+DIMMED = 0.25
 
 
-class EqualWindows(SSIMLoss):
-    """L_s in windows alone, contrast and structure, with equal weights: Eq. 13 without its luminance factor."""
-
-    def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
-        similarities = (weighted_ssim(fused, (source, source), self.window).mean() for source in (ir, vis_y))
-        return 1 - sum(similarities) / 2, {}
+def contrast_recipe(lambda_3: float, **contrastive: str) -> FusionLoss:
+    return FusionLoss(FrequencyContrastiveLoss(**contrastive), SSIMLoss(7, weighted=True, whole=True),
+                      luminance=LuminanceLoss(), lambda_3=lambda_3)
 
 
-class OneByOne(SSIMLoss):
-    """L_s whose contrast over the whole image is compared with the sources one by one."""
-
-    def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
-        windows = 1 - weighted_ssim(fused, (ir, vis_y), self.window).mean()
-        whole = 1 - (whole_ssim(fused, (ir, ir)) + whole_ssim(fused, (vis_y, vis_y))).mean() / 2
-        return (windows + whole) / 2, {}
-
-
-def printed(window: int) -> SSIMLoss:
-    return SSIMLoss(window, weighted=False, whole=False)
-
-
-LOSSES = {      # arguments of L_c, L_s, and lambda_2
-    "windows of 3 (Eq. 13)": ({}, printed(3), 5.0),
-    "windows of 7": ({}, printed(7), 5.0),
-    "windows of 11": ({}, printed(11), 5.0),
-    "Eq. 13, lambda_2 1.25": ({}, printed(3), 1.25),
-    "windows of 7 without luminance": ({}, EqualWindows(), 5.0),
-    "weighted windows of 7": ({}, SSIMLoss(whole=False), 5.0),
-    "windows of 7 and the whole": ({}, SSIMLoss(weighted=False), 5.0),
-    "weighted windows of 7 and the whole, one by one": ({}, OneByOne(), 5.0),
-    "weighted windows of 3 and the whole": ({}, SSIMLoss(3), 5.0),
-    "weighted windows of 7 and the whole (default)": ({}, SSIMLoss(), 5.0),
-    "weighted windows of 11 and the whole": ({}, SSIMLoss(11), 5.0),
-    "default, lambda_2 2.5": ({}, SSIMLoss(), 2.5),
-    "default, lambda_2 10": ({}, SSIMLoss(), 10.0),
-    "default, w as printed (Eq. 9)": ({"weight": "printed"}, SSIMLoss(), 5.0),
-    "default, spatial L_c": ({"domain": "spatial"}, SSIMLoss(), 5.0),
-    "default, L_c without contrast": ({"contrast": False}, SSIMLoss(), 5.0),
+LOSSES = {
+    "paper": FusionLoss(FrequencyContrastiveLoss(weight="printed"), SSIMLoss()),
+    "paper, w with 1 + S": FusionLoss(FrequencyContrastiveLoss(), SSIMLoss()),
+    "paper, spatial L_c": FusionLoss(FrequencyContrastiveLoss("spatial", weight="printed"), SSIMLoss()),
+    "w with 1 + S, weighted windows": FusionLoss(FrequencyContrastiveLoss(), SSIMLoss(7, weighted=True)),
+    "the same and the whole image": contrast_recipe(0),
+    "the same and luminance, lambda_3 2": contrast_recipe(2),
+    "the same and luminance, lambda_3 4": contrast_recipe(4),
+    "the same and luminance, lambda_3 8 (recipe contrast)": contrast_recipe(8),
+    "the same and luminance, lambda_3 16": contrast_recipe(16),
+    "recipe contrast, spatial L_c": contrast_recipe(8, domain="spatial"),
 }
 
 
 def central_crops(data: str, count: int, side: int) -> list[Tensor]:
     """Infrared and visible luminance, each (count, 1, side, side) in [0, 1], of training pairs spread over the list."""
     pairs = named_pairs("roadscene", data, "train")
-    crops = [[], []]
+    crops: list[list[Tensor]] = [[], []]
     for images in PairDataset(pairs[::len(pairs) // count][:count]).items:
         for kind, image in zip(crops, images):
             top, left = (max(length - side, 0) // 2 for length in image.shape[1:])
-            kind.append(image[:, top:top + side, left:left + side])
+            kind.append(torch.from_numpy(image[:, top:top + side, left:left + side]))
     return [torch.stack(kind).float() / 255 for kind in crops]
 
 
@@ -99,10 +74,17 @@ def optimum(loss: FusionLoss, ir: Tensor, vis_y: Tensor, steps: int) -> Tensor:
 
 
 def score(fused: Tensor, ir: Tensor, vis_y: Tensor) -> dict[str, float]:
-    """Means of the metrics, float protocol, on 8-bit images."""
-    levels = [np.uint8(x[:, 0].mul(255).round().numpy()) for x in (fused, ir, vis_y)]
+    """Means over the crops; the second half of each are the dimmed ones."""
+    half = len(ir) // 2
+    levels = [np.uint8(x[:half, 0].mul(255).round().numpy()) for x in (fused, ir, vis_y)]
     rows = [metrics.evaluate(*images, names=METRICS) for images in zip(*levels)]
-    return {name: round(sum(row[name] for row in rows) / len(rows), 4) for name in METRICS}
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in METRICS}
+    rest, hot = 1 - adaptive_weight(ir, vis_y)[:half], above_deviation(ir)[:half]
+    means["background"] = ((fused[:half] * rest).sum() / (vis_y[:half] * rest).sum()).item()
+    means["hot"] = ((fused[:half] * hot).sum() / (ir[:half] * hot).sum()).item()
+    brighter = torch.maximum(ir[half:].mean((1, 2, 3)), vis_y[half:].mean((1, 2, 3)))
+    means["lift"] = 255 * (fused[half:].mean((1, 2, 3)) - brighter).mean().item()
+    return {name: round(value, 4) for name, value in means.items()}
 
 
 def main() -> None:
@@ -111,12 +93,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=6, help="crops (default: 6)")
     parser.add_argument("--side", type=int, default=128, help="of a crop, pixels (default: 128)")
     parser.add_argument("--steps", type=int, default=60, help="of Adam (default: 60)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("pixels.csv"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "pixels.csv")
     args = parser.parse_args()
-    ir, vis_y = central_crops(args.data, args.count, args.side)
+    ir, vis_y = (torch.cat([x, DIMMED * x]) for x in central_crops(args.data, args.count, args.side))
     rows = [{"loss": "average of the sources"} | score((ir + vis_y) / 2, ir, vis_y)]
-    for name, (contrastive, structure, lambda_2) in LOSSES.items():
-        loss = FusionLoss(FrequencyContrastiveLoss(**contrastive), structure, lambda_2=lambda_2)
+    for name, loss in LOSSES.items():
         rows.append({"loss": name} | score(optimum(loss, ir, vis_y, args.steps), ir, vis_y))
         print(rows[-1], flush=True)
     with args.out.open("w", newline="") as file:
