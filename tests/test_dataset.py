@@ -236,9 +236,9 @@ def test_dimmed_crops_are_the_same_windows_darkened_source_by_source(pairs, dim)
         for crop, value in zip(dimmed[number], (200, 100)):
             assert crop.dtype == np.uint8 and crop.min() == crop.max()      # one factor for the whole crop
             factors.append(int(crop.max()) / value)
-    assert 0.09 <= min(factors) < 0.15 and max(factors) <= 1
-    # 400 draws: three standard deviations of a share of 0.3 are 0.07; a factor above 0.995 rounds to 1.
-    assert np.mean(np.array(factors) < 1) == pytest.approx(dim, abs=0.08)
+    assert 0.045 <= min(factors) < 0.08 and max(factors) <= 1
+    # 200 draws: three standard deviations of a share of 0.3 are 0.1; a factor above 0.995 rounds to 1.
+    assert np.mean(np.array(factors) < 1) == pytest.approx(dim, abs=0.1)
     assert any(abs(first - second) > 0.1 for first, second in zip(factors[0::2], factors[1::2]))     # each its own
 
 
