@@ -1,54 +1,90 @@
-"""README's numbers are those that are recorded in the files beside it."""
+"""The documents tell what the files beside them hold, and their commands run."""
 import csv
-import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def rows_between(start, end):
-    """Rows of the tables between two lines of README, each a list of cells."""
-    text = (ROOT / "README.md").read_text()
-    part = text[text.index(f"\n{start}"):]
-    lines = part[:part.index(f"\n{end}")].splitlines()
-    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    return [row for row in rows if re.search(r"\d\.\d", row[-1])]
+def tables(text: str) -> list[list[list[str]]]:
+    """Markdown tables, each a list of rows of cells."""
+    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return [[[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()] for table in found]
 
 
-def recorded(name):
-    with (ROOT / "results" / name).open(newline="") as file:
-        return list(csv.DictReader(file))
+def recorded_values() -> set[str]:
+    """Every number in results/, as written, and rounded to 1 to 3 digits."""
+    values = set()
+    for path in (ROOT / "results").glob("*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.reader(file):
+                for cell in row:
+                    values.add(cell)
+                    if re.fullmatch(r"-?\d+\.\d+", cell):
+                        values |= {f"{float(cell):.{digits}f}" for digits in (1, 2, 3)}
+    return values
 
 
-def same(cells, values):
-    """Whether each cell is the value, rounded to the cell's digits; an empty cell is an empty value."""
-    def rounded(cell, value):
-        return abs(float(cell) - float(value)) <= 0.5001 * 10.0 ** -len(cell.partition(".")[2])
-    return all(cell == value == "" or cell and value and rounded(cell, value) for cell, value in zip(cells, values, strict=True))
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_measured_numbers_are_recorded(path):
+    """Cells with three decimals are metrics: each must stand in results/, signed differences apart."""
+    known = recorded_values()
+    cells = [cell for table in tables(path.read_text()) for row in table for cell in row]
+    numbers = [cell for cell in cells if re.fullmatch(r"\d+\.\d{3}", cell)]
+    assert [number for number in numbers if number not in known] == []
 
 
-@pytest.mark.parametrize(("file", "start", "end", "least"), [
-    ("study.csv", "### Study", "`python results/pixels.py", 10), ("pixels.csv", "| L_s, pixels optimised", "What a crop", 5)])
-def test_study_tables_repeat_recorded_rows(file, start, end, least):
-    rows = rows_between(start, end)
-    known = [[row[name] for name in COLUMNS] for row in recorded(file)]
-    unknown = [row for row in rows if not any(same(row[-6:], values) for values in known)]
-    assert len(rows) >= least and not unknown
+def test_no_table_is_repeated():
+    rows = [tuple(row) for path in DOCUMENTS for table in tables(path.read_text()) for row in table[2:]
+            if sum(bool(re.search(r"\d\.\d", cell)) for cell in row) >= 3]
+    assert len(rows) == len(set(rows))
 
 
-def test_results_of_the_shipped_weights_are_those_beside_them():
-    measured = json.loads((ROOT / "checkpoints" / "rpfnet.json").read_text())["measured"]
-    printed = [row[-6:] for row in rows_between("**float protocol**", "**paper protocol**") if row[1] == "ours, plain"]
-    kept = [list(map(str, scores.values())) for scores in measured.values() if isinstance(scores, dict)]
-    assert len(printed) == len(kept) == 3
-    assert all(same(cells, values) for cells, values in zip(printed, kept))
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_inside_the_repository_exist(path):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
+    assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize(("table", "label"), [("1", "paper, Table 1"), ("4", "paper, Table 4")])
-def test_the_papers_rows_are_the_papers(table, label):
-    printed, = (row[-6:] for row in rows_between("**paper protocol**", "Bold:") if row[1] == label)
-    assert any(same(printed, list(row.values())[-6:]) for row in recorded("paper_tables.csv") if table in row.values())
+def test_readme_is_a_page():
+    assert len(README.splitlines()) <= 200
+
+
+def commands(path: Path) -> list[list[str]]:
+    blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [[word for word in command if "=" not in word or word.startswith("--") or command.index(word)]
+            for command in words if "python" in command]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documented_options_exist(path, monkeypatch, capsys):
+    """Every command of a document that is one of ours is understood by its parser."""
+    import dataset
+    import metrics
+    import test as fuse_command
+    import train
+
+    parsers = {"train.py": train.build_parser, "test.py": fuse_command.build_parser, "metrics.py": metrics.build_parser}
+    for command in commands(path):
+        script = command[command.index("python") + 1]
+        if script in parsers:
+            parsers[script]().parse_args(command[command.index("python") + 2:])
+        elif script == "dataset.py" and "NAME" not in command:
+            assert command[-2] in dataset.DATASETS
+        elif script.endswith(".py"):
+            assert (ROOT / script).is_file()
+
+
+def test_the_notebook_snippet_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope: dict = {}
+    exec(snippet, scope)
+    assert scope["fused"].shape == scope["vis"].shape and len(scope["features"]) == 4

@@ -1,0 +1,113 @@
+"""tools/figures.py on the samples and on images with known answers."""
+import csv
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="figures need matplotlib: requirements-figures.txt")
+
+from images import DataError  # noqa: E402
+from net import RPFNet  # noqa: E402
+from tools import figures  # noqa: E402
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two small pairs and two methods: one is the visible image, the other lacks a pair."""
+    rng = np.random.default_rng(0)
+    for folder in ("ir", "vis", "same", "other"):
+        (tmp_path / folder).mkdir()
+    for name in "ab":
+        for folder in ("ir", "vis"):
+            image = cv2.GaussianBlur(rng.integers(0, 256, (48, 64), np.uint8), (0, 0), 2)
+            cv2.imwrite(str(tmp_path / folder / f"{name}.png"), cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX))
+        cv2.imwrite(str(tmp_path / "same" / f"{name}.png"), cv2.imread(str(tmp_path / "vis" / f"{name}.png"), 0))
+    cv2.imwrite(str(tmp_path / "other" / "a.png"), np.full((48, 64), 7, np.uint8))
+    return tmp_path
+
+
+def run(folders, kind, *options):
+    return figures.main([kind, "--ir", str(folders / "ir"), "--vis", str(folders / "vis"),
+                         "--out", str(folders / "out" / kind), *map(str, options)])
+
+
+def written(folders, kind):
+    image = cv2.imread(str(folders / "out" / f"{kind}.png"))
+    assert (folders / "out" / f"{kind}.pdf").read_bytes().startswith(b"%PDF")
+    return image
+
+
+def test_a_sheet_names_what_is_missing_and_draws_the_rest(folders, capsys):
+    assert run(folders, "sheet", "--fused", f"Same={folders / 'same'}", f"Other={folders / 'other'}") == 1
+    assert "no fused image for b" in capsys.readouterr().err
+    first = written(folders, "sheet")
+    assert run(folders, "sheet", "--fused", f"Same={folders / 'same'}", "--box", "2,3,10,8", "20,20,9,9") == 0
+    assert written(folders, "sheet").shape != first.shape
+
+
+def test_a_broken_pair_is_left_out(folders, capsys):
+    (folders / "ir" / "a.png").write_bytes(b"no image")
+    assert run(folders, "sheet") == 1
+    assert "a.png" in capsys.readouterr().err and written(folders, "sheet") is not None
+
+
+def test_auto_boxes_find_the_hot_target_and_the_texture():
+    ir, vis = np.full((100, 200), 20, np.uint8), np.full((100, 200), 120, np.uint8)
+    ir[20:36, 150:166] = 250
+    vis[10:30, 20:40] = np.random.default_rng(0).integers(0, 256, (20, 20))
+    (x, y, width, height), (tx, ty, *_) = figures.auto_boxes(ir, vis)
+    assert x <= 150 and x + width >= 166 and y <= 20 and y + height >= 36
+    assert abs(tx - 20) <= 2 and abs(ty - 10) <= 2
+
+
+@pytest.mark.parametrize("box", ["1,2,3", "60,0,10,10", "-1,0,5,5", "a,b,c,d"])
+def test_wrong_boxes_are_refused_in_one_line(folders, capsys, box):
+    assert run(folders, "sheet", f"--box={box}") == 1
+    assert capsys.readouterr().err.startswith(f"figures.py: --box {box}")
+
+
+def test_a_copy_of_the_visible_has_a_visible_fidelity_of_one(folders):
+    table = folders / "spectrum.csv"
+    assert run(folders, "spectrum", "--fused", f"Same={folders / 'same'}", "--csv", table) == 0
+    rows = [row for row in csv.DictReader(table.open()) if row["method"] == "Same"]
+    assert len(rows) == 2 and all(float(row["visible fidelity"]) == pytest.approx(1) for row in rows)
+    assert written(folders, "spectrum") is not None
+
+
+def test_spectral_entropy_of_noise_is_near_its_bound_and_of_a_wave_far_below():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    wave = np.uint8(127 + 100 * np.sin(np.arange(64) / 2)) * np.ones((64, 1), np.uint8)
+    entropy = [figures.spectral_numbers(x, x, x)["spectral entropy"] for x in (noise, wave)]
+    assert 10.5 < entropy[0] < 12 and entropy[1] < 5       # log2(64 * 64) = 12
+
+
+def test_features_of_a_checkpoint_with_and_without_the_prior(folders):
+    import torch
+    for prior in (True, False):
+        model = RPFNet(channels=4, stages=2, prior=prior).eval()
+        torch.save({"model": model.state_dict(), "config": model.config}, folders / "last.pth")
+        assert run(folders, "features", "--checkpoint", folders / "last.pth", "--names", "b") == 0
+        assert written(folders, "features") is not None
+
+
+def test_phase_changes_the_image_everywhere(folders, capsys):
+    assert run(folders, "phase", "--image", folders / "ir" / "a.png", "--box", "36,26,6,6") == 0
+    share = float(capsys.readouterr().out.split("one level: ")[1].split("%")[0])
+    assert share > 50
+
+
+def test_tradeoff_needs_its_columns(folders, capsys):
+    points = folders / "points.csv"
+    points.write_text("method,quality,gflop,parameters\nA,7.4,100,72000\nB,7.1,20,1300000\n")
+    assert run(folders, "tradeoff", "--points", points) == 0 and written(folders, "tradeoff") is not None
+    points.write_text("method,EN\nA,7\n")
+    assert run(folders, "tradeoff", "--points", points) == 1
+    assert "expected a CSV with method, quality, gflop, parameters" in capsys.readouterr().err
+
+
+def test_unknown_names_are_told(folders, capsys):
+    assert run(folders, "sheet", "--names", "z") == 1
+    assert "--names z: no such pair" in capsys.readouterr().err
+    with pytest.raises(DataError):
+        figures.given_boxes(["1,1,100,1"], (10, 10))

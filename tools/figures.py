@@ -1,0 +1,399 @@
+"""Figures for papers, of any method's fused images: sheets, features, spectra, trade-offs, the phase experiment.
+
+    python tools/figures.py sheet --ir DIR --vis DIR --fused RPFNet=Fused Mine=DIR --names 5 18 --box auto
+    python tools/figures.py features --checkpoint contrast --ir DIR --vis DIR --names 18
+    python tools/figures.py spectrum --ir DIR --vis DIR --fused RPFNet=Fused Mine=DIR --csv spectrum.csv
+    python tools/figures.py tradeoff --points points.csv
+    python tools/figures.py phase --image a.png --box 40,40,24,24
+
+Each writes OUT.png and OUT.pdf (--out, by default figures/KIND). Without --ir and --vis the rendered samples are taken.
+Needs matplotlib: python -m pip install -r requirements-figures.txt
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+try:
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+except ModuleNotFoundError:
+    sys.exit("figures.py: matplotlib is missing; python -m pip install -r requirements-figures.txt")
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dataset import Pair, load_pair
+from images import DataError, luma, read_gray, read_vis, write_atomically
+from loss import adaptive_weight
+from metrics import BASELINES, baseline, collect_methods, collect_pairs, match_fused
+from net import AuxiliaryDecoder, RPFNet
+
+Box = tuple[int, int, int, int]     # x, y, width, height in pixels
+INSET = 0.36                        # side of a magnified crop, share of the panel
+PANEL = 2.4                         # width of a panel, inches
+COLOUR_MAP = "turbo"                # of feature maps and spectra
+
+# ---------------------------------------------------------------------------------------------
+# Sources
+
+
+def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
+    """The pairs of --names in their order, or the first --count. Raises DataError for a name that is not there."""
+    if not (args.ir or args.dataset):
+        args.ir, args.vis = ROOT / "samples" / "ir", ROOT / "samples" / "vis"
+    pairs, unpaired = collect_pairs(args)
+    problems += unpaired
+    if not args.names:
+        return pairs[:args.count] if args.count else pairs
+    by_name = {pair.name: pair for pair in pairs}
+    missing = [name for name in args.names if name not in by_name]
+    if missing:
+        raise DataError(f"--names {' '.join(missing)}: no such pair; there are {', '.join(list(by_name)[:5])} ...")
+    return [by_name[name] for name in args.names]
+
+
+def readable(pairs: Sequence[Pair], problems: list[str]) -> list[tuple[Pair, np.ndarray, np.ndarray]]:
+    """Each pair with its infrared and visible image; broken ones are named in `problems` and left out."""
+    found = []
+    for pair in tqdm(pairs, desc="reading", unit="pair", leave=False, disable=None):
+        try:
+            found.append((pair, *load_pair(pair)))
+        except DataError as error:
+            problems.append(str(error))
+    if not found:
+        raise DataError("no pair can be drawn: " + "; ".join(problems[:3]))
+    return found
+
+
+def fused_images(args: argparse.Namespace, pairs: Sequence[Pair], problems: list[str]) -> dict[str, dict[str, Path]]:
+    """{method: {pair: file}}."""
+    methods = {}
+    for name, folder in collect_methods(args.fused).items():
+        methods[name], missing = match_fused(pairs, folder)
+        problems += [line for line in missing if "no fused image" in line]
+    return methods
+
+
+# ---------------------------------------------------------------------------------------------
+# sheet: Figures 1, 4, 5 and 8
+
+
+def auto_boxes(ir: np.ndarray, vis: np.ndarray) -> list[Box]:
+    """A hot target of the infrared, and a textured place of the visible that does not overlap it."""
+    height, width = ir.shape
+    side = max(8, min(height, width) // 5)
+
+    def best(score: np.ndarray) -> Box:
+        sums = cv2.boxFilter(score.astype(np.float32), -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
+        # Above the lower corners, where the magnified crops will stand.
+        inside = sums[:max(1, int(height * (1 - INSET)) - side), :width - side + 1]
+        y, x = np.unravel_index(np.argmax(inside), inside.shape)
+        return int(x), int(y), side, side
+
+    hot = best((ir > ir.mean() + ir.std()) * (ir.astype(np.float32) - vis).clip(0))
+    texture = cv2.magnitude(cv2.Sobel(vis, cv2.CV_32F, 1, 0), cv2.Sobel(vis, cv2.CV_32F, 0, 1))
+    texture[hot[1]:hot[1] + side, hot[0]:hot[0] + side] = -texture.max() * side
+    return [hot, best(texture)]
+
+
+def given_boxes(texts: Sequence[str], size: tuple[int, int]) -> list[Box]:
+    boxes = []
+    for text in texts:
+        try:
+            x, y, width, height = map(int, text.split(","))
+        except ValueError:
+            raise DataError(f"--box {text}: write X,Y,W,H in pixels, or auto") from None
+        if min(x, y) < 0 or min(width, height) < 1 or x + width > size[1] or y + height > size[0]:
+            raise DataError(f"--box {text}: outside the image of {size[1]}x{size[0]} pixels")
+        boxes.append((x, y, width, height))
+    return boxes
+
+
+def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
+    pairs = readable(chosen_pairs(args, problems), problems)
+    methods = fused_images(args, [pair for pair, *_ in pairs], problems)
+    titles = ["infrared", "visible", *methods]
+    heights = [ir.shape[0] / ir.shape[1] for _, ir, _ in pairs]
+    figure, axes = plt.subplots(len(pairs), len(titles), squeeze=False, layout="constrained",
+                                figsize=(PANEL * len(titles), PANEL * sum(heights)), height_ratios=heights)
+    for row, (pair, ir, vis) in zip(axes, pairs):
+        boxes = auto_boxes(ir, luma(vis)) if args.box == ["auto"] else given_boxes(args.box, ir.shape)
+        images = [ir, vis, *(method_image(files.get(pair.name), ir.shape, problems) for files in methods.values())]
+        for axis, title, image in zip(row, titles, images):
+            draw_panel(axis, image, boxes)
+            if pair is pairs[0][0]:
+                axis.set_title(title, fontsize=9)
+        row[0].set_ylabel(pair.name, fontsize=8)
+    return figure
+
+
+def method_image(path: Path | None, size: tuple[int, int], problems: list[str]) -> np.ndarray | None:
+    if path is None:
+        return None
+    try:
+        image = read_vis(path)
+    except DataError as error:
+        problems.append(str(error))
+        return None
+    if image.shape[:2] != size:
+        problems.append(f"{path}: {image.shape[1]}x{image.shape[0]}, its sources {size[1]}x{size[0]}")
+        return None
+    return image
+
+
+def draw_panel(axis: plt.Axes, image: np.ndarray | None, boxes: Sequence[Box]) -> None:
+    """The image with its boxes, and each box magnified in a lower corner."""
+    axis.set(xticks=[], yticks=[])
+    if image is None:
+        axis.text(0.5, 0.5, "missing", ha="center", va="center", transform=axis.transAxes)
+        return
+    axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+    for number, (x, y, width, height) in enumerate(boxes[:2]):
+        axis.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="red", linewidth=0.8))
+        inset = axis.inset_axes((0 if number == 0 else 1 - INSET, 0, INSET, INSET))
+        inset.imshow(image[y:y + height, x:x + width], cmap="gray", vmin=0, vmax=255)
+        inset.set(xticks=[], yticks=[], anchor="SW" if number == 0 else "SE")
+        for spine in inset.spines.values():
+            spine.set(edgecolor="red", linewidth=0.8)
+
+
+# ---------------------------------------------------------------------------------------------
+# features: Figure 3
+
+
+@torch.inference_mode()
+def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
+    model = RPFNet.from_pretrained(args.checkpoint)
+    args.count = args.count or 1
+    pair, ir, vis = readable(chosen_pairs(args, problems), problems)[0]
+    sources = [torch.from_numpy(x)[None, None].float() / 255 for x in (ir, luma(vis))]
+    fused, features = model(*sources, return_features=True)
+    decoder = auxiliary_decoder(args.checkpoint, model)
+    first = {"infrared": sources[0], "visible": sources[1], "M": sources[0] - sources[1],
+             "w": adaptive_weight(*sources), "fused": fused}
+    if decoder is not None and features[-1].residual is not None:
+        first["M'"] = decoder(features[-1].residual)
+    rows = [first, {f"F_F, stage {n}": f.fusion for n, f in enumerate(features)}]
+    if features[0].residual is not None:
+        rows.append({f"F_R, stage {n}": f.residual for n, f in enumerate(features)})
+    columns = max(map(len, rows))
+    figure, axes = plt.subplots(len(rows), columns, squeeze=False, layout="constrained",
+                                figsize=(PANEL * columns, PANEL * len(rows) * ir.shape[0] / ir.shape[1]))
+    for line, row in zip(axes, rows):
+        for axis in line:
+            axis.axis("off")
+        for axis, (title, maps) in zip(line, row.items()):
+            gray = title in ("infrared", "visible", "fused")
+            axis.imshow(maps[0].mean(0).numpy(), cmap="gray" if gray else COLOUR_MAP)      # mean over the channels
+            axis.set_title(title, fontsize=9)
+    figure.suptitle(pair.name, fontsize=9)
+    return figure
+
+
+def auxiliary_decoder(checkpoint: str, model: RPFNet) -> AuxiliaryDecoder | None:
+    """That of a last.pth; other checkpoints do not hold it."""
+    path = Path(checkpoint)
+    state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
+    if "decoder" not in state:
+        return None
+    decoder = AuxiliaryDecoder(model.config["channels"]).eval()
+    decoder.load_state_dict(state["decoder"])
+    return decoder
+
+
+# ---------------------------------------------------------------------------------------------
+# spectrum: Figure 6. The paper defines none of its three numbers; these definitions are ours.
+
+
+def log_psd(image: np.ndarray) -> np.ndarray:
+    """Logarithm of the power spectral density, (H, W), the mean frequency in the middle; of gray levels in [0, 1].
+
+    A Hann window keeps the jump between opposite borders out of it.
+    """
+    window = np.outer(np.hanning(image.shape[0]), np.hanning(image.shape[1]))
+    values = image.astype(np.float64) / 255
+    return np.log(np.abs(np.fft.fftshift(np.fft.fft2((values - values.mean()) * window))) ** 2 + 1e-8)
+
+
+def spectral_numbers(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> dict[str, float]:
+    """Infrared and visible fidelity: correlations of log PSDs. Spectral entropy: of the PSD as a distribution, bits."""
+    spectra = [log_psd(x) for x in (fused, ir, vis)]
+    power = np.exp(spectra[0]) / np.exp(spectra[0]).sum()
+    return {"infrared fidelity": float(np.corrcoef(spectra[0].ravel(), spectra[1].ravel())[0, 1]),
+            "visible fidelity": float(np.corrcoef(spectra[0].ravel(), spectra[2].ravel())[0, 1]),
+            "spectral entropy": float(-(power * np.log2(power)).sum())}
+
+
+def draw_spectrum(args: argparse.Namespace, problems: list[str]) -> Figure:
+    pairs = readable(chosen_pairs(args, problems), problems)
+    methods = fused_images(args, [pair for pair, *_ in pairs], problems)
+    rows: list[dict] = []
+    first: dict[str, np.ndarray] = {}
+    for pair, ir, colour in tqdm(pairs, desc="spectra", unit="pair", disable=None):
+        vis = luma(colour)
+        images = {name: baseline(name, ir, vis) for name in BASELINES}
+        for name, files in methods.items():
+            fused = method_image(files.get(pair.name), ir.shape, problems)
+            if fused is not None:
+                images[name] = luma(fused)
+        rows += [{"image": pair.name, "method": name} | spectral_numbers(image, ir, vis)
+                 for name, image in images.items()]
+        first = first or {"infrared": ir, "visible": vis, **images}
+    if args.csv:
+        write_csv(args.csv, rows)
+    return spectra_and_bars(first, rows)
+
+
+def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figure:
+    """The spectra of one pair above, the means over all pairs below."""
+    numbers = [key for key in rows[0] if key not in ("image", "method")]
+    figure = plt.figure(figsize=(PANEL * len(first), 2.1 * PANEL), layout="constrained")
+    upper, lower = figure.subfigures(2, 1)
+    for axis, (name, image) in zip(upper.subplots(1, len(first)), first.items()):
+        axis.imshow(log_psd(image), cmap=COLOUR_MAP)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(name, fontsize=9)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for axis, number in zip(lower.subplots(1, len(numbers)), numbers):
+        means = [np.mean([row[number] for row in rows if row["method"] == method]) for method in methods]
+        bars = axis.barh(methods, means, color=["0.7" if method in BASELINES else "C0" for method in methods])
+        axis.bar_label(bars, fmt="%.3f", fontsize=7)
+        axis.set_title(f"{number} (our definition)", fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.invert_yaxis()
+        print(f"{number}: " + ", ".join(f"{method} {mean:.3f}" for method, mean in zip(methods, means)))
+    return figure
+
+
+def write_csv(path: Path, rows: Sequence[dict]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# ---------------------------------------------------------------------------------------------
+# tradeoff: Figure 1b; phase: Figure 1c
+
+
+def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
+    """Quality against GFLOP; the area of a point is its number of parameters."""
+    try:
+        with args.points.open(newline="", encoding="utf-8") as file:
+            points = [(row["method"], *(float(row[key]) for key in ("quality", "gflop", "parameters")))
+                      for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"--points {args.points}: expected a CSV with method, quality, gflop, parameters "
+                        f"({type(error).__name__}: {error})") from None
+    figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    largest = max(point[3] for point in points)
+    for name, quality, gflop, parameters in points:
+        axis.scatter(gflop, quality, s=20 + 800 * parameters / largest, alpha=0.6)
+        axis.annotate(f"{name}, {parameters / 1e6:.2f} M", (gflop, quality), fontsize=7, ha="center")
+    axis.set(xscale="log", xlabel="GFLOP", ylabel=args.quality)
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
+    """The phase of the spectrum is turned in one box: the whole image changes."""
+    image = read_gray(args.image).astype(np.float64) / 255
+    spectrum = np.fft.fftshift(np.fft.fft2(image))
+    centre = (image.shape[1] // 2 + image.shape[1] // 16, image.shape[0] // 2 + image.shape[0] // 16)
+    automatic = f"{centre[0]},{centre[1]},{image.shape[1] // 16},{image.shape[0] // 16}"
+    text = automatic if args.box == ["auto"] else args.box[0]
+    (x, y, width, height), = given_boxes([text], image.shape)
+    turned = spectrum.copy()
+    turned[y:y + height, x:x + width] *= np.exp(1j * np.pi / 2)
+    changed = np.fft.ifft2(np.fft.ifftshift(turned)).real
+    panels = {"image": image, "log magnitude, box of changed phase": np.log(np.abs(spectrum) + 1e-3),
+              "after the inverse FFT": changed, "difference": np.abs(changed - image)}
+    figure, axes = plt.subplots(1, 4, layout="constrained",
+                                figsize=(PANEL * 4, PANEL * image.shape[0] / image.shape[1] + 0.3))
+    for axis, (title, values) in zip(axes, panels.items()):
+        axis.imshow(values, cmap="gray" if title in ("image", "after the inverse FFT") else COLOUR_MAP)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(title, fontsize=8)
+    axes[1].add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="red"))
+    print(f"pixels that change by more than one level: {(np.abs(changed - image) > 1 / 255).mean():.1%}")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+
+KINDS: dict[str, Callable[[argparse.Namespace, list[str]], Figure]] = {
+    "sheet": draw_sheet, "features": draw_features, "spectrum": draw_spectrum, "tradeoff": draw_tradeoff,
+    "phase": draw_phase}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--out", type=Path, help="file to write, without suffix (default: figures/KIND)")
+    pairs = parser.add_argument_group("pairs (sheet, features, spectrum)")
+    pairs.add_argument("--ir", type=Path, help="infrared folder")
+    pairs.add_argument("--vis", type=Path, help="visible folder")
+    pairs.add_argument("--dataset", type=str.lower, help="a published data set's layout, in place of --ir and --vis")
+    pairs.add_argument("--data", type=Path, help="its folder")
+    pairs.add_argument("--split", help="its split")
+    pairs.add_argument("--names", nargs="+", help="these pairs (default: all; features: the first)")
+    pairs.add_argument("--count", type=int, default=0, help="only the first COUNT pairs")
+    pairs.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR", help="folders of fused images")
+    other = parser.add_argument_group("one kind each")
+    other.add_argument("--box", nargs="+", default=["auto"], metavar="X,Y,W,H", help="sheet: one or two boxes to "
+                       "magnify, or auto, a hot target and a textured place; phase: the box of the centred spectrum")
+    other.add_argument("--checkpoint", default="contrast", metavar="NAME|FILE", help="features: the network; a last.pth "
+                       "of train.py has the auxiliary decoder, which gives M'")
+    other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image")
+    other.add_argument("--points", type=Path, help="tradeoff: CSV with method, quality, gflop, parameters")
+    other.add_argument("--quality", default="EN", help="tradeoff: name of the quality")
+    other.add_argument("--image", type=Path, default=ROOT / "samples" / "ir" / "smoke.png", help="phase: the image")
+    return parser
+
+
+def save(figure: Figure, out: Path) -> None:
+    """Both formats, each whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".png", ".pdf"):
+        data = io.BytesIO()
+        # Without a date: the same figure is the same file.
+        dated = {"CreationDate": None} if suffix == ".pdf" else None
+        figure.savefig(data, format=suffix[1:], dpi=200, metadata=dated)
+        write_atomically(out.with_name(out.name + suffix), data.getvalue())
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    out = args.out or Path("figures") / args.kind
+    problems: list[str] = []
+    if args.kind == "tradeoff" and not args.points:
+        print("figures.py: tradeoff needs --points FILE", file=sys.stderr)
+        return 1
+    try:
+        save(KINDS[args.kind](args, problems), out)
+    except (DataError, FileNotFoundError, ValueError, OSError) as error:
+        print(f"figures.py: {error}", file=sys.stderr)
+        return 1
+    print(f"{out}.png, {out}.pdf")
+    for problem in problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
