@@ -62,12 +62,13 @@ DATA_HEAD, DATA_END = "// Made by tools/gallery.py\nconst REPORT = ", ";\n"
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Make a folder of web pages that shows fused images beside their sources and scores: a viewer with "
-                    "a slider,\nzoom and blinking, and sortable tables. Open index.html in a browser; no server is needed.",
+        description="Make a folder of web pages that shows fused images beside their sources and scores: a viewer\n"
+                    "with a slider, zoom and blinking, and sortable tables. Open index.html in a browser; no server\n"
+                    "is needed.",
         epilog="Without --ir, --vis and --dataset: the rendered samples; without --fused: the images in ./Fused.\n\n"
                "examples:\n"
                "  python tools/gallery.py --fused RPFNet=Fused Mine=DIR --ir data/ir --vis data/vis --out report\n"
-               "  python tools/gallery.py --fused Mine=DIR --dataset tno --data data/TNO --baselines --metrics EN SD VIF")
+               "  python tools/gallery.py --fused Mine=DIR --dataset tno --data data/TNO --baselines --metrics EN SD")
     add_image_options(parser)
 
     what = parser.add_argument_group("scores")

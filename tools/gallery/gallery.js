@@ -33,14 +33,10 @@ let painted = 0, asked = 0;
 let ahead = [];
 
 function pane(pair, source, side) {
-  const box = element("figure", {className: `pane ${side}`});
-  if (pair.shown.includes(source)) {
-    box.append(element("img", {alt: `${sources[source].label}, ${pair.name}`, src: address(pair, source), draggable: false}));
-  } else {
-    box.classList.add("missing");
-  }
-  box.append(element("figcaption", {textContent: sources[source].label}));
-  return box;
+  const {label} = sources[source], caption = element("figcaption", {textContent: label});
+  if (!pair.shown.includes(source)) return element("figure", {className: `pane ${side} missing`}, caption);
+  const image = element("img", {alt: `${label}, ${pair.name}`, src: address(pair, source), draggable: false});
+  return element("figure", {className: `pane ${side}`}, image, caption);
 }
 
 /** Show the images of the state. The old ones stay until the new ones are decoded, so nothing flashes. */
@@ -60,14 +56,11 @@ async function paint() {
 
 /** The images that the next key may ask for. */
 function fetchAhead() {
-  const [before, after] = neighbours();
-  const wanted = pairs[state.pair].shown.map(source => [pairs[state.pair], source]);
-  for (const index of [after, before]) {
-    if (index !== undefined) {
-      wanted.push(...[state.left, state.right].filter(source => pairs[index].shown.includes(source)).map(source => [pairs[index], source]));
-    }
-  }
-  ahead = wanted.map(([pair, source]) => element("img", {src: address(pair, source)}));
+  const pair = pairs[state.pair], next = neighbours().filter(index => index !== undefined).map(index => pairs[index]);
+  const sides = [state.left, state.right];
+  const wanted = [...pair.shown.map(source => [pair, source]),
+    ...next.flatMap(other => sides.filter(side => other.shown.includes(side)).map(side => [other, side]))];
+  ahead = wanted.map(([other, source]) => element("img", {src: address(other, source)}));
 }
 
 /** Columns of the side-by-side view that make the images largest, then the zoom for the new sizes. */
@@ -111,12 +104,16 @@ function zoom(factor, x = 0.5, y = 0.5) {
   move((x - view.x) * (1 - change), (y - view.y) * (1 - change));
 }
 
-/** Where an event is in its pane, in pane sizes. A pointer that was pressed belongs to the pane where it was. */
+/** Where an event is in a pane, in pane sizes. A pressed pointer keeps the pane where it was pressed. */
 function place(event, box) {
   return {x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height};
 }
 
-const boxOf = event => (event.target.closest(".pane") ?? stage).getBoundingClientRect();
+/** Not by the event's target, which is the stage once it has captured a pointer. */
+function boxOf({clientX, clientY}) {
+  return (document.elementFromPoint(clientX, clientY)?.closest(".pane") ?? stage).getBoundingClientRect();
+}
+
 const pressed = new Map();          // pointers: where they are and their pane's box
 
 function gesture() {
@@ -277,12 +274,13 @@ class Table {
 
   row(index) {
     const {cells, marks, pair, source} = this.rows[index];
-    const link = element("a", {href: linkTo(pair), textContent: cells[0], title: cells[0], onclick: () => update({right: source, grid: false})});
-    const rest = cells.slice(1).map((value, i) => element("td", {
-      className: this.columns[i + 1].text ? "text" : marks[i + 1] ?? "", textContent: write(value, this.columns[i + 1].digits)}));
-    const row = element("tr", {ariaRowIndex: index + 2}, element("th", {scope: "row", className: "text"}, link), ...rest);
-    row.dataset.pair = pair;
-    row.dataset.source = source;
+    const link = element("a", {href: linkTo(pair), textContent: cells[0], title: cells[0]});
+    link.onclick = () => update({right: source, grid: false});
+    const head = element("th", {scope: "row", className: "text"}, link);
+    const rest = this.columns.map(({text, digits}, column) => element("td",
+      {className: text ? "text" : marks[column] ?? "", textContent: write(cells[column], digits)})).slice(1);
+    const row = element("tr", {ariaRowIndex: index + 2}, head, ...rest);
+    Object.assign(row.dataset, {pair, source});
     return row;
   }
 
@@ -333,7 +331,8 @@ const names = {
 };
 const scored = metrics.map((metric, index) => {
   const small = means.length && means.every(row => !(Math.abs(row.values[index]) >= 0.1));
-  return {title: metric.name, lower: metric.lower, metric: true, digits: small ? 4 : 3, wide: 74};
+  const wide = Math.max(72, 9 * metric.name.length + 40);
+  return {title: metric.name, lower: metric.lower, metric: true, digits: small ? 4 : 3, wide};
 });
 const columnsOf = {
   this: [names.method, ...scored],
@@ -342,19 +341,19 @@ const columnsOf = {
 };
 const tables = {};
 
-function rowsOfPair(index, columns) {
-  const rows = pairs[index].scores.flatMap((values, method) => values ? [{
-    cells: columns === columnsOf.this ? [sources[method + FIRST_METHOD].label, ...values]
-      : [pairs[index].name, sources[method + FIRST_METHOD].label, ...values],
-    marks: [], pair: index, source: method + FIRST_METHOD}] : []);
-  return mark(rows, columns);
+/** Rows of one pair: the method and its values, after the cells in `first`. */
+function rowsOfPair(index, columns, ...first) {
+  const rows = pairs[index].scores.map((values, method) => ({values, source: method + FIRST_METHOD}));
+  return mark(rows.filter(({values}) => values).map(({values, source}) => (
+    {cells: [...first, sources[source].label, ...values], marks: [], pair: index, source})), columns);
 }
 
+/** A method with fewer images than others is not marked, as in metrics.py: its images may be the easier ones. */
 function rowsOfMeans() {
   const most = Math.max(...means.map(row => row.images));
   const rows = means.map(({source, images, values, rank}) => (
-    {cells: [sources[source].label, ...values, images, rank], marks: [], pair: state.pair, source, whole: images === most}));
-  return mark(rows, columnsOf.mean, row => row.whole);
+    {cells: [sources[source].label, ...values, images, rank], marks: [], pair: state.pair, source, images}));
+  return mark(rows, columnsOf.mean, row => row.images === most);
 }
 
 function fillTables() {
@@ -363,7 +362,7 @@ function fillTables() {
 }
 
 function fillEach() {
-  const rows = listed.flatMap(index => rowsOfPair(index, columnsOf.each));
+  const rows = listed.flatMap(index => rowsOfPair(index, columnsOf.each, pairs[index].name));
   tables.each.fill(rows.filter(row => state.method === "" || row.source === +state.method));
 }
 
@@ -453,17 +452,19 @@ const keys = {
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const {target} = event, arrow = event.key.startsWith("Arrow");
-  if (target.matches("input[type=search]") || (target.matches("select") && !arrow) || (target === $("divider") && arrow)) {
+  const typing = target.matches("input[type=search]") || (target.matches("select") && !arrow);
+  if (typing || (target === $("divider") && arrow)) {
     if (event.key === "Escape") target.blur();
     return;
   }
-  const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code);     // the key and not its letter: Shift changes that
-  if (digit && digit[1] <= sources.length) {
-    update({[event.shiftKey ? "left" : "right"]: digit[1] - 1, grid: false});
-  } else if (!digit && Object.hasOwn(keys, event.key.length === 1 ? event.key.toLowerCase() : event.key)) {
-    keys[event.key.length === 1 ? event.key.toLowerCase() : event.key]();
-  } else {
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1];    // Shift changes event.key
+  if (digit) {
+    if (digit <= sources.length) update({[event.shiftKey ? "left" : "right"]: digit - 1, grid: false});
+  } else if (!Object.hasOwn(keys, key)) {
     return;
+  } else if (!event.repeat || arrow) {      // a key that is held must not flash
+    keys[key]();
   }
   event.preventDefault();
 }
@@ -493,12 +494,12 @@ function listen() {
 function start() {
   const labels = sources.map(source => source.label);
   $("about").textContent = `${pairs.length} pairs · ${labels.slice(FIRST_METHOD).join(", ")}`;
-  $("protocol").textContent = title;
+  $("protocol").textContent = `${title} · bold: best, underlined: second`;
   for (const side of ["left", "right"]) {
-    $(side).append(...labels.map((label, index) => element("option", {value: index, textContent: `${index + 1}  ${label}`})));
+    $(side).append(...labels.map((label, index) => new Option(`${index + 1}  ${label}`, index)));
   }
-  $("method").append(element("option", {value: "", textContent: "all methods"}),
-    ...labels.slice(FIRST_METHOD).map((label, index) => element("option", {value: index + FIRST_METHOD, textContent: label})));
+  $("method").append(new Option("all methods", ""),
+    ...labels.slice(FIRST_METHOD).map((label, index) => new Option(label, index + FIRST_METHOD)));
   for (const [index, pair] of pairs.entries()) {
     const image = element("img", {loading: "lazy", decoding: "async", alt: "", src: `thumbs/${pair.file}.jpg`});
     links.push(element("a", {href: linkTo(index), title: pair.name}, image, element("span", {textContent: pair.name})));
