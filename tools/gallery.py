@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--protocol", default="definition", choices=PROTOCOLS,
                       help="the arithmetic of the scores, see metrics.py --help (default: %(default)s)")
     what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these (default: all of the protocol); a few "
-                      "cheap ones (EN SD AG) make a large gallery in a tenth of the time")
+                      "cheap ones (EN SD AG) make a large gallery in a fraction of the time")
     what.add_argument("--workers", type=positive, default=cores(), help="processes (default: all cores, %(default)s)")
 
     output = parser.add_argument_group("output")
@@ -240,7 +240,7 @@ class Gallery:
     def _means(self, report: Report, protocol: str) -> list[dict]:
         """The rows that metrics.py prints: means over the images of each method, and RoR over the common ones."""
         rows, shared = report.rows(protocol, self.labels[len(SOURCES):])
-        ranks = rank_of_ranks([row.ranked for row in rows]) if shared and len(rows) > 1 else [None] * len(rows)
+        ranks = rank_of_ranks([row.ranked or {} for row in rows]) if shared and len(rows) > 1 else [None] * len(rows)
         return [{"source": self.labels.index(row.label), "images": row.images, "rank": rank,
                  "values": short(row.means[metric] for metric in report.names)} for row, rank in zip(rows, ranks)]
 
