@@ -181,15 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
                "  python metrics.py --fused Fused --ir data/ir --vis data/vis\n"
                "  python metrics.py --fused RPFNet=Fused LRRNet=other/LRRNet --dataset tno --data data/TNO \\\n"
                "      --baselines --protocol paper --paper 4")
-    images = parser.add_argument_group("images")
-    images.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR",
-                        help="folders of fused images, named as the pairs (for IR{n}/VIS{n}: {n}); colour becomes luma")
-    images.add_argument("--baselines", action="store_true", help="also score the sources' average and maximum")
-    images.add_argument("--ir", type=Path, help="infrared folder (for IR*/VIS* in one folder: that folder, twice)")
-    images.add_argument("--vis", type=Path, help="visible folder")
-    images.add_argument("--dataset", type=str.lower, help="a published data set's layout, in place of --ir and --vis")
-    images.add_argument("--data", type=Path, help="its folder")
-    images.add_argument("--split", help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
+    add_image_options(parser)
 
     what = parser.add_argument_group("what to compute")
     what.add_argument("--protocol", metavar="NAME", choices=(*PROTOCOLS, "both", *ALIASES),
@@ -209,6 +201,19 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument("--csv", type=Path, metavar="FILE", help="write one row for each method, image and protocol")
     output.add_argument("--workers", type=int, default=cores(), help="processes (default: all cores, %(default)s)")
     return parser
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `collect_methods` and `collect_pairs` read, and --baselines."""
+    images = parser.add_argument_group("images")
+    images.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR",
+                        help="folders of fused images, named as the pairs (for IR{n}/VIS{n}: {n}); colour becomes luma")
+    images.add_argument("--baselines", action="store_true", help="also score the sources' average and maximum")
+    images.add_argument("--ir", type=Path, help="infrared folder (for IR*/VIS* in one folder: that folder, twice)")
+    images.add_argument("--vis", type=Path, help="visible folder")
+    images.add_argument("--dataset", type=str.lower, help="a published data set's layout, in place of --ir and --vis")
+    images.add_argument("--data", type=Path, help="its folder")
+    images.add_argument("--split", help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
 
 
 def cores() -> int:
@@ -411,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems: list[str] = []
     interrupted = False
     try:
-        names = _chosen_names(args.metrics, protocols[0])
+        names = chosen_names(args.metrics, protocols[0])
         if args.paper and protocols != ("paper",):
             raise ValueError("--paper: its rows hold the columns of --protocol paper")
         folders = collect_methods(args.fused)
@@ -455,7 +460,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 130 if interrupted else 1 if problems else 0
 
 
-def _chosen_names(chosen: Sequence[str] | None, protocol: str) -> list[str]:
+def chosen_names(chosen: Sequence[str] | None, protocol: str) -> list[str]:
+    """Columns of a protocol that --metrics means, in any case; those of its published tables by default."""
     if not chosen:
         return list(table_columns(protocol))
     written = {name.lower(): name for name in (*NAMES, *columns(protocol))}

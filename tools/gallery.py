@@ -1,0 +1,326 @@
+"""Make a folder of web pages that shows fused images beside their sources and scores.
+
+    python test.py && python tools/gallery.py                                           the samples, with ./Fused
+    python tools/gallery.py --fused RPFNet=Fused Mine=DIR --ir DIR --vis DIR --out report
+    python tools/gallery.py --fused Mine=DIR --dataset msrs --data data/MSRS --baselines --protocol cddfuse
+
+Open index.html in the folder with a browser. It needs no server and loads nothing from the network, so the folder can
+also be put on any web page. index.html#NAME opens the image of that name.
+
+The folder holds the pixels that are scored, as 8-bit PNG, so what one sees does not depend on how a browser reads
+16-bit files, transparency or rotation flags. The scores are those of metrics.py.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dataset import Pair, load_pair, positive
+from images import DataError, luma, read_vis, write_atomically, write_image
+from measures.tables import printable
+from metrics import (
+    BASELINES,
+    LOWER_IS_BETTER,
+    PROTOCOLS,
+    TITLES,
+    Report,
+    Task,
+    add_image_options,
+    baseline,
+    chosen_names,
+    collect_methods,
+    collect_pairs,
+    complain,
+    cores,
+    match_fused,
+    rank_of_ranks,
+    score_all,
+)
+
+TEMPLATES = Path(__file__).resolve().parent / "gallery"
+PAGE = ("index.html", "gallery.css", "gallery.js")
+SOURCES = ("Infrared", "Visible")
+THUMBNAIL = 160     # pixels, the longer side; shown at half of it on dense screens
+# A script, because browsers do not let a page from disk fetch JSON.
+DATA_HEAD, DATA_END = "// Made by tools/gallery.py\nconst REPORT = ", ";\n"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Make a folder of web pages that shows fused images beside their sources and scores: a viewer\n"
+                    "with a slider, zoom and blinking, and sortable tables. Open index.html in a browser; no server\n"
+                    "is needed.",
+        epilog="Without --ir, --vis and --dataset: the rendered samples; without --fused: the images in ./Fused.\n\n"
+               "examples:\n"
+               "  python tools/gallery.py --fused RPFNet=Fused Mine=DIR --ir data/ir --vis data/vis --out report\n"
+               "  python tools/gallery.py --fused Mine=DIR --dataset tno --data data/TNO --baselines --metrics EN SD")
+    add_image_options(parser)
+
+    what = parser.add_argument_group("scores")
+    what.add_argument("--protocol", default="definition", choices=PROTOCOLS,
+                      help="the arithmetic of the scores, see metrics.py --help (default: %(default)s)")
+    what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these (default: all of the protocol); a few "
+                      "cheap ones (EN SD AG) make a large gallery in a fraction of the time")
+    what.add_argument("--workers", type=positive, default=cores(), help="processes (default: all cores, %(default)s)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, default=Path("report"), metavar="DIR",
+                        help="a new or empty folder, or an earlier gallery, which is replaced (default: %(default)s)")
+    return parser
+
+
+def set_defaults(args: argparse.Namespace) -> None:
+    """The samples where no pairs are named, ./Fused where no method is."""
+    if not (args.ir or args.vis or args.dataset or args.data):
+        args.ir, args.vis = ROOT / "samples" / "ir", ROOT / "samples" / "vis"
+    args.fused = args.fused or ["RPFNet=Fused"]
+
+
+def match_methods(folders: dict[str, Path], pairs: Sequence[Pair]) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """{method: {pair's name: fused image}}, and a line for everything that does not match.
+
+    Raises DataError for a method without any image: most likely it is the wrong folder.
+    """
+    methods, problems = {}, []
+    for method, folder in folders.items():
+        methods[method], lonely = match_fused(pairs, folder) if folder.is_dir() else ({}, [])
+        if pairs and not methods[method]:
+            raise DataError(f"{folder}: no fused image here has the name of a pair, such as {pairs[0].name}; "
+                            f"give the right folder with --fused {method}=DIR, or make it with test.py --out {folder}")
+        problems += lonely
+    return methods, problems
+
+
+# ---------------------------------------------------------------------------------------------
+# The folder
+
+
+def file_names(names: Iterable[str]) -> list[str]:
+    """A file name for each name, without suffix: for all systems and URLs, and unique in any case."""
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(".") or "_"
+        while stem.lower() in taken:
+            stem += "_"
+        taken.add(stem.lower())
+        result.append(stem)
+    return result
+
+
+def files_of(data: dict) -> set[str]:
+    """Paths of all files that a gallery may hold, relative to its folder."""
+    stems = [pair["file"] for pair in data["pairs"]]
+    return {*PAGE, "data.js", *(f"thumbs/{stem}.jpg" for stem in stems),
+            *(f"images/{source['folder']}/{stem}.png" for source in data["sources"] for stem in stems)}
+
+
+def read_data(out: Path) -> dict:
+    """What a gallery's data.js holds. Raises OSError, or ValueError for a file that is not one."""
+    text = (out / "data.js").read_text(encoding="utf-8")
+    if not text.startswith(DATA_HEAD):
+        raise ValueError(f"{out / 'data.js'}: not of a gallery")
+    return json.loads(text.removeprefix(DATA_HEAD).removesuffix(DATA_END))
+
+
+def clear(out: Path, inputs: Iterable[Path]) -> None:
+    """Remove the earlier gallery in `out`. Raises ValueError, and removes nothing, if anything else is there."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: is a file; give a folder")
+    inside = next((path for path in inputs if out.resolve() in path.resolve().parents), None)
+    if inside:
+        raise ValueError(f"--out {out}: {inside}, which is to be shown, lies in it; choose another folder")
+    try:
+        known = files_of(read_data(out))
+    except (OSError, ValueError, KeyError, TypeError):
+        known = set()
+    found = []
+    for path in out.rglob("*"):     # stops at the first foreign file, so that a large folder is not read through
+        if path.is_symlink() or not path.is_dir():
+            found.append(path)
+            if path.relative_to(out).as_posix() not in known:
+                raise ValueError(f"--out {out}: holds {path.relative_to(out)}, which is not of a gallery; "
+                                 "choose another folder, or move the file away")
+    for path in found:
+        path.unlink()
+
+
+class Gallery:
+    """Writes the pictures of each pair as it is scored, then the page.
+
+    Args:
+        out: the folder.
+        pairs: those that are to be shown.
+        methods: {method: {pair's name: fused image}}.
+        baselines: names of `metrics.BASELINES`, shown as methods.
+        problems: a line is added for each image that cannot be shown.
+    """
+
+    def __init__(self, out: Path, pairs: Sequence[Pair], methods: dict[str, dict[str, Path]], baselines: Sequence[str],
+                 problems: list[str]):
+        self.out, self.pairs, self.methods, self.baselines, self.problems = out, pairs, methods, baselines, problems
+        self.labels = [*SOURCES, *methods, *baselines]
+        self.folders = file_names(label.lower() if label in SOURCES else label for label in self.labels)
+        self.stems = dict(zip([pair.name for pair in pairs], file_names(pair.name for pair in pairs)))
+        self.shown: dict[str, dict] = {}        # the pairs that could be read, by name
+
+    def begin(self) -> None:
+        """Make the folders, and list what will be written: a run that is killed can then be repeated."""
+        for folder in ("thumbs", *(f"images/{folder}" for folder in self.folders)):
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
+        for name in PAGE:
+            shutil.copyfile(TEMPLATES / name, self.out / name)
+        self._write_data([{"name": printable(name), "file": stem} for name, stem in self.stems.items()])
+
+    def tasks(self) -> Iterator[Task]:
+        """Read and write the pictures pair by pair, and hand them on to be scored. Raises OSError."""
+        for pair in self.pairs:
+            pictures = self._read(pair)
+            if pictures:
+                self._write(pair.name, pictures)
+            gray = {label: luma(image) for label, image in pictures.items()}
+            ir, vis = (gray.pop(label, np.empty(0)) for label in SOURCES)
+            yield Task(pair.name, ir, vis, gray)        # of no methods for a pair that cannot be read: it still counts
+
+    def finish(self, report: Report, protocol: str) -> None:
+        """Write the scores of the pairs that were shown. Raises OSError."""
+        self._write_data(
+            [pair | {"scores": self._scores(report, protocol, name)} for name, pair in self.shown.items()],
+            title=TITLES[protocol], means=self._means(report, protocol),
+            metrics=[{"name": name, "lower": name in LOWER_IS_BETTER} for name in report.names])
+
+    def _read(self, pair: Pair) -> dict[str, np.ndarray]:
+        """{label: image}, uint8 (H, W) or (H, W, 3); empty if the pair cannot be read."""
+        try:
+            ir, vis = load_pair(pair)
+        except DataError as error:
+            self.problems.append(str(error))
+            return {}
+        pictures = dict(zip(SOURCES, (ir, vis)))
+        for method, paths in self.methods.items():
+            if pair.name in paths:
+                try:
+                    pictures[method] = read_fused(paths[pair.name], ir.shape)
+                except DataError as error:
+                    self.problems.append(str(error))
+        return pictures | {name: baseline(name, ir, luma(vis)) for name in self.baselines}
+
+    def _write(self, name: str, pictures: dict[str, np.ndarray]) -> None:
+        stem = self.stems[name]
+        for label, folder in zip(self.labels, self.folders):
+            if label in pictures:
+                write_image(self.out / "images" / folder / f"{stem}.png", pictures[label])
+        fused = next((label for label in self.labels[len(SOURCES):] if label in pictures), "Visible")
+        write_image(self.out / "thumbs" / f"{stem}.jpg", thumbnail(pictures[fused]))
+        height, width = pictures["Infrared"].shape
+        self.shown[name] = {"name": printable(name), "file": stem, "width": width, "height": height,
+                            "shown": [i for i, label in enumerate(self.labels) if label in pictures]}
+
+    def _scores(self, report: Report, protocol: str, name: str) -> list[list[float] | None]:
+        """One list of values for each method, None where there is no score."""
+        scores = report.scores.get(protocol, {})
+        found = (scores.get(method, {}).get(name) for method in self.labels[len(SOURCES):])
+        return [short(values[metric] for metric in report.names) if values else None for values in found]
+
+    def _means(self, report: Report, protocol: str) -> list[dict]:
+        """The rows that metrics.py prints: means over the images of each method, and RoR over the common ones."""
+        rows, shared = report.rows(protocol, self.labels[len(SOURCES):])
+        ranks = rank_of_ranks([row.ranked or {} for row in rows]) if shared and len(rows) > 1 else [None] * len(rows)
+        return [{"source": self.labels.index(row.label), "images": row.images, "rank": rank,
+                 "values": short(row.means[metric] for metric in report.names)} for row, rank in zip(rows, ranks)]
+
+    def _write_data(self, pairs: list[dict], **rest: object) -> None:
+        sources = [{"label": printable(label), "folder": folder} for label, folder in zip(self.labels, self.folders)]
+        data = json.dumps({"sources": sources, **rest, "pairs": pairs})
+        write_atomically(self.out / "data.js", (DATA_HEAD + data + DATA_END).encode())
+
+
+def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A fused image, gray or RGB. Raises DataError if it has not the (H, W) of its sources."""
+    image = read_vis(path)
+    if image.shape[:2] != size:
+        raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]} and its sources are {size[1]}x{size[0]}; "
+                        "fuse them again at that size")
+    return image
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """At most THUMBNAIL pixels wide and high."""
+    factor = min(THUMBNAIL / max(image.shape[:2]), 1)
+    height, width = (max(round(length * factor), 1) for length in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def short(values: Iterable[float]) -> list[float]:
+    """Six significant digits: half the size of data.js. nan and inf are kept, JavaScript has both."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else value for value in values]
+
+
+# ---------------------------------------------------------------------------------------------
+# python tools/gallery.py
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    set_defaults(args)
+    problems: list[str] = []
+    interrupted = False
+    try:
+        names = chosen_names(args.metrics, args.protocol)
+        folders = collect_methods(args.fused)
+        taken = [name for name in SOURCES if name in folders]
+        if taken:
+            raise ValueError(f"--fused {taken[0]}: the name of a source; write OTHER={folders[taken[0]]}")
+        pairs, problems = collect_pairs(args)
+        methods, lonely = match_methods(folders, pairs)
+        problems += lonely
+        clear(args.out, [*(path for pair in pairs for path in (pair.ir, pair.vis)),
+                         *(path for paths in methods.values() for path in paths.values())])
+        gallery = Gallery(args.out, pairs, methods, BASELINES if args.baselines else (), problems)
+        gallery.begin()
+    except (DataError, ValueError, OSError) as error:
+        complain(f"gallery.py: {error}")
+        return 1
+    report = Report(names, None)
+    try:
+        for scored in tqdm(score_all(gallery.tasks(), [args.protocol], names, min(args.workers, len(pairs))),
+                           total=len(pairs), unit="pair", desc="gallery", disable=None):
+            problems += scored.problems
+            report.add(scored)
+    except KeyboardInterrupt:
+        interrupted = True
+    except BrokenProcessPool:
+        problems.append("the rest: a worker process was killed (out of memory?); try fewer --workers")
+    except OSError as error:
+        problems.append(f"the rest: {error}")
+    try:
+        gallery.finish(report, args.protocol)
+    except OSError as error:
+        problems.append(f"the tables: {error}")
+    for note, count in report.notes.items():
+        complain(f"note: {note} ({count} times, left out of the mean)")
+    for problem in problems:
+        complain(f"skipped: {problem}")
+    if interrupted:
+        complain("gallery.py: interrupted; the gallery holds what was done")
+    print(f"{len(gallery.shown)} pairs, {len(gallery.labels)} images of each: open {args.out / 'index.html'}")
+    return 130 if interrupted else 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
