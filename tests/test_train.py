@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import train
+import trainer
 from dataset import named_pairs
 from loss import FusionLoss
 from net import RPFNet
@@ -277,7 +278,7 @@ def test_shared_convolutions_are_stored_once(folders, tmp_path):
 def test_the_commit_is_unknown_without_git(monkeypatch):
     def absent(*_, **__):
         raise FileNotFoundError("git")
-    monkeypatch.setattr(train.subprocess, "run", absent)
+    monkeypatch.setattr(trainer.subprocess, "run", absent)
     assert train.commit() == "unknown"
 
 
@@ -356,13 +357,13 @@ def test_a_full_disk_loses_nothing(folders, tmp_path, monkeypatch, capsys):
 
 def test_a_decoder_that_saturates_in_mid_epoch_ends_training_with_the_remedy(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "CHECK_EVERY", 1)
-    forward, calls = train.AuxiliaryDecoder.forward, []
+    forward, calls = trainer.AuxiliaryDecoder.forward, []
 
     def saturating(self, x):
         calls.append(1)
         return forward(self, x) * (1e-6 if len(calls) > 12 else 1) + 0.01
 
-    monkeypatch.setattr(train.AuxiliaryDecoder, "forward", saturating)
+    monkeypatch.setattr(trainer.AuxiliaryDecoder, "forward", saturating)
     assert train.main([*folders, *TINY, "--crops", "60", "--steps", "30", "--out", str(tmp_path)]) == 1
     assert "saturated" in capsys.readouterr().err and len(calls) == 13
 
@@ -398,7 +399,7 @@ def test_ablations_train_resume_and_load(folders, tmp_path, monkeypatch, option)
 def test_max_minutes_ends_the_run_with_its_schedule_done(folders, tmp_path, monkeypatch):
     """By a clock that advances one second at each look."""
     ticks = iter(range(10**6))
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     assert train.main([*folders, *TINY, "--max-minutes", "1", "--out", str(tmp_path)]) == 0
     last = rows(tmp_path)[-1]
     assert 60 <= float(last["seconds"]) < 80 and int(last["step"]) < 100
