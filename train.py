@@ -11,27 +11,50 @@ RPFNet.from_pretrained and test.py), log.csv (one row an epoch).
 """
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import console
+
+    console.before_imports()
+
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+import torch
 from torch import distributed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from console import INTERRUPTED
 from dataset import DATASETS, CropDataset, PairDataset, match_pairs, named_pairs
 from images import DataError
-from recipe import RECIPE, VERSION, TrainingError, build_parser, parse, read_recipe, whole
-from runtime import check_device, keep_freed_memory, team
+from outputs import OutputError, locked, making
+from recipe import (
+    RECIPE,
+    VERSION,
+    TrainingError,
+    build_parser,
+    parse,
+    read_recipe,
+    refuse_overwriting_a_run,
+    whole,
+)
+from runtime import check_device, first_line, keep_freed_memory, team
 from trainer import (
+    SMALLER,
     Stop,
     Trainer,
     build_loss,
     build_network,
+    check_memory,
     commit,
     device_name,
     learning_rate,
+    leave_signals_to_the_parent,
+    say,
     to_unit,
     write_once,
     write_or_warn,
@@ -55,23 +78,27 @@ def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None
     return train, PairDataset(named_pairs(args.dataset, args.data, "val"), progress) if has_val else None
 
 
-def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Stop) -> None:
+def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Stop) -> None:
     """Train until the end of the schedule or until `stop` is set. All processes take the same turns here."""
-    crops = CropDataset(train, trainer.args.crop, trainer.args.seed, trainer.args.flips, trainer.args.dim)
+    crops = CropDataset(pairs, trainer.args.crop, trainer.args.seed, trainer.args.flips, trainer.args.dim)
     bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05,
                disable=team.rank > 0)
-    with bar:
-        while not stop:
-            done = trainer.step - len(trainer.history) * trainer.per_epoch      # steps of this epoch
-            if done == trainer.per_epoch or trainer.finished and done > 0:
-                trainer.save(write_or_warn)         # before the validation: it takes a while
-                trainer.end_epoch(crops, val)
-                trainer.save(write_or_warn)
-                trainer.agree(stop)
-            elif trainer.finished:
-                break
-            else:
-                train_epoch(trainer, crops, done, bar, stop)
+    try:
+        with bar:
+            while not stop:
+                done = trainer.step - len(trainer.history) * trainer.per_epoch      # steps of this epoch
+                if done == trainer.per_epoch or trainer.finished and done > 0:
+                    trainer.save(write_or_warn)         # before the validation: it takes a while
+                    trainer.end_epoch(crops, val)
+                    trainer.save(write_or_warn)
+                    trainer.agree(stop)
+                elif trainer.finished:
+                    break
+                else:
+                    train_epoch(trainer, crops, done, bar, stop)
+    except Exception:
+        trainer.rescue()
+        raise
     try:
         trainer.save(write_once)
     finally:
@@ -84,7 +111,8 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
     args, saved = trainer.args, trainer.clock()
     batches = list(trainer.batches(len(trainer.history), start))
     own = [team.share(numbers) or numbers[:1] for numbers in batches]
-    loader = DataLoader(crops, batch_sampler=own, num_workers=args.workers, pin_memory=trainer.device.type == "cuda")
+    loader = DataLoader(crops, batch_sampler=own, num_workers=args.workers, pin_memory=trainer.device.type == "cuda",
+                        worker_init_fn=leave_signals_to_the_parent)
     for (ir, vis), numbers in zip(loader, batches):
         trainer.train_step(to_unit(ir, trainer.device), to_unit(vis, trainer.device), len(numbers))
         trainer.agree(stop)
@@ -98,36 +126,58 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
             saved = trainer.clock()
 
 
+def explained(error: Exception) -> str:
+    """The error in one line, or in the lines of a list of files; with the remedy where memory is short."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+            type(error) is RuntimeError and re.search("memory|bad_alloc", str(error), re.IGNORECASE)):
+        return f"too little memory for a training step ({first_line(error)}); {SMALLER}"
+    if isinstance(error, DataError | TrainingError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return first_line(error)
+
+
+def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
+    """The run that the options name, from its start or from `state` to its end or to a signal."""
+    pairs, val = load_data(args)
+    check_memory(args)
+    trainer = Trainer(args)
+    if state:
+        trainer.load(state, args.out / "last.pth")
+    elif args.init:
+        trainer.start_from(args.init)
+    if team.rank == 0:
+        say(f"{len(pairs)} training pairs, {len(val) if val else 'no'} validation pairs; "
+            f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}")
+    stop = Stop()
+    run(trainer, pairs, val, stop)
+    return trainer, stop
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    team.join()
-    keep_freed_memory()
+    args = None
     try:
+        team.join()
+        keep_freed_memory()
         args, state = parse(argv, __doc__)
         args.command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
         check_device(args.device)
-        args.out.mkdir(parents=True, exist_ok=True)
-        train, val = load_data(args)
-        trainer = Trainer(args)
-        if state:
-            trainer.load(state)
-        elif args.init:
-            trainer.start_from(args.init)
-        if team.rank == 0:
-            print(f"{len(train)} training pairs, {len(val) if val else 'no'} validation pairs; "
-                  f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}", flush=True)
-        stop = Stop()
-        run(trainer, train, val, stop)
-    except (DataError, TrainingError, ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        with making([args.out]), locked(args.out) if team.rank == 0 else nullcontext():
+            if not args.resume:
+                refuse_overwriting_a_run(args.out)
+            trainer, stop = train(args, state)
+    except (DataError, TrainingError, OutputError, ValueError, OSError, RuntimeError, MemoryError) as error:
+        print(f"train.py: {explained(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\ntrain.py: ended at once; the last save, if there was one, is {args.out / 'last.pth'}",
-              file=sys.stderr)
-        return 130
+        saved = f"; the last save, if there was one, is {args.out / 'last.pth'}" if args else ""
+        print(f"\ntrain.py: ended at once{saved}", file=sys.stderr)
+        return INTERRUPTED
     if stop and team.rank == 0:
-        print(f"stopped at step {trainer.step}; go on with: python train.py --out {args.out} --resume")
+        say(f"stopped at step {trainer.step}; go on with: python train.py --out {args.out} --resume")
     return 128 + stop.signal if stop else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console.run(main))

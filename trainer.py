@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import importlib.metadata
 import io
 import json
 import math
+import os
 import platform
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor, distributed, nn
@@ -21,17 +24,22 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
+from console import INTERRUPTED
 from dataset import CropDataset, PairDataset, crop_batches
-from images import to_image, write_atomically
+from images import to_image
 from layers import ExactStatistics
 from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
-from net import AuxiliaryDecoder, RPFNet
+from net import CHECKPOINTS, AuxiliaryDecoder, RPFNet
+from outputs import write_atomically
 from recipe import VERSION, TrainingError, recipe
 from runtime import team
+from weights import check_weights, load
 
 ROOT = Path(__file__).resolve().parent
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
+LEAST = 60              # bytes that a step keeps for each pixel, channel and stage; 110 with bfloat16, more without
+SMALLER = "lower --batch, --crop, --channels or --stages, or add --amp"
 FLAT = 1e-4             # largest Sobel magnitude of M' under which it has no edges left; the loss keeps it above
 
 
@@ -50,6 +58,18 @@ def build_loss(args: argparse.Namespace) -> FusionLoss:
 
 def build_network(args: argparse.Namespace) -> RPFNet:
     return RPFNet(args.channels, args.stages, args.sharing, args.global_branch, args.cpm, args.prior)
+
+
+def check_memory(args: argparse.Namespace) -> None:
+    """Raises TrainingError for a step that cannot fit into the machine, whose system would end it without a word."""
+    if torch.device(args.device).type != "cpu" or not hasattr(os, "sysconf"):
+        return      # GPUs say so themselves
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    crops = min(args.batch, args.crops) / team.world
+    least = crops * args.crop**2 * args.channels * args.stages * LEAST
+    if least > there:
+        raise TrainingError(f"too little memory for a training step: it takes {least / 2**30:.0f} GB at least, and "
+                            f"this machine has {there / 2**30:.0f}; {SMALLER}")
 
 
 def learning_rate(initial: float, schedule: str, progress: float) -> float:
@@ -78,6 +98,7 @@ class Trainer:
         self.history: list[dict] = []           # the log's rows
         self.edge: Tensor | None = None         # M_edge of the last step: an epoch's mean would hide a collapse in it
         self.finished = False
+        self.updating = False                   # in the middle of a step's changes, when a save would not be one state
         self._tick = time.monotonic()
 
     # --- one step ---
@@ -99,6 +120,7 @@ class Trainer:
         total, terms = self.loss(fused, m_prime, ir, vis_y)
         # The processes' gradients are averaged; so weighted, to the gradient of the mean over all `size` crops.
         (total * (own * team.world / size)).backward()
+        self.updating = True
         for net, optimiser in zip((self.model, self.decoder), self.optimisers):
             if self.args.clip:
                 torch.nn.utils.clip_grad_norm_(net.parameters(), self.args.clip)
@@ -107,6 +129,7 @@ class Trainer:
             self.sums[name] = self.sums.get(name, 0) + value.detach() * own
         self.edge = terms["M_edge"].detach() if "M_edge" in terms else None
         self.step += 1
+        self.updating = False
         self.finished = self.progress >= 1
 
     def _forward(self, model: nn.Module, decoder: nn.Module, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -194,29 +217,54 @@ class Trainer:
                  "best": self.best, "sums": over_all(self.sums), "history": self.history}
         write(self.args.out / "last.pth", serialised(state))
 
-    def start_from(self, path: str) -> None:
-        """Take a checkpoint's weights (the decoder's too, if it has them) and nothing else. Raises TrainingError."""
-        start = RPFNet.from_pretrained(path)
+    def rescue(self) -> None:
+        """Save before an error ends the run, if there is one process, between two steps, and nothing has diverged."""
+        if team.world == 1 and self.step and not self.updating:
+            try:
+                self.save(write_or_warn)
+            except (TrainingError, RuntimeError, MemoryError):      # what ends the run is told, not this
+                pass
+
+    def start_from(self, name: str) -> None:
+        """Take a checkpoint's weights (the decoder's too, if it has them) and nothing else.
+
+        Raises TrainingError, OSError, ValueError.
+        """
+        start, path = RPFNet.from_pretrained(name), CHECKPOINTS.get(name, Path(name))
         other = {key: value for key, value in start.config.items() if value != self.model.config[key]}
         if other:       # with shared stages, the weights of 5 iterations would fit a network of 3
             raise TrainingError(f"--init {path}: its network has "
                                 f"{', '.join(f'{key} {value}' for key, value in other.items())}; give the same options")
         self.model.load_state_dict(start.state_dict())
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load(path)
         if "decoder" in state:
+            check_weights(path, state["decoder"], self.decoder)
             self.decoder.load_state_dict(state["decoder"])
 
-    def load(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.decoder.load_state_dict(state["decoder"])
-        for optimiser, stored in zip(self.optimisers, state["optimisers"]):
-            optimiser.load_state_dict(stored)
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        # The sums so far are rank 0's, however many processes they came from.
-        self.sums = {name: torch.zeros_like(value, device=self.device) if team.rank else value.to(self.device)
-                     for name, value in state["sums"].items()}
-        self.history = state["history"]
+    def load(self, state: dict, path: Path) -> None:
+        """Go on from what `path` holds, see recipe.read_state. Raises TrainingError, ValueError: it is damaged."""
+        if state["config"] != self.model.config:
+            raise TrainingError(f"{path}: its network is not that of its recipe; it cannot be resumed")
+        for network, weights in ((self.model, state["model"]), (self.decoder, state["decoder"])):
+            check_weights(path, weights, network)
+            network.load_state_dict(weights)
+        try:
+            for optimiser, stored in zip(self.optimisers, state["optimisers"], strict=True):
+                _load_moments(optimiser, stored)
+            self.step, self.seconds, self.best = int(state["step"]), float(state["seconds"]), float(state["best"])
+            # The sums so far are rank 0's, however many processes they came from.
+            self.sums = {name: torch.zeros_like(value, device=self.device) if team.rank else value.to(self.device)
+                         for name, value in state["sums"].items()}
+            self.history = [{str(key): float(value) if isinstance(value, float) else int(value)
+                             for key, value in row.items()} for row in state["history"]]
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            what = type(error).__name__
+            raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
         self.finished = self.progress >= 1
+        done = self.step - len(self.history) * self.per_epoch       # steps of this epoch; below 0 after the last row
+        lowest = 1 - self.per_epoch if self.finished else 0
+        if not (0 <= self.seconds < math.inf and lowest <= done <= self.per_epoch):
+            raise TrainingError(f"{path}: its steps, epochs and seconds do not fit together; it cannot be resumed")
 
     def save_best(self, scores: dict[str, float]) -> None:
         """best.pth: a plain state dict; best.json: the recipe and what was measured."""
@@ -260,23 +308,34 @@ class Trainer:
         self.sums = {}
         self.write_log()
         if team.rank == 0:
-            tqdm.write(f"epoch {number}: " + "  ".join(
+            say(f"epoch {number}: " + "  ".join(
                 f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
 
 
-class Stop:
-    """True after Ctrl-C or SIGTERM, so that the step in hand is finished and saved; a second Ctrl-C ends at once.
+def _load_moments(optimiser: torch.optim.Optimizer, stored: dict) -> None:
+    """Adam's moments and the last learning rate; its other options are the recipe's."""
+    groups = copy.deepcopy(optimiser.state_dict()["param_groups"])
+    groups[0]["lr"] = float(stored["param_groups"][0]["lr"])
+    optimiser.load_state_dict({"state": stored["state"], "param_groups": groups})
 
+
+class Stop:
+    """True after Ctrl-C, SIGTERM or SIGHUP, so that the step in hand is finished and saved.
+
+    A second Ctrl-C ends the run at once, a third one the process. Under nohup, SIGHUP stays ignored.
     In several processes it is true when all know of it; torchrun passes signals on, maybe twice.
     """
 
     def __init__(self):
         self.received, self.agreed = 0, 0       # signal numbers; the second by Trainer.agree
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._set)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)        # Windows has no SIGHUP
+            if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                signal.signal(number, self._set)
 
     def _set(self, number: int, frame: object) -> None:
         if self.received and team.world == 1:
+            signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
             raise KeyboardInterrupt
         self.received = number
 
@@ -286,6 +345,12 @@ class Stop:
 
     def __bool__(self) -> bool:
         return bool(self.signal)
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """In a loader process: Ctrl-C, which all of a terminal's processes get, is for the parent, which then ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # --- several processes (torchrun) ---
@@ -335,7 +400,16 @@ def write_or_warn(path: Path, data: bytes) -> None:
     try:
         write_once(path, data)
     except OSError as error:
-        tqdm.write(f"warning: {path} not written ({error.strerror}); training goes on", file=sys.stderr)
+        say(f"warning: {path} not written ({error.strerror}); training goes on", sys.stderr)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line above the progress bar. Nothing is lost but the line where nobody reads it, or the disk is full."""
+    try:
+        tqdm.write(text, stream)
+        (stream or sys.stdout).flush()
+    except (OSError, ValueError):       # ValueError: closed
+        pass
 
 
 def commit() -> str:
