@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ KINDS = (
     (b"RIFF", "a picture (WebP) or a sound"), (b"\x89HDF", "an HDF5 file"), (b"\x93NUMPY", "a NumPy array"),
     (b"%PDF", "a PDF"), (b"\x1f\x8b", "a gzip file; unpack it first"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with git lfs pull"),
-    (b"\x80", "a pickle that torch.save did not write"))
+    *((bytes([0x80, protocol]), "a pickle that torch.save did not write") for protocol in range(2, 6)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -97,7 +98,7 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
 
 def load(path: Path) -> object:
     """What torch.save stored there, on the CPU: tensors and plain containers. Raises OSError, ValueError."""
-    with opened(path) as file:
+    with opened(path) as file, warnings.catch_warnings(action="ignore"):    # of what it checks in sparse tensors
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
