@@ -1,11 +1,11 @@
 """Losses of RPFNet (paper, section 3.2 Eq. 5-7 and section 3.3 Eq. 8-14).
 
-Every module returns `(total, terms)`: a scalar to minimise and a dict of its parts by name, for the
-log. Images are floating (B, 1, H, W) in [0, 1], of one size; anything else is a ValueError. The fused image may
-leave [0, 1] down to -1 and up to 2, as that of a network without a sigmoid does.
-Everything is computed in float32, under autocast too, and all
-statistics (mean, standard deviation, maximum, the ratio of Eq. 10) are taken image by image: over a
-whole batch an image's mask would depend on its neighbours.
+Every module returns `(total, terms)`: a scalar to minimise and a dict of its parts by name, for the log. Everything is
+computed in float32, under autocast too, and all statistics (mean, standard deviation, maximum, the ratio of Eq. 10) are
+taken image by image: over a whole batch an image's mask would depend on its neighbours.
+
+Images are floats, (B, 1, H, W) in [0, 1], of one size; anything else is a ValueError that says what was given. The
+fused image alone may leave [0, 1], down to -1 and up to 2, as that of a network without a sigmoid does.
 """
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ if __name__ == "__main__":
     console.before_imports()
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -177,17 +176,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     if stop and team.rank == 0:
         say(f"stopped at step {trainer.step}; go on with: python train.py --out {args.out} --resume")
-    let_go_of_output()
     return 128 + stop.signal if stop else 0
 
 
-def let_go_of_output() -> None:
-    """What could not be printed until now is dropped: the exit code is that of the training."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")
+def lasting() -> int:
+    """`main`, for which standard output may go away, as standard error may: neither ends a training."""
+    sys.stdout = console.Lasting(sys.stdout)
+    return main()
 
 
 if __name__ == "__main__":
-    sys.exit(console.run(main))
+    sys.exit(console.run(lasting))

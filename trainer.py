@@ -404,12 +404,9 @@ def write_or_warn(path: Path, data: bytes) -> None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line above the progress bar. Nothing is lost but the line where nobody reads it, or the disk is full."""
-    try:
-        tqdm.write(text, stream)
-        (stream or sys.stdout).flush()
-    except (OSError, ValueError):       # ValueError: closed
-        pass
+    """Print a line above the progress bar, at once: a log is read while it grows."""
+    tqdm.write(text, stream)
+    (stream or sys.stdout).flush()
 
 
 def commit() -> str:

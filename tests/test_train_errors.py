@@ -26,7 +26,7 @@ class Gone:
     """A stream of a terminal that was closed."""
     encoding = "utf-8"
 
-    def write(self, text):
+    def write(self, text=""):
         raise OSError(5, "Input/output error")
 
     flush = write
@@ -35,8 +35,8 @@ class Gone:
 def test_training_does_not_die_for_want_of_a_place_to_print(folders, tmp_path, monkeypatch):
     """Output and log fail, and so does the warning about the log; see also the campaign, with real terminals."""
     fail_to_write(monkeypatch, ["log.csv"], OSError(28, "No space left on device"))
-    monkeypatch.setattr(sys, "stdout", Gone())
-    monkeypatch.setattr(sys, "stderr", console._Lasting(Gone()))        # as console.run has it
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, console.Lasting(Gone()))       # as the command has them
     assert train.main([*folders, *TINY, "--steps", "7", "--out", str(tmp_path)]) == 0
     assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 7
 
