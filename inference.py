@@ -1,19 +1,16 @@
-"""Inference: numpy images in, numpy images out; and reading checkpoints.
+"""Inference: numpy images in, numpy images out.
 
 The functions take any network that is called as `model(ir, vis_y)`, see `fuse_pair`.
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from images import split_colour, to_image
-from runtime import first_line
 
 MIN_SIZE = 16       # pixels; below, the dilated convolutions see little except padding
 MIN_TILE = 64       # pixels
@@ -122,24 +119,3 @@ def _check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
         raise ValueError(f"ir is {ir.shape} and vis is {vis.shape[:2]}; they must be aligned, pixel by pixel")
     if min(ir.shape) < MIN_SIZE:
         raise ValueError(f"images of {ir.shape} are too small; H and W must be at least {MIN_SIZE}")
-
-
-# ---------------------------------------------------------------------------------------------
-# Checkpoints
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """State dict and constructor arguments of a shipped (`.pth` + `.json`) or a training checkpoint."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:     # torch raises many types; each would hide the file's name
-        raise ValueError(f"{path}: cannot be read as weights ({first_line(error)})") from None
-    if isinstance(state, dict) and {"model", "config"} <= state.keys():
-        return state["model"], state["config"]
-    recipe = path.with_suffix(".json")
-    try:
-        return state, json.loads(recipe.read_text())["config"]
-    except (OSError, ValueError, KeyError):
-        # Not guessed: with shared stages the weights do not tell their number.
-        raise ValueError(f"{path}: the network's arguments are missing; put the {recipe.name} that was written "
-                         "with it beside it") from None

@@ -1,11 +1,16 @@
 """Losses of RPFNet (paper, section 3.2 Eq. 5-7 and section 3.3 Eq. 8-14).
 
-Every module returns `(total, terms)`: a scalar to minimise and a dict of its parts by name, for the
-log. Images are (B, 1, H, W) in [0, 1]. Everything is computed in float32, under autocast too, and all
-statistics (mean, standard deviation, maximum, the ratio of Eq. 10) are taken image by image: over a
-whole batch an image's mask would depend on its neighbours.
+Every module returns `(total, terms)`: a scalar to minimise and a dict of its parts by name, for the log. Everything is
+computed in float32, under autocast too, and all statistics (mean, standard deviation, maximum, the ratio of Eq. 10) are
+taken image by image: over a whole batch an image's mask would depend on its neighbours.
+
+Images are floats, (B, 1, H, W) in [0, 1], of one size; anything else is a ValueError that says what was given. The
+fused image alone may leave [0, 1], down to -1 and up to 2, as that of a network without a sigmoid does.
 """
 from __future__ import annotations
+
+import math
+from numbers import Integral, Real
 
 import torch
 from kornia.filters import gaussian_blur2d
@@ -18,6 +23,7 @@ EPSILON = 1e-9          # of Eq. 10, and the variance of a flat window
 SSIM_C2 = 0.03**2       # of images in [0, 1] (Wang et al. 2004)
 SSIM_SIGMA = 1.5        # of its windows, pixels
 FAINT = 1e-3            # Sobel magnitude; one 8-bit level gives 1.6e-2
+ROUNDING = 1e-3         # by which a value in [0, 1] may leave it: interpolation, half precision
 FLAT = 1e-5             # Sobel magnitude that rounding leaves in a constant image
 
 Terms = dict[str, Tensor]
@@ -65,6 +71,53 @@ def l2_norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=IMAGE)
 
 
+class ImageLoss(nn.Module):
+    """What the losses have in common: one check of their images."""
+
+    smallest = 2        # side of an image, pixels
+    looked = False      # at the range of a batch on a GPU
+
+    def check(self, **images: Tensor) -> None:
+        """Raises ValueError unless these are images, as the module's docstring has them.
+
+        Ranges are looked at in each batch on a CPU. On a GPU in the first batch alone: each look waits for it, and a
+        wrong range is a habit of the data, not of one batch.
+        """
+        shapes = {name: tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in images.items()}
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        if len(set(shapes.values())) > 1 or not all(isinstance(x, Tensor) and x.dim() == 4 for x in images.values()):
+            raise ValueError(f"expected images of one shape (B, 1, H, W), got {listed}")
+        batch, channels, height, width = shapes["ir"]
+        if channels != 1:
+            raise ValueError(f"expected luminance, (B, 1, H, W), got {listed}; take Y of YCbCr from colour images")
+        if not batch:
+            raise ValueError("the batch is empty")
+        if min(height, width) < self.smallest:
+            raise ValueError(f"images of {height} x {width} are too small: {type(self).__name__} needs {self.smallest} "
+                             "pixels each side")
+        for name, x in images.items():
+            if not x.is_floating_point():
+                raise ValueError(f"{name} is {x.dtype}; expected floats in [0, 1], so divide 8-bit images by 255")
+            if x.device != images["ir"].device:
+                raise ValueError(f"{name} is on {x.device} and ir on {images['ir'].device}")
+        if images["ir"].device.type == "cpu" or not self.looked:
+            self.looked = True
+            for name, x in images.items():
+                self._check_range(name, x.detach(), (-1, 2) if name == "fused" else (0, 1))
+
+    @staticmethod
+    def _check_range(name: str, x: Tensor, limits: tuple[int, int]) -> None:
+        low, high = (float(value) for value in x.aminmax())
+        if low < limits[0] - ROUNDING or high > limits[1] + ROUNDING:       # false for NaN, which the total then shows
+            raise ValueError(f"{name} has values from {low:.4g} to {high:.4g}; expected [0, 1], so divide 8-bit images "
+                             "by 255" + ("; end the network in a sigmoid" if name == "fused" else ""))
+
+
+def _check_weight(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r}; a finite number from 0 is needed")
+
+
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name}={value!r}; choose from {', '.join(known)}")
@@ -80,7 +133,7 @@ def standardised(x: Tensor) -> Tensor:
 # Eq. 5-7
 
 
-class SaliencyStructureLoss(nn.Module):
+class SaliencyStructureLoss(ImageLoss):
     """L_SS = L_grad + L_reg, of the auxiliary decoder's output M' (Eq. 5-7).
 
     The term "M_edge", the largest Sobel magnitude of M', is for the log: near 0, M' is flat and L_SS teaches nothing.
@@ -95,9 +148,11 @@ class SaliencyStructureLoss(nn.Module):
     def __init__(self, lambda_1: float = 0.3, form: str = "mean"):
         super().__init__()
         _check_choice("form", form, ("l2", "mean"))
+        _check_weight("lambda_1", lambda_1)
         self.lambda_1, self.form = lambda_1, form
 
     def forward(self, m_prime: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        self.check(m_prime=m_prime, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             m_prime, ir, vis_y = m_prime.float(), ir.float(), vis_y.float()
             gradient, wanted = sobel(m_prime), sobel(ir)
@@ -133,7 +188,7 @@ def adaptive_weight(ir: Tensor, vis_y: Tensor, printed: bool = False) -> Tensor:
     return above_deviation(s_en)
 
 
-class FrequencyContrastiveLoss(nn.Module):
+class FrequencyContrastiveLoss(ImageLoss):
     """L_c = D_pos / (D_neg + eps): near the wanted source, far from the other, in frequency (Eq. 9-12).
 
     The negative pairs are those that Eq. 12 prints, its last one included, which is a positive pair as well.
@@ -159,6 +214,7 @@ class FrequencyContrastiveLoss(nn.Module):
         return difference.abs().mean(IMAGE)
 
     def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
             if self.weight == "none":
@@ -217,11 +273,11 @@ def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) ->
     return (similarity * F.normalize(others + EPSILON, p=1, dim=1)).sum(1, keepdim=True)
 
 
-class SSIMLoss(nn.Module):
+class SSIMLoss(ImageLoss):
     """L_s of Eq. 13. The paper prints the similarity, and minimises it; here it is 1 - similarity.
 
     Args:
-        window: side of SSIM's Gaussian window in pixels, odd; [16] of the paper has 11.
+        window: side of SSIM's Gaussian window in pixels, odd, from 3; [16] of the paper has 11. No image is smaller.
         weighted: False is (1 - SSIM(F, IR)) + (1 - SSIM(F, VIS)), Eq. 13. True is ours: contrast and structure in
             windows that weigh the sources by their variance, one minus `weighted_ssim`. With equal weights a flat
             source flattens the other's texture.
@@ -231,9 +287,13 @@ class SSIMLoss(nn.Module):
 
     def __init__(self, window: int = 11, weighted: bool = False, whole: bool = False):
         super().__init__()
+        if isinstance(window, bool) or not isinstance(window, Integral) or window < 3 or window % 2 == 0:
+            raise ValueError(f"window={window!r}; an odd number of pixels from 3 is needed")
         self.window, self.weighted, self.whole = window, weighted, whole
+        self.smallest = window
 
     def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             fused, sources = fused.float(), (ir.float(), vis_y.float())
             if self.weighted:
@@ -245,7 +305,7 @@ class SSIMLoss(nn.Module):
         return loss, {"L_s": loss}
 
 
-class LuminanceLoss(nn.Module):
+class LuminanceLoss(ImageLoss):
     """L_l, ours: the local mean of F is that of the infrared on the targets (w = 1), of the visible elsewhere.
 
     L_c and the structure terms of the contrast recipe ask for no brightness: the orthonormal spectrum weighs the mean
@@ -258,14 +318,19 @@ class LuminanceLoss(nn.Module):
 
     def __init__(self, sigma: float = 4.0):
         super().__init__()
+        if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 < sigma < math.inf:
+            raise ValueError(f"sigma={sigma!r}; a finite number of pixels above 0 is needed")
         self.sigma = sigma
+        self.side = 2 * round(3 * sigma) + 1
+        self.smallest = self.side // 2 + 1      # of which the border can be a mirror image
 
     def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
             w = adaptive_weight(ir, vis_y)
-            side = 2 * round(3 * self.sigma) + 1
-            difference = gaussian_blur2d(fused - (w * ir + (1 - w) * vis_y), (side, side), (self.sigma, self.sigma))
+            difference = fused - (w * ir + (1 - w) * vis_y)
+            difference = gaussian_blur2d(difference, (self.side, self.side), (self.sigma, self.sigma))
             loss = difference.abs().mean()
         return loss, {"L_l": loss}
 
@@ -273,7 +338,13 @@ class LuminanceLoss(nn.Module):
 class FusionLoss(nn.Module):
     """L_total = L_SS + L_c + lambda_2 L_s (Eq. 8 and 14), and lambda_3 L_l where that term is given.
 
-    Each term is a module or None; None switches it off (the ablations "w/o L_s" and "w/o L_SS").
+    Each term is a module or None; None switches it off (the ablations "w/o L_s" and "w/o L_SS"). One has to be given.
+
+    For a network that has no residual features, and so no M', leave `saliency` out, or take `fusion`, which needs the
+    fused image alone:
+
+        loss = FusionLoss.printed()
+        total, terms = loss.fusion(fused, ir, vis_y)
 
     Args:
         contrastive, structure, saliency, luminance: the terms L_c, L_s, L_SS and L_l.
@@ -284,6 +355,10 @@ class FusionLoss(nn.Module):
                  saliency: nn.Module | None = None, luminance: nn.Module | None = None,
                  lambda_2: float = 5.0, lambda_3: float = 1.0):
         super().__init__()
+        if all(term is None for term in (contrastive, structure, saliency, luminance)):
+            raise ValueError("FusionLoss() has no terms; FusionLoss.printed() is the paper's loss")
+        _check_weight("lambda_2", lambda_2)
+        _check_weight("lambda_3", lambda_3)
         self.contrastive, self.structure, self.saliency, self.luminance = contrastive, structure, saliency, luminance
         self.lambda_2, self.lambda_3 = lambda_2, lambda_3
 
@@ -308,6 +383,9 @@ class FusionLoss(nn.Module):
             fused, ir, vis_y: (B, 1, H, W) in [0, 1].
             m_prime: the auxiliary decoder's output, (B, 1, H, W); None without L_SS.
         """
+        if self.saliency is not None and m_prime is None:
+            raise ValueError("m_prime is None, and L_SS needs the auxiliary decoder's output; "
+                             "FusionLoss.fusion is the loss without it")
         total, terms = self.fusion(fused, ir, vis_y)
         if self.saliency is not None:
             value, named = self.saliency(m_prime, ir, vis_y)

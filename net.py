@@ -9,6 +9,8 @@ How layers are computed (norms, pools, Fourier transforms) stands in layers.py.
 """
 from __future__ import annotations
 
+import reprlib
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inference import MIN_SIZE, fuse_pair, read_checkpoint
+from console import printable
+from inference import MIN_SIZE, fuse_pair
 from layers import (
     BatchNorm,
     TransformerBlock,
@@ -30,10 +33,12 @@ from layers import (
     mirror_pads,
     rfft2_as_channels,
 )
-from runtime import check_device
+from runtime import check_device, first_line
+from weights import check_weights, read_checkpoint
 
 CHECKPOINTS = {name: Path(__file__).resolve().parent / "checkpoints" / file for name, file in (
     ("contrast", "rpfnet.pth"), ("paper", "rpfnet_paper.pth"), ("medical", "rpfnet_medical.pth"))}
+LIMITS = {"channels": (4, 1024), "stages": (1, 64), "border": (0, 1024)}    # far beyond what is of use
 
 # ---------------------------------------------------------------------------------------------
 # Blocks
@@ -220,15 +225,9 @@ class RPFNet(nn.Module):
     def __init__(self, channels: int = 32, stages: int = 3, sharing: str = "convolutions",
                  global_branch: str = "fourier", cpm: bool = True, prior: bool = True, border: int = 8):
         super().__init__()
-        for name, value, known in (("sharing", sharing, ("convolutions", "none")),
-                                   ("global_branch", global_branch, tuple(GLOBAL_BRANCHES))):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}; choose from {', '.join(known)}")
-        if stages < 1 or channels < 4 or channels % 4 or border < 0:
-            raise ValueError(f"stages={stages}, channels={channels}, border={border}: at least 1, 4 and 0 are needed, "
-                             "and channels in fours")
         self.config = {"channels": channels, "stages": stages, "sharing": sharing, "global_branch": global_branch,
                        "cpm": cpm, "prior": prior, "border": border}
+        _check_config(self.config)
         self.border = border
         self.stem_f = CB(2, channels)
         self.stem_r = CB(1, channels) if prior else None
@@ -323,19 +322,24 @@ class RPFNet(nn.Module):
                 it as `.json`); or a training checkpoint of train.py.
             device: where to put it.
         Raises:
-            FileNotFoundError, ValueError: no such file, or not the weights of this network.
+            FileNotFoundError, ValueError: no such file, or not sound weights of this network; one line that names it.
         """
+        if path is None or str(path) in ("", ".") or device is None:
+            raise ValueError(f"path={path!r}, device={device!r}: leave out what is to have its default")
         path = CHECKPOINTS.get(str(path), Path(path))
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"{path}: no such checkpoint; choose from {', '.join(CHECKPOINTS)}, or give a file "
                                     "that train.py wrote")
         check_device(device)
-        state, config = read_checkpoint(path)
+        weights, config, described_in = read_checkpoint(path)
         try:
-            model = cls(**config)
-            model.load_state_dict(state)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{path}: not the weights of RPFNet({config}): {error}") from None
+            with torch.device("meta"):      # names and shapes alone: what does not fit takes no memory
+                plan = cls(**config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{described_in}: "config": {printable(first_line(error))}') from None
+        check_weights(path, weights, plan)
+        model = cls(**config)
+        model.load_state_dict(weights)
         # Layout changes no value; a single image is convolved faster so, on CPUs and GPUs.
         return model.to(device).to(memory_format=torch.channels_last).eval()
 
@@ -352,6 +356,24 @@ class RPFNet(nn.Module):
             return fuse_pair(self.use_image_statistics(), ir, vis, studio_range, tile)
         finally:
             self.use_image_statistics(before)
+
+
+def _check_config(config: dict) -> None:
+    """The arguments of RPFNet come from files, too. Raises ValueError."""
+    for name, value in config.items():
+        if name in LIMITS:
+            low, high = LIMITS[name]
+            if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{name}={reprlib.repr(value)}; a whole number from {low} to {high} is needed")
+        elif name in ("cpm", "prior"):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}={reprlib.repr(value)}; True or False is needed")
+        else:
+            known = ("convolutions", "none") if name == "sharing" else tuple(GLOBAL_BRANCHES)
+            if value not in known:
+                raise ValueError(f"{name}={reprlib.repr(value)}; choose from {', '.join(known)}")
+    if config["channels"] % 4:
+        raise ValueError(f"channels={config['channels']}; a multiple of 4 is needed")
 
 
 def _share_convolutions(stages: nn.ModuleList) -> None:

@@ -60,8 +60,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def keep_signal_handlers():
-    """For tests that run train.main in this process, which takes SIGINT and SIGTERM."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """For tests that run train.main in this process, which takes SIGINT, SIGTERM and SIGHUP."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -20,6 +20,7 @@ from conftest import write_pairs
 
 import test as fuse_command
 import train
+import trainer
 from dataset import PairDataset, match_pairs
 from layers import ExactStatistics
 from net import RPFNet
@@ -35,7 +36,7 @@ RECIPE = ["--crop", "16", "--crops", "11", "--batch", "5", "--channels", "4", "-
 # that sum up to 3e-3.
 LOG = {"rel": 1e-5}
 # The metrics see 8-bit images, where 1e-7 can move a pixel by one level.
-PIXELS = set(train.VALIDATION_METRICS)
+PIXELS = set(trainer.VALIDATION_METRICS)
 WEIGHTS = {"rtol": 1e-4, "atol": 2e-5}
 
 # What one process of the second torchrun does: a run of two that a signal to rank 1 cuts in mid-epoch, then the rest of

@@ -422,3 +422,88 @@ def test_w_covers_the_hot_pixels_of_real_pairs(data_root):
         coverage[printed] = sum(shares) / len(shares)
     print(f"hot pixels that w covers: {coverage[False]:.2f}, with Eq. 9 as printed: {coverage[True]:.2f}")
     assert coverage[False] > 0.8 and coverage[True] < 0.1
+
+
+# --- what is refused ---
+
+EACH = [FrequencyContrastiveLoss(), SSIMLoss(3), LuminanceLoss(1.0), SaliencyStructureLoss()]
+
+
+def refused(loss, *images):
+    with pytest.raises(ValueError) as error:
+        loss(*images)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("loss", EACH, ids=lambda loss: type(loss).__name__)
+def test_images_that_are_none_are_refused_by_each_loss(loss):
+    x = noise(0)
+    first = "m_prime" if isinstance(loss, SaliencyStructureLoss) else "fused"
+    assert "expected images of one shape" in refused(loss, x, x, noise(0, 20))
+    assert "expected images of one shape" in refused(loss, x.expand(-1, 3, -1, -1), x, x)
+    assert "take Y of YCbCr" in refused(loss, *[x.expand(-1, 3, -1, -1)] * 3)
+    assert "expected images of one shape" in refused(loss, *[x[0]] * 3)
+    assert "expected images of one shape" in refused(loss, *[x.numpy()] * 3)
+    assert f"{first} ndarray" in refused(loss, x.numpy(), x, x)
+    assert "the batch is empty" in refused(loss, *[x[:0]] * 3)
+    assert "too small" in refused(loss, *[x[..., :1]] * 3)
+    assert "ir is torch.uint8" in refused(loss, x, (x * 255).byte(), x)
+    assert "vis_y has values from" in refused(loss, x, x, x * 255)
+    assert "ir has values from -" in refused(loss, x, x * 2 - 1, x)
+    assert f"{first} has values from" in refused(loss, x * 255, x, x)
+    assert "on meta and ir on cpu" in refused(loss, x, x, x.to("meta"))
+
+
+def test_a_fused_image_may_leave_the_range_a_little_and_a_diverged_one_shows_in_the_loss():
+    ir, vis = noise(0), noise(1)
+    for loss in EACH[:3]:
+        assert loss(noise(2) * 1.5 - 0.25, ir, vis)[0].isfinite()
+        assert loss(ir + torch.nan, ir, vis)[0].isnan()
+        assert loss(ir, ir + 1e-4, vis - 1e-4)[0].isfinite()        # rounding of an interpolation
+
+
+def test_on_a_gpu_the_range_is_looked_at_once(monkeypatch):
+    """Each look waits for the GPU; here a device of another name stands in for one."""
+    loss, looks, x = SSIMLoss(3), [], noise(0)
+    monkeypatch.setattr(SSIMLoss, "_check_range", staticmethod(lambda *args: looks.append(args[0])))
+    loss.check(fused=x, ir=x, vis_y=x)
+    loss.check(fused=x, ir=x, vis_y=x)
+    assert looks == ["fused", "ir", "vis_y"] * 2
+    looks.clear()
+    images = {name: x.to("meta") for name in ("fused", "ir", "vis_y")}
+    SSIMLoss(3).check(**images)
+    loss.check(**images)
+    assert looks == ["fused", "ir", "vis_y"]
+
+
+@pytest.mark.parametrize("window", [0, 1, 4, -3, 2.5, 7.0, True, None, "7"])
+def test_windows_without_a_middle_are_refused(window):
+    with pytest.raises(ValueError, match=f"window={window!r}; an odd number of pixels from 3"):
+        SSIMLoss(window)
+
+
+def test_images_smaller_than_a_window_are_refused():
+    assert "SSIMLoss needs 11 pixels each side" in refused(SSIMLoss(), *[noise(0, 10)] * 3)
+    assert SSIMLoss()(*[noise(0, 11)] * 3)[0].abs() < 1e-5
+    assert "LuminanceLoss needs 13 pixels each side" in refused(LuminanceLoss(), *[noise(0, 12)] * 3)
+    assert LuminanceLoss()(*[noise(0, 13)] * 3)[0].abs() < 1e-5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "5", True, None])
+def test_weights_that_are_no_weights_are_refused(value):
+    for make in (lambda: SaliencyStructureLoss(lambda_1=value), lambda: LuminanceLoss(sigma=value),
+                 lambda: FusionLoss(SSIMLoss(), lambda_2=value), lambda: FusionLoss(SSIMLoss(), lambda_3=value)):
+        with pytest.raises(ValueError, match=f"={value!r}; a finite number"):
+            make()
+
+
+def test_a_loss_without_terms_or_without_its_decoder_says_what_to_do():
+    with pytest.raises(ValueError, match=r"no terms; FusionLoss.printed\(\)"):
+        FusionLoss()
+    fused, ir, vis = (noise(i) for i in range(3))
+    loss = FusionLoss.printed()
+    with pytest.raises(ValueError, match="m_prime is None.*FusionLoss.fusion"):
+        loss(fused, None, ir, vis)
+    total, terms = loss.fusion(fused, ir, vis)      # the way for a network that has no M'
+    torch.testing.assert_close(total, terms["L_c"] + 5 * terms["L_s"])

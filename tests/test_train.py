@@ -1,10 +1,6 @@
 """Training: the schedule, the log, and runs that are killed, interrupted and resumed."""
-import csv
 import json
-import math
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
@@ -13,126 +9,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from training import TINY, fail_to_write, interrupt_at, rows, same_weights
 
 import train
+import trainer
 from dataset import named_pairs
-from loss import FusionLoss
 from net import RPFNet
 
 ROOT = Path(train.__file__).parent
-TINY = ["--crop", "16", "--crops", "6", "--batch", "2", "--channels", "4", "--stages", "2"]
 
 
 pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 
 
-def tensors(state):
-    """All numbers of a checkpoint that training computes, by a flat name."""
-    out = {}
-
-    def walk(prefix, value):
-        if isinstance(value, dict):
-            for key, item in value.items():
-                walk(f"{prefix}/{key}", item)
-        elif isinstance(value, (list, tuple)):
-            for key, item in enumerate(value):
-                walk(f"{prefix}/{key}", item)
-        elif isinstance(value, torch.Tensor):
-            out[prefix] = value
-    walk("", {key: state[key] for key in ("model", "decoder", "optimisers")})
-    return out
-
-
-def same_weights(first, second):
-    first, second = (tensors(torch.load(p / "last.pth", weights_only=True)) for p in (first, second))
-    assert first.keys() == second.keys() and len(first) > 50
-    return all(torch.equal(first[key], second[key]) for key in first)
-
-
-def interrupt_at(number, monkeypatch):
-    """Ctrl-C in step `number`."""
-    step = train.Trainer.train_step
-
-    def interrupted(self, *batch):
-        step(self, *batch)
-        if self.step == number:
-            signal.raise_signal(signal.SIGINT)
-    monkeypatch.setattr(train.Trainer, "train_step", interrupted)
-
-
-def said(capsys):
-    """The command's own lines on standard error, without progress bars; a traceback would be none."""
-    return [line for line in re.split("[\r\n]", capsys.readouterr().err) if line.startswith("train.py: ")]
-
-
-def rows(out):
-    return list(csv.DictReader((out / "log.csv").open()))
-
-
-# --- recipes ---
-
-RECIPE_FILES = sorted((ROOT / "recipes").glob("*.json"))
-
-# What the paper prints, section 4.1 and Eq. 6-14; 100 epochs fit "halved every 20 epochs".
-PRINTED = {
-    "dataset": "roadscene", "batch": 16, "crop": 128, "crops": 3383, "fixed_crops": True, "flips": False,
-    "dim": 0, "lr": 1e-3, "schedule": "step", "epochs": 100, "steps": 0, "max_minutes": 0, "clip": 0,
-    "stages": 3, "channels": 32, "global_branch": "fourier", "cpm": True, "prior": True,
-    "lambda_1": 0.3, "saliency": True, "saliency_form": "mean", "weight": "printed", "contrast": True,
-    "contrast_domain": "frequency", "lambda_2": 5, "ssim_window": 11, "ssim_weighted": False, "ssim_whole": False,
-    "lambda_3": 0,
-}
-
-
-def options(*argv, out="nowhere"):
-    return train.parse([*argv, "--out", str(out)])[0]
-
-
-def test_the_default_recipe_is_the_papers():
-    recipe = json.loads((ROOT / "recipes" / "paper.json").read_text())["recipe"]
-    assert {key: recipe[key] for key in PRINTED} == PRINTED
-    args = options()
-    assert {key: getattr(args, key) for key in train.RECIPE} == recipe
-    # By its steps: 212 of 16 crops an epoch, 20 epochs at each rate.
-    steps = math.ceil(3383 / 16)
-    rates = [train.learning_rate(args.lr, args.schedule, (epoch * steps) / (100 * steps)) for epoch in range(100)]
-    assert rates == [1e-3 * 0.5 ** (epoch // 20) for epoch in range(100)]
-
-
-def test_the_papers_recipe_builds_the_printed_loss():
-    inputs = [torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
-    ours, printed = train.build_loss(options())(*inputs), FusionLoss.printed()(*inputs)
-    torch.testing.assert_close(ours, printed)
-    assert "L_l" not in ours[1]
-    # Eq. 13 in the sum of (1 - SSIM), by value: of constant images, SSIM is the luminance factor alone.
-    a, b = (torch.full((1, 1, 32, 32), value) for value in (0.2, 0.6))
-    ssim = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
-    terms = train.build_loss(options())(a, a, b, b)[1]
-    assert terms["L_s"].item() == pytest.approx(2 * (1 - ssim), rel=1e-3)
-
-
-def test_the_papers_network_is_the_default_network():
-    assert train.build_network(options()).config == RPFNet().config
-
-
-@pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: path.stem)
-def test_each_recipe_file_has_all_options_and_is_what_its_name_stands_for(path):
-    stored = json.loads(path.read_text())
-    assert stored["recipe"].keys() == {*train.RECIPE} and stored["about"]
-    args = options("--recipe", path.stem)
-    assert {key: getattr(args, key) for key in train.RECIPE} == stored["recipe"]
-    assert all(getattr(args, key) is None for key in train.PLACES if key != "data")
-
-
-def test_there_are_three_recipes():
-    assert [path.stem for path in RECIPE_FILES] == ["contrast", "medical", "paper"]
-
-
-def test_options_override_the_recipe():
-    args = options("--recipe", "contrast", "--lr", "2e-3", "--no-flips", "--lambda-3", "0")
-    stored = json.loads((ROOT / "recipes" / "contrast.json").read_text())["recipe"]
-    changed = {key: getattr(args, key) for key in train.RECIPE if getattr(args, key) != stored[key]}
-    assert changed == {"lr": 2e-3, "flips": False, "lambda_3": 0}
+# --- runs ---
 
 
 def test_a_best_json_is_a_recipe(folders, tmp_path):
@@ -145,44 +35,12 @@ def test_a_best_json_is_a_recipe(folders, tmp_path):
 
 def test_a_run_on_own_pairs_records_their_folders_and_no_data_set(folders, tmp_path, capsys):
     assert train.main([*folders, *TINY, "--steps", "1", "--out", str(tmp_path)]) == 0
-    recipe = json.loads((tmp_path / "best.json").read_text())["recipe"]
-    assert [recipe[key] for key in ("ir", "vis")] == [folders[1], folders[3]]
-    assert recipe["data"] is None and recipe["dataset"] is None and recipe["init"] is None
+    stored = json.loads((tmp_path / "best.json").read_text())["recipe"]
+    assert [stored[key] for key in ("ir", "vis")] == [folders[1], folders[3]]
+    assert stored["data"] is None and stored["dataset"] is None and stored["init"] is None
     # Its recipe names no pairs.
     assert train.main(["--recipe", str(tmp_path / "best.json"), "--out", str(tmp_path / "b")]) == 1
     assert "give --ir and --vis" in capsys.readouterr().err.splitlines()[-1]
-
-
-def stored_recipe(**changes):
-    recipe = json.loads((ROOT / "recipes" / "paper.json").read_text())["recipe"] | changes
-    return json.dumps({"recipe": {key: value for key, value in recipe.items() if value != "left out"}})
-
-
-@pytest.mark.parametrize(("content", "message"), [
-    (None, r"recipe\.json: cannot be read"),
-    ("no json", r"recipe\.json: not a recipe of this train\.py"),
-    ("[]", "not a recipe of this train"),
-    ('{"config": {}}', "not a recipe of this train.*'recipe'"),
-    (stored_recipe(flips="left out"), "not a recipe of this train.*'flips'"),
-    (stored_recipe(norm="pooled"), "unknown option norm"),
-    (stored_recipe(sharing="all", dataset=None), "sharing='all'"),
-    (stored_recipe(weight="soft", dataset=None), "weight='soft'"),
-])
-def test_wrong_recipe_files_are_explained_in_one_line(folders, tmp_path, capsys, content, message):
-    path = tmp_path / "recipe.json"
-    if content is not None:
-        path.write_text(content)
-    assert train.main(["--recipe", str(path), *folders, "--crop", "16", "--out", str(tmp_path)]) == 1
-    error, = said(capsys)
-    assert re.search(message, error)
-
-
-def test_an_unknown_recipe_says_which_are_known(capsys):
-    assert train.main(["--recipe", "natural"]) == 1
-    assert "--recipe natural: choose from contrast, medical, paper" in capsys.readouterr().err
-
-
-# --- runs ---
 
 
 def test_step_schedule_halves_at_each_fifth():
@@ -238,14 +96,8 @@ def test_resume_refuses_another_recipe(folders, tmp_path, capsys):
     assert train.main([*folders, *TINY, "--steps", "2", *run]) == 0
     assert train.main(["--resume", "--batch", "3", *run]) == 1
     assert "batch 2 -> 3" in capsys.readouterr().err
-    assert train.main(["--resume", "--recipe", "paper", *run]) == 1
-    assert "--recipe goes without --resume" in capsys.readouterr().err
     assert train.main(["--resume", "--out", str(tmp_path / "absent")]) == 1
     assert "nothing to resume" in capsys.readouterr().err
-    path = tmp_path / "run" / "last.pth"
-    torch.save(torch.load(path, weights_only=True) | {"version": train.VERSION - 1}, path)
-    assert train.main(["--resume", *run]) == 1
-    assert "another version of train.py" in capsys.readouterr().err
 
 
 def test_best_weights_load_and_carry_their_origin(folders, tmp_path):
@@ -277,7 +129,7 @@ def test_shared_convolutions_are_stored_once(folders, tmp_path):
 def test_the_commit_is_unknown_without_git(monkeypatch):
     def absent(*_, **__):
         raise FileNotFoundError("git")
-    monkeypatch.setattr(train.subprocess, "run", absent)
+    monkeypatch.setattr(trainer.subprocess, "run", absent)
     assert train.commit() == "unknown"
 
 
@@ -336,33 +188,25 @@ def test_missing_data_gives_one_line_with_the_command(tmp_path, capsys):
 
 def test_a_full_disk_loses_nothing(folders, tmp_path, monkeypatch, capsys):
     """The older checkpoint stays whole; in mid-run training goes on, at the end the exit code says so."""
-    run = [*folders, *TINY, "--steps", "9", "--out", str(tmp_path)]
-    written = Path.write_bytes
-
-    def full(self, data):
-        if self.name == "last.pth.part" and (tmp_path / "last.pth").exists():
-            raise OSError(28, "No space left on device")
-        return written(self, data)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    assert train.main(run) == 1
+    fail_to_write(monkeypatch, ["last.pth"], OSError(28, "No space left on device"), Path.exists)
+    assert train.main([*folders, *TINY, "--steps", "9", "--out", str(tmp_path)]) == 1
     assert "No space left" in capsys.readouterr().err
     assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 3
     assert len(rows(tmp_path)) == 3
-    assert not list(tmp_path.glob("*.part"))
     monkeypatch.undo()
     assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pth", "best.pth", "best.json", "log.csv"}
 
 
 def test_a_decoder_that_saturates_in_mid_epoch_ends_training_with_the_remedy(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "CHECK_EVERY", 1)
-    forward, calls = train.AuxiliaryDecoder.forward, []
+    forward, calls = trainer.AuxiliaryDecoder.forward, []
 
     def saturating(self, x):
         calls.append(1)
         return forward(self, x) * (1e-6 if len(calls) > 12 else 1) + 0.01
 
-    monkeypatch.setattr(train.AuxiliaryDecoder, "forward", saturating)
+    monkeypatch.setattr(trainer.AuxiliaryDecoder, "forward", saturating)
     assert train.main([*folders, *TINY, "--crops", "60", "--steps", "30", "--out", str(tmp_path)]) == 1
     assert "saturated" in capsys.readouterr().err and len(calls) == 13
 
@@ -398,7 +242,7 @@ def test_ablations_train_resume_and_load(folders, tmp_path, monkeypatch, option)
 def test_max_minutes_ends_the_run_with_its_schedule_done(folders, tmp_path, monkeypatch):
     """By a clock that advances one second at each look."""
     ticks = iter(range(10**6))
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     assert train.main([*folders, *TINY, "--max-minutes", "1", "--out", str(tmp_path)]) == 0
     last = rows(tmp_path)[-1]
     assert 60 <= float(last["seconds"]) < 80 and int(last["step"]) < 100
@@ -421,14 +265,7 @@ def test_training_on_real_pairs_lowers_the_loss_and_validates(data_root, tmp_pat
 
 @pytest.mark.parametrize("name", ["log.csv", "best.pth"])
 def test_a_log_that_cannot_be_written_does_not_end_the_run(folders, tmp_path, monkeypatch, capsys, name):
-    written = Path.write_bytes
-
-    def locked(self, data):
-        if self.name == name + ".part":
-            raise OSError(13, "Permission denied")
-        return written(self, data)
-
-    monkeypatch.setattr(Path, "write_bytes", locked)
+    fail_to_write(monkeypatch, [name], OSError(13, "Permission denied"))
     assert train.main([*folders, *TINY, "--steps", "6", "--out", str(tmp_path)]) == 0
     assert name in capsys.readouterr().err
     assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 6
@@ -443,14 +280,6 @@ def test_a_run_that_ended_before_its_last_row_writes_it_when_resumed(folders, tm
     assert not (tmp_path / "best.pth").exists()
     assert train.main(["--resume", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "best.pth").exists() and (tmp_path / "log.csv").read_text().count("\n") == 2
-
-
-def test_a_new_run_does_not_destroy_an_old_one(folders, tmp_path, capsys):
-    run = [*folders, *TINY, "--steps", "2", "--out", str(tmp_path)]
-    assert train.main(run) == 0
-    before = (tmp_path / "last.pth").read_bytes()
-    assert train.main(run) == 1
-    assert "--resume" in capsys.readouterr().err and (tmp_path / "last.pth").read_bytes() == before
 
 
 def test_init_starts_from_given_weights(folders, tmp_path):
@@ -474,22 +303,6 @@ def test_init_refuses_the_weights_of_another_network(folders, tmp_path, capsys, 
     assert f"its network has {given}" in capsys.readouterr().err
 
 
-def test_options_reach_what_they_name():
-    loss = train.build_loss(options(
-        "--contrast-domain", "spatial", "--no-contrast", "--weight", "adaptive", "--ssim-window", "5",
-        "--ssim-weighted", "--ssim-whole", "--lambda-1", "0.7", "--saliency-form", "mean",
-        "--lambda-2", "3", "--lambda-3", "2"))
-    contrastive = loss.contrastive
-    assert (contrastive.domain, contrastive.contrast, contrastive.weight) == ("spatial", False, "adaptive")
-    assert (loss.structure.window, loss.structure.weighted, loss.structure.whole) == (5, True, True)
-    assert (loss.saliency.lambda_1, loss.saliency.form) == (0.7, "mean")
-    assert loss.luminance is not None and (loss.lambda_2, loss.lambda_3) == (3, 2)
-    config = train.build_network(options("--channels", "8", "--stages", "2", "--sharing", "none", "--no-prior",
-                                         "--global-branch", "transformer", "--no-cpm")).config
-    assert config == {"channels": 8, "stages": 2, "sharing": "none", "global_branch": "transformer", "cpm": False,
-                      "prior": False, "border": 8}
-
-
 @pytest.fixture(scope="module")
 def plain(folders, tmp_path_factory, keep_signal_handlers):
     out = tmp_path_factory.mktemp("plain")
@@ -498,36 +311,12 @@ def plain(folders, tmp_path_factory, keep_signal_handlers):
 
 
 @pytest.mark.parametrize("option", [["--amp"], ["--clip", "0.01"], ["--lr", "1e-2"], ["--lambda-2", "1"],
-                                    ["--lambda-3", "5"], ["--flips"], ["--dim", "0.5"], ["--no-fixed-crops"],
+                                    ["--lambda-3", "5"], ["--flips"], ["--no-fixed-crops"],
                                     ["--saliency-form", "mean"]])
 def test_options_change_the_weights(folders, tmp_path, plain, option):
     # clip: Adam forgets a constant factor, so what shows is that it differs from step to step.
     assert train.main([*folders, *TINY, "--steps", "4", *option, "--out", str(tmp_path)]) == 0
     assert not same_weights(plain, tmp_path)
-
-
-@pytest.mark.parametrize("options, message", [
-    (["--device", "nonsense"], "device nonsense"),
-    (["--channels", "2"], "channels=2"),
-    (["--init", "nowhere.pth"], "nowhere.pth"),
-])
-def test_wrong_options_are_explained_in_one_line(folders, tmp_path, capsys, options, message):
-    assert train.main([*folders, "--crop", "16", *options, "--out", str(tmp_path)]) == 1
-    line, = said(capsys)
-    assert message in line
-
-
-@pytest.mark.parametrize("options", [["--epochs", "0"], ["--batch", "-1"], ["--ssim-window", "4"], ["--ir", "x"],
-                                     ["--steps", "-1"], ["--val-every", "-1"], ["--dataset", "tno"]])
-def test_impossible_options_are_refused_by_the_parser(options):
-    with pytest.raises(SystemExit):
-        train.main(options)
-
-
-def test_resume_of_a_foreign_file_names_it(tmp_path, capsys):
-    torch.save({"model": {}}, tmp_path / "last.pth")
-    assert train.main(["--resume", "--out", str(tmp_path)]) == 1
-    assert "last.pth: not a checkpoint of this train.py" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ and a reader that takes the weights out of the pickle without running anything i
 """
 from __future__ import annotations
 
-import io
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from console import printable
 from runtime import first_line
+from weights import opened
 
 # ---------------------------------------------------------------------------------------------
 # The graph
@@ -196,24 +198,23 @@ def _one_line(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:      # noqa: BLE001  torch raises many types, and a hostile file may cause others
-        raise ValueError(f"{path}: {what} ({first_line(error)})") from None
+        # Not PyTorch's words on a pickle that it refuses: they advise weights_only=False, which would run it.
+        said = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else printable(first_line(error))
+        raise ValueError(f"{path}: {what} ({said})") from None
 
 
 def _unpickle(path: Path) -> object:
     """The object in the file, its classes replaced. Nothing of the file, of `net` or of torch.nn runs."""
-    data = path.read_bytes()        # once, so that what is checked is what is read
-    with _one_line(path, "not a zip file of torch.save; older formats cannot be read safely"):
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(data))
-    refused = sorted(name for name in names if name not in TORCH_CLASSES and not AUTHORS_CLASS.fullmatch(name))
-    if refused:
-        raise ValueError(f"{path}: refused, its pickle asks for {', '.join(map(_printable, refused))}")
-    with (_one_line(path, "refused, it is not a pickle of plain layers"),
-          torch.serialization.safe_globals([_stand_in(name) for name in names])):
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _printable(name: str) -> str:
-    return ascii(name)[1:-1]        # names come from the file: no line breaks or control codes
+    with opened(path) as file:
+        with _one_line(path, "not a zip file of torch.save; older formats cannot be read safely"):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        refused = sorted(name for name in names if name not in TORCH_CLASSES and not AUTHORS_CLASS.fullmatch(name))
+        if refused:
+            raise ValueError(f"{path}: refused, its pickle asks for {', '.join(map(printable, refused))}")
+        file.seek(0)
+        with (_one_line(path, "refused, it is not a pickle of plain layers"),
+              torch.serialization.safe_globals([_stand_in(name) for name in names])):
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _layers(root: object) -> Iterator[tuple[str, _StandIn]]:
@@ -271,7 +272,10 @@ def load_released(path: str | Path) -> ReleasedNet:
                 known = slot == "residual_branch" and not any(_fits(layer, module) for module in graph.values())
                 (ignored if known else problems).append(name if known else f"{name} is not part of the graph")
     if problems:
-        raise ValueError(f"{path}: not the released network: {_printable('; '.join(problems))}")
+        raise ValueError(f"{path}: not the released network: {printable('; '.join(problems))}")
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(f"{path}: {name} holds NaN or infinite numbers")
     model.ignored = (*ignored, *theirs)
     return model.eval()
 

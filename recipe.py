@@ -1,0 +1,371 @@
+"""Options of train.py, and the recipes that give them their values.
+
+The names in RECIPE decide the result of a run. A recipe is a JSON file with a value for each; checkpoints store theirs.
+What a stored recipe does not name, because it is older than the option, has the paper's value.
+"""
+from __future__ import annotations
+
+import argparse
+import math
+import reprlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from console import printable
+from dataset import DATASETS
+from inference import MIN_SIZE
+from net import GLOBAL_BRANCHES, LIMITS
+from weights import in_words, load, read_json
+
+RECIPES = Path(__file__).resolve().parent / "recipes"
+TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in layout.splits)
+
+# What decides the result. A recipe file has a value for each; checkpoints store them, and --resume goes on with them.
+RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
+          "lr", "schedule", "clip", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
+          "lambda_1", "saliency", "saliency_form", "weight", "contrast", "contrast_domain",
+          "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "amp", "val_every")
+PLACES = ("data", "ir", "vis", "init")      # stored too, but they may move
+# What last.pth holds; see Trainer.save.
+STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
+VERSION = 3     # of what the recipe means; one more when the same options begin to train something else
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message says what to change."""
+
+
+# ---------------------------------------------------------------------------------------------
+# What an option may be; for argparse
+
+
+def given(text: str) -> str:
+    """Not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; is a variable of the shell unset?")
+    return text
+
+
+def folder(text: str) -> Path:
+    return Path(given(text))
+
+
+def count(low: int, high: int) -> Callable[[str], int]:
+    """Whole numbers from `low` to `high`."""
+    def parsed(text: str) -> int:
+        value = int(text) if text.strip().removeprefix("-").isdecimal() and len(text) < 30 else low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no whole number from {low} to {high}")
+        return value
+    return parsed
+
+
+whole = count(0, 10**9)
+
+
+def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """Finite numbers from `low` (`above`: beyond it) to `high`."""
+    def parsed(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not low <= value <= high or above and value == low:
+            limits = f"{'above' if above else 'from'} {low}" + (f" to {high}" if high < math.inf else "")
+            raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no finite number {limits}")
+        return value
+    return parsed
+
+
+def fours(text: str) -> int:
+    """A width of the network: its attention has a quarter of it."""
+    value = count(*LIMITS["channels"])(text)
+    if value % 4:
+        raise argparse.ArgumentTypeError(f"{text} is no multiple of 4")
+    return value
+
+
+def odd(text: str) -> int:
+    """A side of SSIM's windows."""
+    value = count(3, 2**13)(text)
+    if value % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text} is even; a window has a middle")
+    return value
+
+
+def device(text: str) -> str:
+    """A device that can hold values; whether this machine has it, `check_device` says."""
+    try:
+        kind = torch.device(text).type
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"device {reprlib.repr(text)}: unknown; choose cpu or cuda") from None
+    if kind == "meta":
+        raise argparse.ArgumentTypeError("device meta: it holds no values; choose cpu or cuda")
+    return text
+
+
+# ---------------------------------------------------------------------------------------------
+# The options
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reads recipes, too: with `source`, the file that they are from, an error is a TrainingError that names it."""
+
+    source: object = None
+
+    def error(self, message: str):
+        if self.source is not None:
+            raise TrainingError(f"{self.source}: not a recipe of this train.py: {message.removeprefix('argument --')}")
+        super().error(message)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def build_parser(description: str | None = None) -> argparse.ArgumentParser:
+    parser = _Parser(description=description, formatter_class=_HelpFormatter)
+    flag = argparse.BooleanOptionalAction
+
+    main = parser.add_argument_group("main")
+    main.add_argument("--recipe", type=given, default="paper", metavar="NAME|FILE", help="defaults of all options "
+                      "below: paper, contrast, medical (in recipes/), or a JSON file, such as the best.json of a run")
+    main.add_argument("--data", type=given, default="data/RoadScene", help="folder of the data set")
+    main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, help="its layout")
+    main.add_argument("--ir", type=given, metavar="DIR", help="train on your own two folders: infrared ...")
+    main.add_argument("--vis", type=given, metavar="DIR", help="... and visible, matched by file name")
+    main.add_argument("--out", type=folder, default=Path("checkpoints"), help="where checkpoints and the log go")
+    main.add_argument("--resume", action="store_true", help="go on from OUT/last.pth, with the recipe stored in it")
+    main.add_argument("--init", type=given, metavar="PTH", help="start from these weights: fine-tune, or continue with "
+                      "another recipe (a last.pth has the auxiliary decoder's too)")
+    main.add_argument("--seed", type=count(0, 2**64 - 1), help="of the weights and of the crops")
+
+    length = parser.add_argument_group("length (the learning rate's schedule scales with it)")
+    length.add_argument("--epochs", type=count(1, 10**9), help="passes of --crops crops; the paper does not print "
+                        "their number, 100 fits its schedule")
+    length.add_argument("--steps", type=count(0, 10**9), help="optimiser steps in place of epochs; 0: off")
+    length.add_argument("--max-minutes", type=number(0), help="end after this time; 0: no bound. Such a run cannot be "
+                        "repeated exactly: its learning rate depends on the machine's speed")
+
+    crops = parser.add_argument_group("crops and optimisers")
+    crops.add_argument("--batch", type=count(1, 2**16), help="crops a step, of all processes together")
+    crops.add_argument("--crop", type=count(MIN_SIZE, 2**13), help="side of a crop, pixels")
+    crops.add_argument("--crops", type=count(1, 10**7), help="crops an epoch")
+    crops.add_argument("--fixed-crops", action=flag, help="the same crops in each epoch, cut once; no: new ones "
+                       "each epoch")
+    crops.add_argument("--flips", action=flag, help="mirror crops at random")
+    crops.add_argument("--dim", type=number(0, 1), help="share of crops that are darkened, each source by its own "
+                       "factor; 0: none, as the paper")
+    crops.add_argument("--lr", type=number(0, above=True), help="initial learning rate of both Adam optimisers")
+    crops.add_argument("--schedule", choices=("step", "cosine"), help="step: halved at each fifth of the run")
+    crops.add_argument("--clip", type=number(0), help="bound of the gradient's norm; 0: off, as the paper")
+
+    network = parser.add_argument_group("network")
+    network.add_argument("--channels", type=fours, help="width, a multiple of 4")
+    network.add_argument("--stages", type=count(*LIMITS["stages"]), help="iterations n (Table 1)")
+    network.add_argument("--sharing", choices=("convolutions", "none"), help="what the iterations share")
+    network.add_argument("--global-branch", choices=tuple(GLOBAL_BRANCHES), help="transformer: Table 3, case 6")
+    network.add_argument("--cpm", action=flag, help="no: Table 3, case 7")
+    network.add_argument("--prior", action=flag, help="residual branch, and with it L_SS; no: Table 3, case 8")
+
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--lambda-1", type=number(0), help="weight of the texture term of Eq. 6")
+    loss.add_argument("--saliency", action=flag, help="L_SS and the auxiliary decoder; no: Table 3, case 5")
+    loss.add_argument("--saliency-form", choices=("l2", "mean"), help="norms of Eq. 6 and 7: l2 as printed, or means")
+    loss.add_argument("--weight", choices=("printed", "adaptive", "none"), help="w of Eq. 9: as printed; with 1 + S, "
+                      "which finds the hot targets; none: Table 3, case 4")
+    loss.add_argument("--contrast", action=flag, help="no: l1 norm without contrast, Table 3, case 2")
+    loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), help="of L_c; spatial: Table 3, case 3")
+    loss.add_argument("--lambda-2", type=number(0), help="weight of L_s in Eq. 8 (Table 2); 0: Table 3, case 1")
+    loss.add_argument("--ssim-window", type=odd, help="side of L_s's windows, pixels, odd, from 3")
+    loss.add_argument("--ssim-weighted", action=flag, help="L_s's windows compare contrast and structure, and weigh "
+                      "the sources by their variance; no: SSIM, as Eq. 13 prints")
+    loss.add_argument("--ssim-whole", action=flag, help="L_s also over the whole crop; no: as Eq. 13 prints")
+    loss.add_argument("--lambda-3", type=number(0), help="weight of the luminance term, which is ours; 0: off, as "
+                      "the paper")
+
+    performance = parser.add_argument_group("performance")
+    performance.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
+                             help="cuda, cuda:1, cpu")
+    performance.add_argument("--amp", action=flag, help="bfloat16, for GPUs from NVIDIA's Ampere on and CPUs with "
+                             "AVX-512 BF16 or AMX; the FFT, decoder and losses stay in float32")
+    performance.add_argument("--workers", type=count(0, 256), default=0, help="loader processes; the images are in "
+                             "memory, so 0 is seldom slower")
+    performance.add_argument("--val-every", type=count(0, 10**9), help="epochs between validations; 0: never")
+    return parser
+
+
+def recipe(args: argparse.Namespace) -> dict:
+    """What a checkpoint stores of the options."""
+    return {key: getattr(args, key) for key in RECIPE} | {
+        key: None if getattr(args, key) is None else str(getattr(args, key)) for key in PLACES}
+
+
+# ---------------------------------------------------------------------------------------------
+# Recipes
+
+
+def read_recipe(name: str) -> dict:
+    """Options of a recipe: a name in recipes/, or a JSON file with a "recipe", as train.py writes it.
+
+    Raises TrainingError.
+    """
+    path = Path(name)
+    if path.suffix != ".json":
+        path = RECIPES / f"{name}.json"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.json")))
+            raise TrainingError(f"--recipe {printable(name)}: choose from {known}, or give a JSON file")
+    try:
+        content = read_json(path)
+    except OSError as error:
+        raise TrainingError(f"--recipe {path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise TrainingError(f"--recipe {error}") from None
+    if "recipe" not in content:
+        raise TrainingError(f"--recipe {path}: not a recipe of this train.py: \"recipe\" is missing; "
+                            "recipes/paper.json shows what one holds")
+    stored = completed(content["recipe"], f"--recipe {path}")
+    return {key: stored[key] for key in RECIPE}
+
+
+def completed(stored: object, source: str) -> dict:
+    """The options and places of a recipe from a file, each with a value that it may have.
+
+    Options that are missing, because the file is older than they are, have the paper's value, which changes nothing.
+    Raises TrainingError, which begins with `source`.
+    """
+    if not isinstance(stored, dict):
+        raise TrainingError(f"{source}: not a recipe of this train.py: \"recipe\" is {in_words(stored)}")
+    unknown = [printable(str(key)) for key in stored if key not in (*RECIPE, *PLACES)]
+    if unknown:
+        raise TrainingError(f"{source}: its recipe has unknown options: {', '.join(unknown)[:200]}")
+    for key in PLACES:
+        if not isinstance(stored.get(key), str | None):
+            raise TrainingError(f"{source}: {key} is {in_words(stored[key])}, where a path is expected")
+    options = {key: stored[key] for key in RECIPE if key in stored}
+    _check_values(options, source)
+    return {**read_json(RECIPES / "paper.json")["recipe"], **dict.fromkeys(PLACES), **stored}
+
+
+def _check_values(options: dict, source: str) -> None:
+    """Raises TrainingError for a value that its option would not take on the command line."""
+    parser, line = build_parser(), []
+    parser.source = source
+    for key, value in options.items():
+        name = key.replace("_", "-")
+        if value is None and key == "dataset":
+            continue
+        if not isinstance(value, bool | int | float | str) or len(str(value)) > 100:
+            parser.error(f"{name} is {in_words(value)}: {reprlib.repr(value)}")
+        line.append(f"--{'no-' * (value is False)}{name}{'' if isinstance(value, bool) else f'={value}'}")
+    parsed = parser.parse_args(line)
+    for key, value in options.items():
+        if getattr(parsed, key) != value:       # a number that is stored as text
+            parser.error(f"{key.replace('_', '-')} is {in_words(value)}: {reprlib.repr(value)}")
+
+
+# ---------------------------------------------------------------------------------------------
+# From the command line to a run
+
+
+def parse(argv: Sequence[str] | None, description: str | None = None) -> tuple[argparse.Namespace, dict | None]:
+    """Options, and the state to resume from. A stored recipe replaces the defaults; contradicting it is an error.
+
+    Raises TrainingError; SystemExit for options that the parser refuses.
+    """
+    parser = build_parser(description)
+    parser.set_defaults(**read_recipe("paper"))     # what --help shows
+    chosen = _chosen(parser, argv)
+    if "resume" in chosen:
+        return _resumed(parser, argv, chosen)
+    return _new(parser, argv, chosen), None
+
+
+def _chosen(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict:
+    """The options that stand on the command line, without those that have their defaults."""
+    unset = object()
+    blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
+    return {key: value for key, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
+
+
+def _new(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: dict) -> argparse.Namespace:
+    parser.set_defaults(**read_recipe(chosen.get("recipe", "paper")))
+    args = parser.parse_args(argv)
+    _check_together(parser, args, chosen)
+    if args.ir:
+        args.data = args.dataset = None
+    elif not args.dataset:
+        raise TrainingError(f"--recipe {args.recipe}: it names no data set; give --ir and --vis, or --dataset")
+    args.saliency = args.saliency and args.prior        # M' is decoded from the residual features
+    return args
+
+
+def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, chosen: dict) -> None:
+    """Options that contradict each other; none is left out without a word."""
+    if (args.ir is None) != (args.vis is None):
+        parser.error("--ir and --vis go together")
+    if args.ir and not chosen.keys().isdisjoint(("dataset", "data")):
+        parser.error("--ir and --vis name your own pairs; they go without --dataset and --data")
+    if "epochs" in chosen and "steps" not in chosen and args.steps:
+        parser.error(f"--epochs {args.epochs}: the recipe has --steps {args.steps}, which goes first; add --steps 0")
+    if chosen.get("saliency") and not args.prior:
+        parser.error("--saliency needs --prior: M' is decoded from the residual features")
+    if args.ssim_window > args.crop:
+        parser.error(f"--ssim-window {args.ssim_window} is larger than --crop {args.crop}")
+
+
+def refuse_overwriting_a_run(out: Path) -> None:
+    """Raises TrainingError where an earlier run has left its files."""
+    if (out / "last.pth").exists():
+        raise TrainingError(f"{out / 'last.pth'}: a run is there already; go on with --resume, or start anew with "
+                            "another --out")
+    for name in ("best.pth", "best.json", "log.csv"):
+        if (out / name).exists():
+            raise TrainingError(f"{out / name}: of an earlier run, and would be overwritten; move it away, or choose "
+                                "another --out")
+
+
+def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: dict
+             ) -> tuple[argparse.Namespace, dict]:
+    for name in ("recipe", "init"):
+        if name in chosen:
+            parser.error(f"--{name} goes without --resume, which goes on with the recipe and weights of last.pth")
+    path = chosen.get("out", parser.get_default("out")) / "last.pth"
+    state = read_state(path)
+    stored = completed(state["recipe"], f"{path}: cannot be resumed")
+    own = stored["ir"] is not None
+    named = ("ir", "vis") if own else ("dataset", "data")
+    if None in (stored[key] for key in named) or own and stored["dataset"]:
+        raise TrainingError(f"{path}: its recipe names no training pairs, or two sets of them; it cannot be resumed")
+    moved = {"dataset", "data"} if own else {"ir", "vis"}
+    if not moved.isdisjoint(chosen):
+        parser.error(f"--{' and --'.join(sorted(moved & chosen.keys()))}: {path} was trained on "
+                     f"{'--ir and --vis' if own else '--data'}")
+    parser.set_defaults(**stored, recipe=None)
+    args = parser.parse_args(argv)
+    changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in RECIPE if getattr(args, key) != stored[key]]
+    if changed:
+        raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
+                            "Drop these options, or start a new run with another --out")
+    return args, state
+
+
+def read_state(path: Path) -> dict:
+    """What last.pth holds: all of STATE. Raises TrainingError."""
+    if not path.exists():
+        raise TrainingError(f"{path}: nothing to resume; start without --resume, or name the run's folder with --out")
+    try:
+        state = load(path)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{error}; it cannot be resumed") from None
+    missing = [key for key in STATE if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise TrainingError(f"{path}: not a checkpoint of this train.py: it lacks {', '.join(missing)}; "
+                            "it cannot be resumed")
+    if type(state["version"]) is not int or state["version"] != VERSION:
+        raise TrainingError(f"{path}: of another version of train.py, in which the same options train something else; "
+                            "it cannot be resumed, but --init takes its weights")
+    return state

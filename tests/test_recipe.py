@@ -1,0 +1,205 @@
+"""Options of train.py and the recipes in their files: what they are, and what is refused."""
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from training import TINY
+
+import train
+from loss import FusionLoss
+from net import RPFNet
+from recipe import PLACES
+
+ROOT = Path(train.__file__).parent
+
+
+RECIPE_FILES = sorted((ROOT / "recipes").glob("*.json"))
+
+# What the paper prints, section 4.1 and Eq. 6-14; 100 epochs fit "halved every 20 epochs".
+PRINTED = {
+    "dataset": "roadscene", "batch": 16, "crop": 128, "crops": 3383, "fixed_crops": True, "flips": False,
+    "lr": 1e-3, "schedule": "step", "epochs": 100, "steps": 0, "max_minutes": 0, "clip": 0,
+    "stages": 3, "channels": 32, "global_branch": "fourier", "cpm": True, "prior": True,
+    "lambda_1": 0.3, "saliency": True, "saliency_form": "mean", "weight": "printed", "contrast": True,
+    "contrast_domain": "frequency", "lambda_2": 5, "ssim_window": 11, "ssim_weighted": False, "ssim_whole": False,
+    "lambda_3": 0,
+}
+
+
+def options(*argv, out="nowhere"):
+    return train.parse([*argv, "--out", str(out)])[0]
+
+
+def test_the_default_recipe_is_the_papers():
+    recipe = json.loads((ROOT / "recipes" / "paper.json").read_text())["recipe"]
+    assert {key: recipe[key] for key in PRINTED} == PRINTED
+    args = options()
+    assert {key: getattr(args, key) for key in train.RECIPE} == recipe
+    # By its steps: 212 of 16 crops an epoch, 20 epochs at each rate.
+    steps = math.ceil(3383 / 16)
+    rates = [train.learning_rate(args.lr, args.schedule, (epoch * steps) / (100 * steps)) for epoch in range(100)]
+    assert rates == [1e-3 * 0.5 ** (epoch // 20) for epoch in range(100)]
+
+
+def test_the_papers_recipe_builds_the_printed_loss():
+    inputs = [torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    ours, printed = train.build_loss(options())(*inputs), FusionLoss.printed()(*inputs)
+    torch.testing.assert_close(ours, printed)
+    assert "L_l" not in ours[1]
+    # Eq. 13 in the sum of (1 - SSIM), by value: of constant images, SSIM is the luminance factor alone.
+    a, b = (torch.full((1, 1, 32, 32), value) for value in (0.2, 0.6))
+    ssim = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    terms = train.build_loss(options())(a, a, b, b)[1]
+    assert terms["L_s"].item() == pytest.approx(2 * (1 - ssim), rel=1e-3)
+
+
+def test_the_papers_network_is_the_default_network():
+    assert train.build_network(options()).config == RPFNet().config
+
+
+@pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: path.stem)
+def test_each_recipe_file_has_all_options_and_is_what_its_name_stands_for(path):
+    stored = json.loads(path.read_text())
+    assert stored["recipe"].keys() == {*train.RECIPE} and stored["about"]
+    args = options("--recipe", path.stem)
+    assert {key: getattr(args, key) for key in train.RECIPE} == stored["recipe"]
+    assert all(getattr(args, key) is None for key in PLACES if key != "data")
+
+
+def test_there_are_three_recipes():
+    assert [path.stem for path in RECIPE_FILES] == ["contrast", "medical", "paper"]
+
+
+def test_options_override_the_recipe():
+    args = options("--recipe", "contrast", "--lr", "2e-3", "--no-flips", "--lambda-3", "0")
+    stored = json.loads((ROOT / "recipes" / "contrast.json").read_text())["recipe"]
+    changed = {key: getattr(args, key) for key in train.RECIPE if getattr(args, key) != stored[key]}
+    assert changed == {"lr": 2e-3, "flips": False, "lambda_3": 0}
+
+
+PAPER = json.loads((ROOT / "recipes" / "paper.json").read_text())["recipe"]
+
+
+def stored_recipe(**changes):
+    return json.dumps({"recipe": {key: value for key, value in (PAPER | changes).items() if value != "left out"}})
+
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, r"recipe\.json: cannot be read"),
+    ("no json", r"recipe\.json: not a JSON file"),
+    ("[" * 100_000, r"recipe\.json: nested too deep"),
+    ("[]", r"recipe\.json: holds a list"),
+    ("null", r"recipe\.json: holds null"),
+    ('{"config": {}}', "not a recipe of this train.*recipe. is missing"),
+    ('{"recipe": [1]}', "not a recipe of this train.*is a list"),
+    (stored_recipe(norm="pooled"), "unknown options: norm"),
+    (stored_recipe(out="/elsewhere"), "unknown options: out"),
+    (stored_recipe(sharing="all"), "sharing: invalid choice: 'all'"),
+    (stored_recipe(weight="soft"), "weight: invalid choice: 'soft'"),
+    (stored_recipe(flips="yes"), "flips"),
+    (stored_recipe(flips=1), "flips"),
+    (stored_recipe(lr="0.001"), "lr is a text: '0.001'"),
+    (stored_recipe(lr=True), "lr"),
+    (stored_recipe(lr=None), "lr is null"),
+    (stored_recipe(clip=math.nan), "clip: 'nan' is no finite number"),
+    (stored_recipe(stages=10**9), "stages: '1000000000' is no whole number from 1 to 64"),
+    (stored_recipe(batch=2.5), "batch: '2.5' is no whole number"),
+    (stored_recipe(crop=[128]), "crop is a list"),
+    (stored_recipe(ir=3), "ir is a number, where a path is expected"),
+])
+def test_wrong_recipe_files_are_explained_in_one_line(tmp_path, capsys, content, message):
+    path = tmp_path / "recipe.json"
+    if content is not None:
+        path.write_text(content)
+    assert train.main(["--recipe", str(path), "--out", str(tmp_path / "out")]) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: --recipe ") and re.search(message, line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_is_older_than_an_option_has_the_papers_value_for_it(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(stored_recipe(dim="left out", flips="left out", lr=0.5))
+    assert train.read_recipe(str(path)) == PAPER | {"lr": 0.5}
+
+
+def test_an_unknown_recipe_says_which_are_known(capsys):
+    assert train.main(["--recipe", "natural"]) == 1
+    assert "--recipe natural: choose from contrast, medical, paper" in capsys.readouterr().err
+
+
+# --- options ---
+
+
+def test_options_reach_what_they_name():
+    loss = train.build_loss(options(
+        "--contrast-domain", "spatial", "--no-contrast", "--weight", "adaptive", "--ssim-window", "5",
+        "--ssim-weighted", "--ssim-whole", "--lambda-1", "0.7", "--saliency-form", "mean",
+        "--lambda-2", "3", "--lambda-3", "2"))
+    contrastive = loss.contrastive
+    assert (contrastive.domain, contrastive.contrast, contrastive.weight) == ("spatial", False, "adaptive")
+    assert (loss.structure.window, loss.structure.weighted, loss.structure.whole) == (5, True, True)
+    assert (loss.saliency.lambda_1, loss.saliency.form) == (0.7, "mean")
+    assert loss.luminance is not None and (loss.lambda_2, loss.lambda_3) == (3, 2)
+    config = train.build_network(options("--channels", "8", "--stages", "2", "--sharing", "none", "--no-prior",
+                                         "--global-branch", "transformer", "--no-cpm")).config
+    assert config == {"channels": 8, "stages": 2, "sharing": "none", "global_branch": "transformer", "cpm": False,
+                      "prior": False, "border": 8}
+
+
+WRONG = [
+    ("--epochs", "0"), ("--epochs", "ten"), ("--batch", "-1"), ("--batch", "1000000000"), ("--steps", "-1"),
+    ("--crops", "0"), ("--crops", "1e3"), ("--val-every", "-1"), ("--workers", "-1"),
+    ("--max-minutes", "nan"), ("--max-minutes", "-1"), ("--max-minutes", "inf"), ("--clip", "nan"), ("--clip", "-1"),
+    ("--lambda-1", "nan"), ("--lambda-2", "nan"), ("--lambda-3", "nan"), ("--lambda-2", "-1"),
+    ("--lr", "nan"), ("--lr", "0"), ("--lr", "-1e-3"), ("--dim", "-0.1"), ("--dim", "1.1"), ("--dim", "nan"),
+    ("--seed", "-1"), ("--seed", str(2**64)), ("--crop", "0"), ("--crop", "-5"), ("--crop", "8"),
+    ("--ssim-window", "4"), ("--ssim-window", "0"), ("--ssim-window", "1"), ("--channels", "2"), ("--channels", "6"),
+    ("--stages", "0"), ("--stages", "1000000000"), ("--dataset", "tno"),
+    ("--out", ""), ("--out", " "), ("--data", ""), ("--ir", ""), ("--init", ""), ("--recipe", ""),
+    ("--device", "meta"), ("--device", "nonsense"),
+]
+
+
+def refused(capsys, *argv):
+    """The line in which the parser refuses these options."""
+    with pytest.raises(SystemExit) as error:
+        train.main([*argv])
+    assert error.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("option", "value"), WRONG)
+def test_impossible_values_are_refused_by_name(option, value, capsys):
+    assert f"argument {option}: " in refused(capsys, option, value)
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--ir", "x"], "--ir and --vis go together"),
+    (["--ir", "x", "--vis", "y", "--dataset", "msrs"], "without --dataset and --data"),
+    (["--ir", "x", "--vis", "y", "--data", "z"], "without --dataset and --data"),
+    (["--crop", "16", "--ssim-window", "17"], "--ssim-window 17 is larger than --crop 16"),
+    (["--no-prior", "--saliency"], "--saliency needs --prior"),
+    (["--recipe", "contrast", "--epochs", "5"], "--epochs 5: the recipe has --steps 1200"),
+    (["--resume", "--init", "best.pth"], "--init goes without --resume"),
+    (["--resume", "--recipe", "paper"], "--recipe goes without --resume"),
+])
+def test_options_that_contradict_each_other_are_refused_by_name(argv, message, capsys):
+    assert message in refused(capsys, *argv)
+
+
+def test_the_limits_themselves_are_allowed():
+    args = options("--seed", str(2**64 - 1), "--crop", "16", "--ssim-window", "15", "--dim", "1", "--clip", "0",
+                   "--max-minutes", "0", "--stages", "64", "--epochs", "3", "--batch", "65536")
+    assert (args.seed, args.crop, args.dim, args.epochs) == (2**64 - 1, 16, 1, 3)
+
+
+def test_a_step_that_cannot_fit_into_the_machine_is_refused_with_the_options_that_lower_it(folders, tmp_path, capsys):
+    argv = [*folders, *TINY, "--crop", "8192", "--batch", "65536", "--crops", "65536", "--device", "cpu"]
+    assert train.main([*argv, "--out", str(tmp_path / "out")]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "too little memory for a training step" in line and "lower --batch, --crop" in line

@@ -1,0 +1,204 @@
+"""Training when something goes wrong: errors in mid-run, output that fails, folders in use, a damaged last.pth."""
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from training import TINY, fail_to_write, interrupt_at, rows, said, same_weights
+
+import console
+import outputs
+import recipe
+import train
+
+ROOT = Path(train.__file__).parent
+
+pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
+
+# --- errors in mid-run ---
+
+
+class Gone:
+    """A stream of a terminal that was closed."""
+    encoding = "utf-8"
+
+    def write(self, text=""):
+        raise OSError(5, "Input/output error")
+
+    flush = write
+
+
+def test_training_does_not_die_for_want_of_a_place_to_print(folders, tmp_path, monkeypatch):
+    """Output and log fail, and so does the warning about the log; see also the campaign, with real terminals."""
+    fail_to_write(monkeypatch, ["log.csv"], OSError(28, "No space left on device"))
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, console.Lasting(Gone()))       # as the command has them
+    assert train.main([*folders, *TINY, "--steps", "7", "--out", str(tmp_path)]) == 0
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 7
+
+
+def test_the_command_ends_well_with_its_output_on_a_full_disk(folders, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, str(ROOT / "train.py"), *folders, *TINY, "--steps", "7", "--out", str(tmp_path)]
+        assert subprocess.run(argv, stdout=full, stderr=full, check=False).returncode == 0
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 7
+
+
+def fail_in_step(number, error, monkeypatch, place="zero_grad"):
+    """`error` in step `number`, before its changes; or with place="step" between those of the two optimisers."""
+    original, calls = getattr(torch.optim.Adam, place), []
+
+    def fails(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2 * number:
+            raise error
+        return original(self, *args, **kwargs)
+    monkeypatch.setattr(torch.optim.Adam, place, fails)
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nDetails"), r"\(pid 7\) is killed by signal"),
+    (torch.OutOfMemoryError("CUDA out of memory"), "too little memory for a training step.*lower --batch, --crop"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "lower --batch, --crop"),
+    (MemoryError(), "lower --batch, --crop"),
+], ids=str)
+def test_an_error_in_mid_run_is_one_line_and_the_steps_before_it_are_saved(
+        folders, tmp_path, monkeypatch, capsys, error, message):
+    run = [*folders, *TINY, "--steps", "6"]
+    with monkeypatch.context() as patch:
+        fail_in_step(6, error, patch)
+        assert train.main([*run, "--out", str(tmp_path / "cut")]) == 1
+    line, = said(capsys)
+    assert re.search(message, line)
+    assert torch.load(tmp_path / "cut" / "last.pth", weights_only=True)["step"] == 5
+    assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert rows(tmp_path / "cut")[-1]["step"] == "6"
+
+
+def test_half_a_step_is_not_saved(folders, tmp_path, monkeypatch):
+    """The networks have taken different numbers of steps: what counts is the end of the last epoch."""
+    fail_in_step(5, RuntimeError("killed"), monkeypatch, "step")
+    assert train.main([*folders, *TINY, "--steps", "6", "--out", str(tmp_path)]) == 1
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 3
+
+
+@pytest.mark.parametrize("left", ["last.pth", "best.pth", "best.json", "log.csv"])
+def test_a_new_run_does_not_destroy_an_old_one(folders, tmp_path, capsys, left):
+    (tmp_path / left).write_bytes(b"of an earlier run")
+    assert train.main([*folders, *TINY, "--steps", "2", "--out", str(tmp_path)]) == 1
+    line, = said(capsys)
+    assert left in line and "another --out" in line
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"of an earlier run"]
+
+
+def test_a_second_run_in_one_folder_is_told_at_once(folders, tmp_path, capsys):
+    assert train.main([*folders, *TINY, "--steps", "1", "--out", str(tmp_path)]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    with outputs.locked(tmp_path):
+        for argv in (["--resume"], [*folders, *TINY]):
+            assert train.main([*argv, "--out", str(tmp_path)]) == 1
+            line, = said(capsys)
+            assert "another run is writing there" in line
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path):
+    assert train.main(["--data", str(tmp_path / "absent"), "--out", str(tmp_path / "new" / "run")]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+# --- what is resumed ---
+
+
+@pytest.fixture(scope="module")
+def half(folders, tmp_path_factory, keep_signal_handlers):
+    """last.pth of a run of six steps, interrupted after the fourth."""
+    out = tmp_path_factory.mktemp("half")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(4, patch)
+        assert train.main([*folders, *TINY, "--steps", "6", "--out", str(out)]) == 130
+    return out / "last.pth"
+
+
+def resume(half, out, edit):
+    """Exit code of a run that goes on from a changed last.pth."""
+    state = torch.load(half, weights_only=True)
+    edit(state)
+    torch.save(state, out / "last.pth")
+    return train.main(["--resume", "--out", str(out)])
+
+
+def test_a_run_that_is_older_than_an_option_goes_on_with_the_papers_value(half, tmp_path, folders):
+    (tmp_path / "older").mkdir()
+    assert resume(half, tmp_path / "older", lambda state: state["recipe"].pop("dim")) == 0
+    assert train.main([*folders, *TINY, "--steps", "6", "--out", str(tmp_path / "whole")]) == 0
+    assert same_weights(tmp_path / "older", tmp_path / "whole")
+    assert json.loads((tmp_path / "older" / "best.json").read_text())["recipe"]["dim"] == 0
+
+
+def put(place, value):
+    """Sets an entry of nested dictionaries and lists."""
+    def edit(state):
+        for key in place[:-1]:
+            state = state[key]
+        state[place[-1]] = value
+    return edit
+
+
+def spoiled(state):
+    state["model"]["head.last.weight"][0] = torch.nan
+
+
+DAMAGED = [
+    *((lambda state, key=key: state.pop(key), f"it lacks {key}") for key in recipe.STATE),
+    (put(["recipe", "out"], "/elsewhere"), "unknown options: out"),
+    (put(["recipe", "device"], "cuda"), "unknown options: device"),
+    (put(["recipe"], [1]), "is a list"),
+    (put(["recipe", "stages"], 10**9), "no whole number from 1 to 64"),
+    (put(["recipe", "seed"], "0"), "seed is a text"),
+    (put(["recipe", "ir"], None), "names no training pairs"),
+    (put(["recipe", "dataset"], "msrs"), "two sets of them"),
+    (put(["recipe", "ir"], ["a"]), "ir is a list"),
+    (put(["recipe", "channels"], 8), "its network is not that of its recipe"),
+    (put(["config", "stages"], 3), "its network is not that of its recipe"),
+    (put(["config"], None), "its network is not that of its recipe"),
+    (spoiled, "head.last.weight holds NaN"),
+    (put(["decoder"], {}), "it lacks"),
+    (put(["model"], torch.zeros(1)), "weights by name are expected"),
+    (put(["optimisers"], []), "its state is damaged"),
+    (put(["optimisers", 0], {"state": {}}), "its state is damaged"),
+    (put(["sums"], 3), "its state is damaged"),
+    (put(["history"], [1]), "its state is damaged"),
+    (put(["history", 0, "lr"], "=cmd()"), "its state is damaged"),
+    (put(["step"], "x"), "its state is damaged"),
+    (put(["step"], 5000), "do not fit together"),
+    (put(["step"], -1), "do not fit together"),
+    (put(["step"], 1), "do not fit together"),
+    (put(["seconds"], math.nan), "do not fit together"),
+    (put(["history"], []), "do not fit together"),
+    (put(["version"], "3"), "another version"),
+    (put(["version"], train.VERSION - 1), "another version"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), DAMAGED, ids=[message for _, message in DAMAGED])
+def test_a_last_pth_that_is_not_whole_is_refused_in_one_line(half, tmp_path, capsys, edit, message):
+    assert resume(half, tmp_path, edit) == 1
+    line, = said(capsys)
+    assert "last.pth" in line and message in line
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_own_pairs_may_move_but_not_become_a_data_set(half, tmp_path, folders, capsys):
+    for argv in (["--data", "x"], ["--dataset", "msrs"]):
+        with pytest.raises(SystemExit):
+            train.main(["--resume", *argv, "--out", str(half.parent)])
+        assert "was trained on --ir and --vis" in capsys.readouterr().err
+    assert train.parse(["--resume", "--ir", "moved", "--out", str(half.parent)])[0].ir == "moved"

@@ -1,0 +1,442 @@
+"""A training run: the networks with their losses and optimisers, one step, the end of an epoch, the files."""
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import metrics
+from console import INTERRUPTED
+from dataset import CropDataset, PairDataset, crop_batches
+from images import to_image
+from layers import ExactStatistics
+from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
+from net import CHECKPOINTS, AuxiliaryDecoder, RPFNet
+from outputs import write_atomically
+from recipe import VERSION, TrainingError, recipe
+from runtime import team
+from weights import check_weights, load
+
+ROOT = Path(__file__).resolve().parent
+VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
+HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
+LEAST = 60              # bytes that a step keeps for each pixel, channel and stage; 110 with bfloat16, more without
+SMALLER = "lower --batch, --crop, --channels or --stages, or add --amp"
+FLAT = 1e-4             # largest Sobel magnitude of M' under which it has no edges left; the loss keeps it above
+
+
+def to_unit(image: Tensor, device: str) -> Tensor:
+    """uint8 to float in [0, 1], on the device (a quarter of the bytes travels)."""
+    return image.to(device, non_blocking=True).float().div_(255)
+
+
+def build_loss(args: argparse.Namespace) -> FusionLoss:
+    return FusionLoss(
+        FrequencyContrastiveLoss(args.contrast_domain, args.contrast, args.weight),
+        SSIMLoss(args.ssim_window, args.ssim_weighted, args.ssim_whole) if args.lambda_2 else None,
+        SaliencyStructureLoss(args.lambda_1, args.saliency_form) if args.saliency else None,
+        LuminanceLoss() if args.lambda_3 else None, args.lambda_2, args.lambda_3)
+
+
+def build_network(args: argparse.Namespace) -> RPFNet:
+    return RPFNet(args.channels, args.stages, args.sharing, args.global_branch, args.cpm, args.prior)
+
+
+def check_memory(args: argparse.Namespace) -> None:
+    """Raises TrainingError for a step that cannot fit into the machine, whose system would end it without a word."""
+    if torch.device(args.device).type != "cpu" or not hasattr(os, "sysconf"):
+        return      # GPUs say so themselves
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    crops = min(args.batch, args.crops) / team.world
+    least = crops * args.crop**2 * args.channels * args.stages * LEAST
+    if least > there:
+        raise TrainingError(f"too little memory for a training step: it takes {least / 2**30:.0f} GB at least, and "
+                            f"this machine has {there / 2**30:.0f}; {SMALLER}")
+
+
+def learning_rate(initial: float, schedule: str, progress: float) -> float:
+    """Learning rate at progress in [0, 1] of the run."""
+    if schedule == "cosine":
+        return initial * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return initial * 0.5 ** min(int(progress * HALVINGS), HALVINGS - 1)
+
+
+class Trainer:
+    """The networks, their two optimisers, and where the run stands."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.device = args, torch.device(args.device)
+        torch.manual_seed(args.seed)
+        # The layout that tensor cores like, and CPUs too; it changes no value.
+        self.model = build_network(args).to(self.device, memory_format=torch.channels_last)
+        self.decoder = AuxiliaryDecoder(args.channels).to(self.device, memory_format=torch.channels_last)
+        self.wrapped = in_parallel(self.model, self.decoder) if team.world > 1 else None
+        self.loss = build_loss(args)
+        self.optimisers = [torch.optim.Adam(net.parameters(), args.lr) for net in (self.model, self.decoder)]
+        self.per_epoch = math.ceil(args.crops / args.batch)
+        self.total = args.steps or args.epochs * self.per_epoch
+        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.sums: dict[str, Tensor] = {}       # of this epoch's terms, over the crops of this process
+        self.history: list[dict] = []           # the log's rows
+        self.edge: Tensor | None = None         # M_edge of the last step: an epoch's mean would hide a collapse in it
+        self.finished = False
+        self.updating = False                   # in the middle of a step's changes, when a save would not be one state
+        self._tick = time.monotonic()
+
+    # --- one step ---
+
+    def train_step(self, ir: Tensor, vis_y: Tensor, size: int | None = None) -> None:
+        """One step of both optimisers on a batch of (B, 1, H, W) in [0, 1].
+
+        Args:
+            size: crops of the step in all processes together, of which ir and vis_y are this one's share.
+        """
+        model, decoder = self.wrapped or (self.model, self.decoder)
+        size = size or len(ir)
+        own = len(team.share(range(size)))       # 0 where a last batch is too small: the crop is then a stand-in
+        rate = learning_rate(self.args.lr, self.args.schedule, self.progress)
+        for optimiser in self.optimisers:
+            optimiser.param_groups[0]["lr"] = rate
+            optimiser.zero_grad(set_to_none=True)
+        fused, m_prime = self._forward(model, decoder, ir, vis_y)
+        total, terms = self.loss(fused, m_prime, ir, vis_y)
+        # The processes' gradients are averaged; so weighted, to the gradient of the mean over all `size` crops.
+        (total * (own * team.world / size)).backward()
+        self.updating = True
+        for net, optimiser in zip((self.model, self.decoder), self.optimisers):
+            if self.args.clip:
+                torch.nn.utils.clip_grad_norm_(net.parameters(), self.args.clip)
+            optimiser.step()
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach() * own
+        self.edge = terms["M_edge"].detach() if "M_edge" in terms else None
+        self.step += 1
+        self.updating = False
+        self.finished = self.progress >= 1
+
+    def _forward(self, model: nn.Module, decoder: nn.Module, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The fused image and M'."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp):
+            if not self.args.saliency:
+                return model(ir, vis_y), None
+            fused, features = model(ir, vis_y, return_features=True)
+            return fused, decoder(features[-1].residual)
+
+    @torch.no_grad()
+    def exact_statistics(self, crops: CropDataset) -> None:
+        """BatchNorm's running statistics over the crops of the epoch, in place of an average over the last few batches.
+
+        Training does not depend on them. Several processes on CPUs normalise each its own share of a batch, also here.
+        """
+        statistics = ExactStatistics(self.model, self.decoder)
+        batches = list(self.batches(len(self.history)))
+        own = [team.share(numbers) or numbers[:1] for numbers in batches]
+        loader = DataLoader(crops, batch_sampler=own)
+        for (ir, vis), numbers in tqdm(zip(loader, batches), total=len(batches), desc="statistics", unit="batch",
+                                       leave=False, disable=team.rank > 0):
+            self._forward(self.model, self.decoder, to_unit(ir, self.device), to_unit(vis, self.device))
+            statistics.add(len(team.share(numbers)))
+        statistics.store(team.sum)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
+        """Crop numbers of an epoch's steps, from step `start` of it."""
+        fixed = self.args.seed if self.args.fixed_crops else None
+        return crop_batches(epoch, self.args.crops, self.args.batch, start, fixed)
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by time, whichever is further."""
+        by_time = self.clock() / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
+        return max(self.step / self.total, by_time)
+
+    def clock(self) -> float:
+        """Seconds of training so far, earlier parts of a resumed run included; in several processes, as last agreed."""
+        if team.world == 1:
+            self._advance()
+        return self.seconds
+
+    def _advance(self) -> None:
+        now = time.monotonic()
+        self.seconds, self._tick = self.seconds + now - self._tick, now
+
+    def agree(self, stop: Stop) -> None:
+        """Between two steps: rank 0's clock becomes everybody's, and a signal to one process stops all.
+
+        What they decide by (learning rate, end, when to save) stays the same in all of them until the next time.
+        """
+        if team.world > 1:
+            self._advance()
+            common = torch.tensor([0.0 if team.rank else self.seconds, stop.received], dtype=torch.float64)
+            distributed.all_reduce(common, distributed.ReduceOp.MAX)
+            self.seconds, stop.agreed = float(common[0]), int(common[1])
+            self.finished = self.progress >= 1
+
+    def means(self) -> dict[str, float]:
+        """This epoch's terms so far, a mean over its crops. Raises TrainingError when training has failed."""
+        done = min((self.step - len(self.history) * self.per_epoch) * self.args.batch, self.args.crops)
+        values = {name: float(value) / done for name, value in over_all(self.sums).items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise TrainingError(f"step {self.step}: {', '.join(bad)} is not finite; {self._remedy}")
+        if self.edge is not None and float(over_all({"M_edge": self.edge})["M_edge"]) / team.world < FLAT:
+            raise TrainingError(f"step {self.step}: the auxiliary decoder is saturated (M' is flat), so L_SS teaches "
+                                f"nothing any more; {self._remedy}, and start again")
+        return values
+
+    @property
+    def _remedy(self) -> str:
+        return "lower --lr" if self.args.clip else "lower --lr, or set --clip 1"
+
+    # --- files ---
+
+    def save(self, write: Callable[[Path, bytes], None]) -> None:
+        """Write everything that --resume needs, whole or not at all; never a state that has failed."""
+        if self.sums:
+            self.means()
+        state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
+                 "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+                 "version": VERSION, "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(),
+                 "best": self.best, "sums": over_all(self.sums), "history": self.history}
+        write(self.args.out / "last.pth", serialised(state))
+
+    def rescue(self) -> None:
+        """Save before an error ends the run, if there is one process, between two steps, and nothing has diverged."""
+        if team.world == 1 and self.step and not self.updating:
+            try:
+                self.save(write_or_warn)
+            except (TrainingError, RuntimeError, MemoryError):      # what ends the run is told, not this
+                pass
+
+    def start_from(self, name: str) -> None:
+        """Take a checkpoint's weights (the decoder's too, if it has them) and nothing else.
+
+        Raises TrainingError, OSError, ValueError.
+        """
+        start, path = RPFNet.from_pretrained(name), CHECKPOINTS.get(name, Path(name))
+        other = {key: value for key, value in start.config.items() if value != self.model.config[key]}
+        if other:       # with shared stages, the weights of 5 iterations would fit a network of 3
+            raise TrainingError(f"--init {path}: its network has "
+                                f"{', '.join(f'{key} {value}' for key, value in other.items())}; give the same options")
+        self.model.load_state_dict(start.state_dict())
+        state = load(path)
+        if "decoder" in state:
+            check_weights(path, state["decoder"], self.decoder)
+            self.decoder.load_state_dict(state["decoder"])
+
+    def load(self, state: dict, path: Path) -> None:
+        """Go on from what `path` holds, see recipe.read_state. Raises TrainingError, ValueError: it is damaged."""
+        if state["config"] != self.model.config:
+            raise TrainingError(f"{path}: its network is not that of its recipe; it cannot be resumed")
+        for network, weights in ((self.model, state["model"]), (self.decoder, state["decoder"])):
+            check_weights(path, weights, network)
+            network.load_state_dict(weights)
+        try:
+            for optimiser, stored in zip(self.optimisers, state["optimisers"], strict=True):
+                _load_moments(optimiser, stored)
+            self.step, self.seconds, self.best = int(state["step"]), float(state["seconds"]), float(state["best"])
+            # The sums so far are rank 0's, however many processes they came from.
+            self.sums = {name: torch.zeros_like(value, device=self.device) if team.rank else value.to(self.device)
+                         for name, value in state["sums"].items()}
+            self.history = [{str(key): float(value) if isinstance(value, float) else int(value)
+                             for key, value in row.items()} for row in state["history"]]
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            what = type(error).__name__
+            raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
+        self.finished = self.progress >= 1
+        done = self.step - len(self.history) * self.per_epoch       # steps of this epoch; below 0 after the last row
+        lowest = 1 - self.per_epoch if self.finished else 0
+        if not (0 <= self.seconds < math.inf and lowest <= done <= self.per_epoch):
+            raise TrainingError(f"{path}: its steps, epochs and seconds do not fit together; it cannot be resumed")
+
+    def save_best(self, scores: dict[str, float]) -> None:
+        """best.pth: a plain state dict; best.json: the recipe and what was measured."""
+        # Iterations share convolutions: each tensor is made contiguous, and then stored, once.
+        copies: dict[int, Tensor] = {}
+        weights = {name: copies.setdefault(value.data_ptr(), value.contiguous())
+                   for name, value in self.model.state_dict().items()}
+        about = {"config": self.model.config, "version": VERSION, "recipe": recipe(self.args), "steps": self.step,
+                 "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
+                 "command": self.args.command, "commit": commit(), "packages": packages(),
+                 "validation": {k: round(v, 4) for k, v in scores.items()}}
+        write_or_warn(self.args.out / "best.pth", serialised(weights))
+        write_or_warn(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())
+
+    def write_log(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.history for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_or_warn(self.args.out / "log.csv", text.getvalue().encode())
+
+    # --- one epoch's end ---
+
+    def end_epoch(self, crops: CropDataset, val: PairDataset | None) -> None:
+        """Log the epoch, validate if it is due, keep the best weights."""
+        number = len(self.history) + 1
+        due = self.finished or val is not None and number % self.args.val_every == 0
+        if due:
+            self.exact_statistics(crops)
+        rate = self.optimisers[0].param_groups[0]["lr"]
+        row = {"epoch": number, "step": self.step, "lr": rate, "seconds": round(self.clock(), 1)} | self.means()
+        if val is not None and due:
+            row |= validate(self.model, self.loss, val, self.device)
+            if row["val_loss"] < self.best:
+                self.best = row["val_loss"]
+                self.save_best({k: row[k] for k in ("val_loss", *VALIDATION_METRICS)})
+        elif val is None and self.finished:
+            self.save_best({})
+        self.history.append(row)
+        self.sums = {}
+        self.write_log()
+        if team.rank == 0:
+            say(f"epoch {number}: " + "  ".join(
+                f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
+
+
+def _load_moments(optimiser: torch.optim.Optimizer, stored: dict) -> None:
+    """Adam's moments and the last learning rate; its other options are the recipe's."""
+    groups = copy.deepcopy(optimiser.state_dict()["param_groups"])
+    groups[0]["lr"] = float(stored["param_groups"][0]["lr"])
+    optimiser.load_state_dict({"state": stored["state"], "param_groups": groups})
+
+
+class Stop:
+    """True after Ctrl-C, SIGTERM or SIGHUP, so that the step in hand is finished and saved.
+
+    A second Ctrl-C ends the run at once, a third one the process. Under nohup, SIGHUP stays ignored.
+    In several processes it is true when all know of it; torchrun passes signals on, maybe twice.
+    """
+
+    def __init__(self):
+        self.received, self.agreed = 0, 0       # signal numbers; the second by Trainer.agree
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)        # Windows has no SIGHUP
+            if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: object) -> None:
+        if self.received and team.world == 1:
+            signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+            raise KeyboardInterrupt
+        self.received = number
+
+    @property
+    def signal(self) -> int:
+        return self.received if team.world == 1 else self.agreed
+
+    def __bool__(self) -> bool:
+        return bool(self.signal)
+
+
+def leave_signals_to_the_parent(worker: int) -> None:
+    """In a loader process: Ctrl-C, which all of a terminal's processes get, is for the parent, which then ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+# --- several processes (torchrun) ---
+
+
+def in_parallel(*nets: nn.Module) -> list[nn.Module]:
+    """The networks, so wrapped that backward() leaves the processes' mean gradient in each."""
+    if next(nets[0].parameters()).device.type == "cuda":
+        # In place: what it replaces are modules inside, the parameters and their names stay. There is none for CPUs,
+        # where each process normalises its share of the batch by itself.
+        nets = [nn.SyncBatchNorm.convert_sync_batchnorm(net) for net in nets]
+    return [nn.parallel.DistributedDataParallel(net) for net in nets]
+
+
+def over_all(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each sum over all processes."""
+    if team.world == 1 or not sums:
+        return sums
+    values = torch.stack(list(sums.values()))
+    distributed.all_reduce(values)
+    return dict(zip(sums, values))
+
+
+@torch.inference_mode()
+def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.device) -> dict[str, float]:
+    """Mean fusion loss L_F and metrics (float protocol, plain range) over whole validation pairs, eval mode."""
+    model.eval()
+    rows = []
+    own = team.share(range(len(val)))
+    for index in tqdm(own, desc="validating", unit="pair", leave=False, disable=team.rank > 0):
+        ir, vis = val[index]
+        inputs = [to_unit(torch.from_numpy(x[None]), device) for x in (ir, vis)]
+        fused = model(*inputs)
+        image = to_image(fused[0, 0].float().cpu().numpy())
+        rows.append({"val_loss": loss.fusion(fused, *inputs)[0].item()} |
+                    metrics.evaluate(image, ir[0], vis[0], names=VALIDATION_METRICS))
+    model.train()
+    rows = team.gathered(rows)
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+# --- files and records ---
+
+
+def write_or_warn(path: Path, data: bytes) -> None:
+    """In mid-run a full disk is no reason to lose the run: the older file is still whole."""
+    try:
+        write_once(path, data)
+    except OSError as error:
+        say(f"warning: {path} not written ({error.strerror}); training goes on", sys.stderr)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line above the progress bar, at once: a log is read while it grows."""
+    tqdm.write(text, stream)
+    (stream or sys.stdout).flush()
+
+
+def commit() -> str:
+    """The commit of this code, with a "+" where files have changed since; "unknown" without git."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=ROOT,
+                              capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def packages() -> dict[str, str]:
+    """Versions of what computes."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia")}
+
+
+def serialised(state: dict) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """`write_atomically`, by one process for all."""
+    if team.rank == 0:
+        write_atomically(path, data)
+
+
+def device_name(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return f"{team.world} x {name}" if team.world > 1 else name

@@ -1,0 +1,231 @@
+"""Checkpoints: reading files of weights that may be damaged, hostile, or something else altogether.
+
+Nothing in a file is run: PyTorch's restricted unpickler reads it, and what is not made of plain tensors and containers
+is refused. Each refusal is one line that names the file and says what it is.
+"""
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from console import listed, printable
+from runtime import first_line
+
+FIRST_LAYER = "stem_f.0.weight"     # every RPFNet has it
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"     # the number that files of torch.save before PyTorch 1.6 begin with
+
+# How other files begin, and what they are.
+KINDS = (
+    (b"\x89PNG", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"), (b"GIF8", "a picture (GIF)"),
+    (b"BM", "a picture (BMP)"), (b"II*\0", "a picture (TIFF)"), (b"MM\0*", "a picture (TIFF)"),
+    (b"RIFF", "a picture (WebP) or a sound"), (b"\x89HDF", "an HDF5 file"), (b"\x93NUMPY", "a NumPy array"),
+    (b"%PDF", "a PDF"), (b"\x1f\x8b", "a gzip file; unpack it first"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with git lfs pull"),
+    *((bytes([0x80, protocol]), "a pickle that torch.save did not write") for protocol in range(2, 6)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of torch.save, open for reading, after its checksums were compared.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or another kind of file.
+    """
+    _check_is_file(path)
+    with path.open("rb") as file:
+        head = file.read(512)
+        if head.startswith(b"PK"):
+            _check_archive(path, file)
+        elif LEGACY not in head[:40]:       # such a file has no checksums
+            raise ValueError(f"{path}: not weights, but {_kind(head)}")
+        file.seek(0)
+        yield file
+
+
+def _check_is_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a file, but {'a folder' if path.is_dir() else 'a device or a pipe'}")
+
+
+def _kind(head: bytes) -> str:
+    """What a file is that begins with `head`."""
+    if not head:
+        return "an empty file"
+    for start, kind in KINDS:
+        if head.startswith(start):
+            return kind
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**27:
+        return "a safetensors file; convert it with torch.save"
+    text = head.decode("utf-8", "ignore")
+    if len(text.encode()) < len(head) - 3 or not all(char.isprintable() or char.isspace() for char in text):
+        return "a file of an unknown kind"
+    return "a web page; the download went wrong" if text.lstrip().startswith("<") else "a text file"
+
+
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+            damaged = archive.testzip()
+    except Exception as error:      # noqa: BLE001  zipfile raises many types for what it cannot make sense of
+        raise ValueError(f"{path}: damaged or incomplete ({printable(first_line(error))}); "
+                         "copy or download it again") from None
+    names = [part.filename for part in parts]
+    if damaged:
+        raise ValueError(f"{path}: damaged, the checksum of {printable(damaged)} is wrong; copy or download it again")
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise ValueError(f"{path}: not weights, but a TorchScript program")
+    if not any(name.endswith("data.pkl") for name in names):
+        raise ValueError(f"{path}: not weights, but a zip file of something else")
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):     # could unpack to any size
+        raise ValueError(f"{path}: compressed, which torch.save never does; it is not read")
+
+
+def load(path: Path) -> object:
+    """What torch.save stored there, on the CPU: tensors and plain containers. Raises OSError, ValueError."""
+    with opened(path) as file, warnings.catch_warnings(action="ignore"):    # of what it checks in sparse tensors
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            # Not in its own words: they advise weights_only=False, which runs what the file holds.
+            asked = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
+            what = printable(asked[1]) if asked else "objects other than tensors"
+            raise ValueError(f"{path}: refused, because its pickle asks for {what}; weights are stored as "
+                             "model.state_dict(), not as the whole model") from None
+        except Exception as error:      # noqa: BLE001  torch raises many types; each would hide the file's name
+            raise ValueError(f"{path}: cannot be read as weights ({printable(first_line(error))})") from None
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises OSError; ValueError for anything else in it."""
+    _check_is_file(path)
+    data = path.read_bytes()
+    try:
+        content = json.loads(data)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deep for a JSON file of ours") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({printable(first_line(error))})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds {in_words(content)}, where an object {{...}} is expected")
+    return content
+
+
+def in_words(value: object) -> str:
+    """The kind of a value from a JSON file or a checkpoint."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number",
+             float: "a number", type(None): "null", Tensor: "a tensor"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Weights
+
+
+class Checkpoint(NamedTuple):
+    """What a file of weights holds."""
+    weights: dict[str, Tensor]
+    config: dict        # the arguments of RPFNet
+    described_in: Path  # the file that holds them: for messages
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a shipped checkpoint (`.pth`, and `.json` beside it) or a training checkpoint (last.pth).
+
+    Raises OSError, ValueError. Whether the weights fit the network, `check_weights` says.
+    """
+    state, source = load(path), path
+    if isinstance(state, dict) and {"model", "config"} <= state.keys():
+        weights, config = state["model"], state["config"]
+    else:
+        weights, source = state, path.with_suffix(".json")
+    if not isinstance(weights, dict) or FIRST_LAYER not in weights:
+        raise ValueError(f"{path}: not weights of RPFNet, but {_contents(weights)}")
+    if source != path:
+        config = _described(path, source)
+    if not isinstance(config, dict):
+        raise ValueError(f'{source}: "config" is {in_words(config)}, where an object {{...}} is expected')
+    return Checkpoint(weights, config, source)
+
+
+def _described(path: Path, source: Path) -> object:
+    """The network's arguments, from the JSON file that train.py writes beside the weights."""
+    try:
+        about = read_json(source)
+    except FileNotFoundError:       # not guessed: with shared stages the weights do not tell their number
+        raise ValueError(f"{path}: the network's arguments are missing; put the {source.name} that was written "
+                         "with it beside it") from None
+    if "config" not in about:
+        raise ValueError(f'{source}: "config", the arguments of the network, is missing')
+    return about["config"]
+
+
+def _contents(state: object) -> str:
+    """What a file without our weights holds."""
+    if not isinstance(state, dict):
+        return in_words(state)
+    if state and all(isinstance(value, Tensor) for value in state.values()):
+        return f"those of another network: {_named(state)}"
+    return f"a dictionary of {_named(state) or 'nothing'}"
+
+
+def _named(names: Iterable[object], most: int = 3) -> str:
+    return listed([printable(str(name))[:60] for name in names], most)
+
+
+def check_weights(path: Path, weights: object, network: nn.Module) -> None:
+    """Raise ValueError unless `weights` can be the state dict of `network`, with numbers that a network can use.
+
+    Args:
+        path: the file that they come from, for the message.
+        network: may be on the device "meta", without values.
+    """
+    wanted = network.state_dict(keep_vars=True)
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{path}: holds {in_words(weights)}, where weights by name are expected")
+    missing, unknown = ([name for name in a if name not in b] for a, b in ((wanted, weights), (weights, wanted)))
+    if missing or unknown:
+        parts = [f"{what} {_named(names)}" for what, names in (("it lacks", missing), ("it has", unknown)) if names]
+        raise ValueError(f"{path}: not the weights of this network: {', '.join(parts)}")
+    first: dict[int, str] = {}
+    for name, target in wanted.items():
+        value = weights[name]
+        problem = _problem(name, value, target)
+        if problem:
+            raise ValueError(f"{path}: {name} {problem}")
+        twin = first.setdefault(id(target), name)
+        if not torch.equal(value, weights[twin]):
+            raise ValueError(f"{path}: {name} and {twin} differ, but this network shares them; "
+                             "its config names another sharing")
+
+
+def _problem(name: str, value: object, target: Tensor) -> str:
+    """Why the value cannot be taken for a parameter or buffer; empty if it can."""
+    if not isinstance(value, Tensor):
+        return f"is {in_words(value)}, not a tensor"
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        return "is not a plain tensor with values"
+    if value.shape != target.shape:
+        return f"has the shape {tuple(value.shape)}, and {tuple(target.shape)} is expected"
+    if value.is_floating_point() != target.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        return f"holds {value.dtype}, and {target.dtype} is expected"
+    if not value.to(target.dtype).isfinite().all():     # in its dtype: float64 can hold what float32 cannot
+        return "holds NaN or infinite numbers, as after a training that diverged"
+    if name.endswith("running_var") and (value < 0).any():
+        return "holds negative numbers, and a variance has none"
+    return ""
