@@ -10,11 +10,14 @@ import pytest
 import torch
 from conftest import random_pair
 
+import images
+import pipeline
 import test as fuse_command  # the project's test.py; the name is the field's habit
 from dataset import named_pairs
 from images import luma, read_vis
 from layers import BatchNorm
 from net import RPFNet
+from outputs import write_atomically
 
 ROOT = Path(fuse_command.__file__).parent
 
@@ -78,8 +81,8 @@ def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
             (folders / side / (name + suffix)).write_bytes((folders / side / ("c" + suffix)).read_bytes())
     (folders / "ir" / "e.png").write_bytes(b"damaged")
     sizes = []
-    whole = fuse_command.fuse_luminance
-    monkeypatch.setattr(fuse_command, "fuse_luminance",
+    whole = pipeline.fuse_luminance
+    monkeypatch.setattr(pipeline, "fuse_luminance",
                         lambda model, pairs, *rest: sizes.append(len(pairs)) or whole(model, pairs, *rest))
     results = []
     for batch in ("1", "2"):
@@ -95,7 +98,7 @@ def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])       # a GPU's and a CPU's
 def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypatch, error):
     (folders / "ir" / "b.png").unlink(), (folders / "vis" / "b.jpg").unlink()
-    whole = fuse_command.fuse_luminance
+    whole = pipeline.fuse_luminance
 
     class Features:
         pass
@@ -109,7 +112,7 @@ def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypat
             raise error("out of memory")
         assert alive[0]() is None       # or one image would not fit either
         return whole(model, pairs, *rest)
-    monkeypatch.setattr(fuse_command, "fuse_luminance", no_room_for_two)
+    monkeypatch.setattr(pipeline, "fuse_luminance", no_room_for_two)
     assert fuse(folders, *small, "--batch", "2") == 0
     assert names(folders / "out") == ["a.png", "c.png"]
 
@@ -117,9 +120,9 @@ def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypat
 def test_an_image_that_does_not_fit_is_named_even_by_an_error_without_a_message(folders, small, monkeypatch, capsys):
     def no_room(*_):
         raise MemoryError
-    monkeypatch.setattr(fuse_command, "fuse_luminance", no_room)
+    monkeypatch.setattr(pipeline, "fuse_luminance", no_room)
     assert fuse(folders, *small) == 1
-    assert "skipped: a: MemoryError" in capsys.readouterr().err
+    assert "skipped: a: out of memory (MemoryError); try --tile" in capsys.readouterr().err
 
 
 def test_names_sizes_and_colour_are_kept(folders, small):
@@ -191,17 +194,23 @@ def test_source_images_are_never_overwritten(folders, small, capsys):
     before = (folders / "ir" / "a.png").read_bytes()
     assert fuse_command.main(["--ir", str(folders / "ir"), "--vis", str(folders / "vis"),
                               "--out", str(folders / "ir"), *small]) == 1
-    assert "is a source image" in capsys.readouterr().err
+    assert "holds source images" in capsys.readouterr().err
     assert (folders / "ir" / "a.png").read_bytes() == before
 
 
-def test_a_full_disk_ends_with_one_line(folders, small, monkeypatch, capsys):
-    def full(self, data):
-        raise OSError(28, "No space left on device", str(self))
-    monkeypatch.setattr(Path, "write_bytes", full)
+def test_a_full_disk_ends_the_run_and_says_what_was_written(folders, small, monkeypatch, capsys):
+    (folders / "ir" / "a.png").write_bytes(b"damaged")
+
+    def full(path, data, sync):
+        if path.name == "c.png":
+            raise OSError(28, "No space left on device", str(path))
+        write_atomically(path, data, sync)
+    monkeypatch.setattr(images, "write_atomically", full)
     assert fuse(folders, *small) == 1
-    assert "No space left" in capsys.readouterr().err
-    assert names(folders / "out") == []
+    out, error = capsys.readouterr()
+    assert "skipped: a: " in error and "1 image in " in out
+    assert f"{folders / 'out' / 'c.png'}: No space left on device; 1 of 3 images were written" in error
+    assert names(folders / "out") == ["b.png"]
 
 
 @pytest.mark.parametrize("options, message", [
