@@ -130,12 +130,13 @@ class SizeError(DataError):
     """The two images of a pair have different sizes."""
 
 
-def load_pair(pair: Pair, resize: str | None = None, span: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def load_pair(pair: Pair, resize: str | None = None,
+              span: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Both images of a pair: infrared (H, W) and visible (H, W) or (H, W, 3), uint8, of one size.
 
     Args:
-        resize: "ir" or "vis" is brought to the size of the other. That is no registration: both must show the same field
-            of view, so sides that differ by more than 2 % in proportion are refused.
+        resize: "ir" or "vis" is brought to the size of the other. That is no registration: both must show the same
+            field of view, so proportions that differ by more than 2 % are refused.
         span: of 16-bit infrared, see `read_ir`.
     Raises:
         DataError: a file cannot be read. SizeError: the sizes differ.

@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,7 +37,10 @@ def min_is_white(data: bytes) -> bool:
 
 
 def damage(data: bytes) -> str:
-    """What is wrong with a JPEG or 8-bit TIFF that OpenCV decodes in part, without an error; "" where nothing is found."""
+    """What is wrong with a JPEG or 8-bit TIFF that OpenCV decodes in part, without an error; "" if nothing is found.
+
+    JPEG and most TIFFs have no checksums: bytes that are changed and still decode are not noticed.
+    """
     if data[:2] == b"\xff\xd8":
         return _jpeg_damage(data)
     return _tiff_damage(data) if data[:2] in (b"II", b"MM") else ""
@@ -83,9 +87,13 @@ def _tiff_damage(data: bytes) -> str:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
+            if image.tag_v2.get(259) in (8, 32946):     # Deflate has a checksum, at which libtiff does not look
+                tags = [image.tag_v2.get(strips, image.tag_v2.get(tiles, ())) for strips, tiles in ((273, 324), (279, 325))]
+                for start, length in zip(*tags):
+                    zlib.decompress(data[start:start + length])
     except (UnidentifiedImageError, Image.DecompressionBombError):
         return ""       # nothing is known
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, zlib.error) as error:
         return f"its data are damaged ({error})"
     return ""
 
@@ -93,8 +101,8 @@ def _tiff_damage(data: bytes) -> str:
 def _exif(data: bytes) -> bytes:
     """The file's Exif block, which is a TIFF without pixels; b"" if there is none."""
     if data[:2] == b"\xff\xd8" and b"Exif\0\0" in data[:2**17]:
-        blocks = (content[6:] for marker, content in _jpeg_segments(data) if marker == 0xE1 and content[:6] == b"Exif\0\0")
-        return next(blocks, b"")
+        return next((content[6:] for marker, content in _jpeg_segments(data)
+                     if marker == 0xE1 and content[:6] == b"Exif\0\0"), b"")
     if data[:8] == b"\x89PNG\r\n\x1a\n" and b"eXIf" in data:
         return _chunk(data, 8, b"eXIf", ">")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and b"EXIF" in data:
@@ -104,7 +112,7 @@ def _exif(data: bytes) -> bytes:
 
 
 def _chunk(data: bytes, at: int, name: bytes, order: str) -> bytes:
-    """A chunk's content: in PNG after length and name, with a checksum; in RIFF after name and length, padded to even."""
+    """A chunk's content: in PNG after length and name, then a checksum; in RIFF after name and length, padded to even."""
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(order + "I", data, at + (4 if order == "<" else 0))
         if data[at + (0 if order == "<" else 4):][:4] == name:

@@ -66,7 +66,7 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
     finally:
         for module in training:
             module.training = True
-    if not np.isfinite(luminance.sum()):        # cheaper than to look at each: a sum of finite values in [0, 1] is finite
+    if not np.isfinite(luminance.sum()):        # cheaper than a look at each; values in [0, 1] have a finite sum
         raise ValueError("the network gave values that are not finite (NaN or infinite); are its weights sound?")
     return luminance
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from console import listed, note
 from images import SUFFIXES, DataError
 
-# What folders add to the names of one scene's two images, in any case: a_ir and a_vis, IR1 and VIS1, x-thermal and x-rgb.
+# What folders add to the two names of one scene, in any case: a_ir and a_vis, IR1 and VIS1, x-thermal and x-rgb.
 INFRARED = ("infrared", "thermal", "lwir", "mwir", "tir", "inf", "ir", "mri")
 VISIBLE = ("visible", "vis", "vi", "rgb", "colour", "color", "optical", "tv", "pet", "spect")
 
@@ -55,7 +55,8 @@ def natural_key(text: str) -> list:
 def without_affix(stem: str, affixes: tuple[str, ...]) -> str:
     """ir_001, 001-ir and IR1 without the affix; the stem itself where it has none."""
     words = "|".join(affixes)
-    for pattern in (rf"(?:{words})(?:[-_. ]+|(?=[0-9]))(?P<name>.+)", rf"(?P<name>.+?)(?:[-_. ]+|(?<=[0-9]))(?:{words})"):
+    for pattern in (rf"(?:{words})(?:[-_. ]+|(?=[0-9]))(?P<name>.+)",
+                    rf"(?P<name>.+?)(?:[-_. ]+|(?<=[0-9]))(?:{words})"):
         match = re.fullmatch(pattern, stem, re.IGNORECASE)
         if match:
             return match["name"]
@@ -84,7 +85,8 @@ def _guess(ir: dict[str, Path], vis: dict[str, Path]) -> list[Pair]:
         for images, affixes in ((ir, INFRARED), (vis, VISIBLE)):
             names = {stem: without_affix(stem, affixes) for stem in images}
             sides.append({key(name): (name, images[stem]) for stem, name in names.items()})
-        if len(sides[0]) == len(ir) and len(sides[1]) == len(vis) and sides[0].keys() == sides[1].keys() and "" not in sides[0]:
+        one_to_one = len(ir) == len(sides[0]) == len(sides[1]) == len(vis) and sides[0].keys() == sides[1].keys()
+        if one_to_one and "" not in sides[0]:
             pairs = [Pair(sides[1][key][0], path, sides[1][key][1]) for key, (_, path) in sides[0].items()]
             first = pairs[0]
             note(f"file names differ; matched by {how}, without ir, vis and the like",
@@ -121,8 +123,8 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
                vis_pattern: str | None = None) -> tuple[list[Pair], list[str]]:
     """Pairs of two folders matched by file name, or of one folder whose names say infrared or visible (IR1, VIS1).
 
-    Equal stems are a pair. If there are others, names are compared without the usual prefixes and suffixes, and by their
-    numbers; that is taken only if it pairs all files one to one, and a warning says what was matched.
+    Equal stems are a pair. If there are others, names are compared without the usual prefixes and suffixes, and by
+    their numbers; that is taken only if it pairs all files one to one, and a warning says what was matched.
 
     Args:
         ir_dir, vis_dir: folders, or one folder twice.
@@ -149,8 +151,8 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
             return pairs, []
     pairs = [Pair(name, ir[name], vis[name]) for name in ir if name in vis]
     if not pairs:
-        raise DataError(f"no file of {ir_dir} has the name of one of {vis_dir}: {_examples(ir)} against {_examples(vis)}; "
-                        "say what is common, as in --ir-pattern '*_ir' --vis-pattern '*_vis'")
+        raise DataError(f"no file of {ir_dir} has the name of one of {vis_dir}: {_examples(ir)} against "
+                        f"{_examples(vis)}; say what is common, as in --ir-pattern '*_ir' --vis-pattern '*_vis'")
     lonely = [f"{path}: no visible partner in {vis_dir}" for name, path in ir.items() if name not in vis]
     lonely += [f"{path}: no infrared partner in {ir_dir}" for name, path in vis.items() if name not in ir]
     return pairs, lonely

@@ -139,7 +139,7 @@ class Fuser:
                         bar.update()
                 self._finish(0)
         finally:
-            pool.shutdown(cancel_futures=True)      # after an error or Ctrl-C: what runs ends, what waits does not begin
+            pool.shutdown(cancel_futures=True)      # after an error or Ctrl-C, what runs is finished, no more begun
             self._count_the_rest()
 
     @property

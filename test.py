@@ -76,20 +76,21 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_argument_group("what to fuse (default: the rendered samples)")
     source.add_argument("--ir", type=path, help="infrared folder or file (for IR*/VIS* in one folder: that folder, twice)")
     source.add_argument("--vis", type=path, help="visible folder or file")
-    source.add_argument("--ir-pattern", type=given, metavar="'*_ir'", help="infrared file names, with * for what the two names "
-                        "of a pair have in common; by default equal names, or the usual prefixes and suffixes")
+    source.add_argument("--ir-pattern", type=given, metavar="'*_ir'", help="infrared file names, with * for what the two "
+                        "names of a pair have in common; by default equal names, or the usual prefixes and suffixes")
     source.add_argument("--vis-pattern", type=given, metavar="'*_vis'", help="visible file names")
     source.add_argument("--dataset", type=str.lower, choices=DATASETS, help="a published data set's layout")
     source.add_argument("--data", type=path, help="its folder")
-    source.add_argument("--split", type=given, help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
+    source.add_argument("--split", type=given,
+                        help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
 
     pixels = parser.add_argument_group("how images are read")
-    pixels.add_argument("--resize", choices=("ir", "vis"), help="bring this side to the size of the other where they differ; "
-                        "no registration: both must show the same field of view")
-    pixels.add_argument("--ir-range", type=int, nargs=2, metavar=("LOW", "HIGH"), help="one scale for all 16-bit infrared "
-                        "images, LOW black and HIGH white; by default each image is scaled by its own range")
-    pixels.add_argument("--no-alignment-check", action="store_true", help="do not look for sources that are shifted by more "
-                        "than 4 pixels against each other; they are fused all the same, with a note")
+    pixels.add_argument("--resize", choices=("ir", "vis"), help="bring this side to the size of the other where they "
+                        "differ; no registration: both must show the same field of view")
+    pixels.add_argument("--ir-range", type=int, nargs=2, metavar=("LOW", "HIGH"), help="one scale for all 16-bit "
+                        "infrared images, LOW black and HIGH white; by default each image is scaled by its own range")
+    pixels.add_argument("--no-alignment-check", action="store_true", help="do not look for sources that are shifted by "
+                        "more than 4 pixels against each other; they are fused all the same, with a note")
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=path, default=Path("Fused"), help="folder for the results (default: ./Fused), "
