@@ -42,10 +42,10 @@ def _add(found: dict[str, Path], name: str, path: Path) -> None:
     found[name] = path
 
 
-def natural_key(text: str) -> list:
+def natural_key(text: str) -> tuple:
     """Sort key that orders numbers inside names by value. Only 0 to 9 count, whatever else is a digit somewhere."""
     return [(0, len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (1, 0, part.lower())
-            for part in re.split("([0-9]+)", text) if part]
+            for part in re.split("([0-9]+)", text) if part], text       # 01 and 1 in an order of their own
 
 
 # ---------------------------------------------------------------------------------------------

@@ -198,8 +198,8 @@ class Fuser:
 
 
 def explained(error: Exception, tile: int) -> str:
-    """What went wrong with a pair, in one line with the remedy."""
-    text = first_line(error)
+    """What went wrong, with the remedy."""
+    text = str(error) if isinstance(error, DataError) else first_line(error)
     memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in text
     if memory:
         return f"out of memory ({text}); try " + (f"a smaller --tile than {tile}" if tile else "--tile 1024")

@@ -253,13 +253,13 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
         print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on {device}"
                         + (f", {team.world} processes side by side" if team.world > 1 else "")))
     complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems),
-             *(f"test.py: {line}" for line in dict.fromkeys(fatal)))
+             *(line for text in dict.fromkeys(fatal) for line in f"test.py: {text}".splitlines()))
     return 1 if problems or fatal else 0
 
 
 def complain(*lines: str) -> None:
     for line in lines:
-        print("\n".join(map(printable, line.splitlines())), file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from dataset import named_pairs
 from images import luma, read_vis
 from layers import BatchNorm
 from net import RPFNet
-from outputs import write_atomically
+from outputs import locked, write_atomically
 
 ROOT = Path(fuse_command.__file__).parent
 
@@ -231,6 +231,127 @@ def test_wrong_calls_are_explained_in_one_line(tmp_path, capsys, options, messag
     assert fuse_command.main([*options, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
+
+
+@pytest.mark.parametrize("options", [
+    ["--out", ""], ["--checkpoint", " "], ["--ir", ""], ["--tile", "3"], ["--tile", "-64"], ["--batch", "1000000000"],
+    ["--ir-range", "5", "5"], ["--ir-range", "0", "70000"]], ids=" ".join)
+def test_wrong_values_are_refused_by_the_parser(capsys, options):
+    with pytest.raises(SystemExit) as caught:
+        fuse_command.main(options)
+    assert caught.value.code == 2 and options[0] in capsys.readouterr().err
+
+
+# --- one bad pair, and the others ---
+
+
+def complaints(capsys):
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    return [line for line in lines if line and not line.startswith("fusing")]
+
+
+def test_a_result_that_cannot_be_written_is_named_and_the_others_are_there(folders, small, capsys):
+    (folders / "out" / "b.png").mkdir(parents=True)
+    assert fuse(folders, *small) == 1
+    assert complaints(capsys) == [f"skipped: b: {folders / 'out' / 'b.png'}: Is a directory"]
+    assert names(folders / "out") == ["a.png", "c.png"]
+
+
+def test_output_that_is_not_finite_is_reported_and_not_written(folders, small, capsys, monkeypatch):
+    whole = RPFNet.forward
+    monkeypatch.setattr(RPFNet, "forward", lambda self, ir, vis_y: whole(self, ir, vis_y) * (
+        float("nan") if ir.shape[2] == 33 else 1))
+    assert fuse(folders, *small) == 1
+    assert names(folders / "out") == ["a.png", "c.png"]
+    (line,) = complaints(capsys)
+    assert line.startswith("skipped: b: the network gave values that are not finite")
+
+
+def test_control_codes_in_names_are_escaped(folders, small, capsys):
+    for side, suffix in (("ir", "png"), ("vis", "jpg")):
+        (folders / side / f"\x1b[31mx\n.{suffix}").write_bytes(b"")
+    assert fuse(folders, *small) == 1
+    (line,) = complaints(capsys)
+    assert line.startswith("skipped: \\x1b[31mx\\n: ")
+
+
+# --- where results go ---
+
+
+def test_sources_in_the_compare_folder_are_kept(folders, small, capsys):
+    (folders / "out").mkdir()
+    (folders / "vis").rename(folders / "out" / "compare")
+    (folders / "vis").symlink_to(folders / "out" / "compare")
+    before = {path.name: path.read_bytes() for path in (folders / "vis").iterdir()}
+    assert fuse(folders, *small, "--compare") == 1
+    assert "compare: this folder holds source images" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (folders / "vis").iterdir()} == before
+
+
+def test_a_second_run_in_one_folder_is_told(folders, small, capsys):
+    (folders / "out").mkdir()
+    with locked(folders / "out"):
+        assert fuse(folders, *small) == 1
+    assert "another run is writing there" in capsys.readouterr().err and names(folders / "out") == []
+
+
+def test_one_pair_goes_to_the_file_that_out_names(folders, small, capsys):
+    one = ["--ir", str(folders / "ir" / "a.png"), "--vis", str(folders / "vis" / "a.jpg"), *small]
+    assert fuse_command.main([*one, "--out", str(folders / "new" / "one.bmp")]) == 0
+    assert read_vis(folders / "new" / "one.bmp").shape == (20, 31, 3)
+    for options, message in ((["one.webp"], "results are written as"), (["one.png", "--format", "bmp"], "two formats"),
+                             (["vis/a.png"], "a.jpg is a source image")):
+        assert fuse_command.main([*one, "--out", str(folders / options[0]), *options[1:]]) == 1
+        assert message in capsys.readouterr().err
+    assert fuse_command.main(["--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--out", "many.png", *small]) == 1
+    assert "one file for 3 pairs" in capsys.readouterr().err
+
+
+def test_a_run_that_fused_nothing_leaves_no_folder(folders, small):
+    assert fuse(folders, "--checkpoint", "nowhere.pth") == 1
+    for path in (folders / "ir").iterdir():
+        path.write_bytes(b"damaged")
+    assert fuse(folders, *small, "--compare") == 1
+    assert not (folders / "out").exists()
+
+
+# --- how images are read ---
+
+
+@pytest.mark.parametrize("side", ["ir", "vis"])
+def test_one_side_is_resized_to_the_other(folders, small, capsys, side):
+    cv2.imwrite(str(folders / "ir" / "a.png"), np.zeros((40, 62), np.uint8))
+    assert fuse(folders, *small) == 1
+    assert "--resize ir or --resize vis" in capsys.readouterr().err
+    assert fuse(folders, *small, "--resize", side) == 0
+    assert read_vis(folders / "out" / "a.png").shape == ((20, 31, 3) if side == "ir" else (40, 62, 3))
+    cv2.imwrite(str(folders / "ir" / "a.png"), np.zeros((62, 40), np.uint8))
+    assert fuse(folders, *small, "--resize", side) == 1
+    assert "not the same field of view" in capsys.readouterr().err
+
+
+def test_one_scale_for_16_bit_infrared(folders, small, capsys):
+    for name, size, level in (("a", (20, 31), 500), ("b", (33, 18), 1000), ("c", (20, 31), 1500)):
+        cv2.imwrite(str(folders / "ir" / f"{name}.png"), np.full(size, level, np.uint16))
+    assert fuse(folders, *small, "--compare", "--ir-range", "500", "1010") == 0
+    assert complaints(capsys) == []
+    assert [read_vis(folders / "out" / "compare" / f"{name}.png")[0, 0, 0] for name in "abc"] == [0, 250, 255]
+    assert fuse(folders, *small) == 0
+    (line,) = complaints(capsys)
+    assert line.startswith("note: 16-bit infrared") and {"a.png,", "b.png,", "c.png"} <= {*line.split()}
+
+
+def test_notes_name_the_pairs(folders, small, capsys):
+    rng = np.random.default_rng(1)
+    scene = cv2.GaussianBlur(rng.integers(0, 256, (200, 260), np.uint8), (0, 0), 2)
+    cv2.imwrite(str(folders / "ir" / "a.png"), scene[:180, :240])
+    cv2.imwrite(str(folders / "vis" / "a.jpg"), scene[9:189, 12:252])
+    cv2.imwrite(str(folders / "ir" / "b.png"), cv2.applyColorMap(np.tile(np.uint8(range(18)) * 14, (33, 1)), cv2.COLORMAP_JET))
+    assert fuse(folders, *small) == 0
+    lines = sorted(complaints(capsys))
+    assert len(lines) == 2 and lines[0].endswith(": b.png") and lines[1].endswith(": a by about 15 pixels")
+    assert fuse(folders, *small, "--no-alignment-check") == 0
+    assert len(complaints(capsys)) == 1
 
 
 def test_real_pairs_of_every_data_set(data_root, tmp_path):
