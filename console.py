@@ -104,9 +104,9 @@ def note(what: str, name: object) -> None:
 
 
 def grouped(notes: list[tuple[str, ...]], most: int = 20) -> list[str]:
-    """(what, name) -> one line for each `what`, with its names, `most` at most."""
+    """(what, name) -> one line for each `what`, with its names in order, `most` at most."""
     names: dict[str, list[str]] = {}
-    for what, *name in dict.fromkeys(notes):
+    for what, *name in sorted({*notes}):        # threads give them in any order
         names.setdefault(what, []).extend(name)
     return [what + (": " if those else "") + listed(those, most) for what, those in names.items()]
 

@@ -7,97 +7,23 @@ Infrared (or MRI) is the gray source, visible (or PET, SPECT, CT) the one whose 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
-from images import SUFFIXES, DataError, luma, read_ir, read_vis
+from images import DataError, luma, read_ir, read_vis
+from pairing import Pair, all_paired, find_pairs, list_images, listing, match_pairs
+
+__all__ = ["DATASETS", "CropDataset", "DataError", "Pair", "PairDataset", "crop_batches", "find_chosen", "find_named",
+           "find_pairs", "list_images", "load_pair", "match_pairs", "named_pairs"]
 
 DARKEST = 0.05      # of the factors that darken crops
 SPLIT_LISTS = Path(__file__).resolve().parent / "splits"
-
-
-class Pair(NamedTuple):
-    """One aligned pair on disk."""
-    name: str
-    ir: Path
-    vis: Path
-
-
-# ---------------------------------------------------------------------------------------------
-# Finding pairs
-
-
-def list_images(folder: str | Path) -> dict[str, Path]:
-    """Images of one folder by file stem, in natural order (2 before 10)."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-    found: dict[str, Path] = {}
-    for path in sorted(paths, key=lambda p: natural_key(p.name)):
-        if path.stem in found:
-            raise DataError(f"{folder}: {found[path.stem].name} and {path.name} share a name; keep one of them")
-        found[path.stem] = path
-    return found
-
-
-def natural_key(text: str) -> list:
-    """Sort key that orders numbers inside names by value."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", text) if part]
-
-
-def _prefixed(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """IR{n} and VIS{n} (or VI{n}) files of one folder, each by {n}."""
-    sides: tuple[dict, dict] = {}, {}
-    for stem, path in list_images(folder).items():
-        match = re.fullmatch(r"(ir|vis|vi)[-_]?(.+)", stem, re.IGNORECASE)
-        if match:
-            side = sides[0 if match[1].lower() == "ir" else 1]
-            if match[2] in side:
-                raise DataError(f"{folder}: {side[match[2]].name} and {path.name} share a name; keep one of them")
-            side[match[2]] = path
-    if not sides[0] and not sides[1]:
-        raise DataError(f"{folder}: no IR*/VIS* files; give two folders instead (infrared and visible)")
-    return sides
-
-
-def find_pairs(ir_dir: str | Path, vis_dir: str | Path) -> tuple[list[Pair], list[str]]:
-    """Pairs of two folders matched by file stem, or of one folder with IR{n}/VIS{n} files.
-
-    Returns the pairs in natural order, and one line for each file without a partner.
-    Raises DataError when a folder is missing or holds no images.
-    """
-    ir_dir, vis_dir = Path(ir_dir), Path(vis_dir)
-    same = ir_dir.resolve() == vis_dir.resolve()
-    ir, vis = _prefixed(ir_dir) if same else (list_images(ir_dir), list_images(vis_dir))
-    for folder, images in ((ir_dir, ir), (vis_dir, vis)):
-        if not images:
-            raise DataError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))})")
-    lonely = [f"{path}: no visible partner in {vis_dir}" for name, path in ir.items() if name not in vis]
-    lonely += [f"{path}: no infrared partner in {ir_dir}" for name, path in vis.items() if name not in ir]
-    return [Pair(name, ir[name], vis[name]) for name in ir if name in vis], lonely
-
-
-def match_pairs(ir_dir: str | Path, vis_dir: str | Path) -> list[Pair]:
-    """`find_pairs`, for uses that need every file: raises DataError that lists all those without a partner."""
-    return _all_paired(*find_pairs(ir_dir, vis_dir))
-
-
-def _all_paired(pairs: list[Pair], lonely: list[str]) -> list[Pair]:
-    if lonely:
-        raise DataError(_listing(f"{len(lonely)} image(s) without a partner of the same name", lonely))
-    return pairs
-
-
-def _listing(title: str, lines: Sequence[str]) -> str:
-    return title + ":\n" + "\n".join(f"  {line}" for line in lines)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -170,7 +96,7 @@ def find_named(name: str, root: str | Path, split: str | None = None) -> tuple[l
 
 def named_pairs(name: str, root: str | Path, split: str | None = None) -> list[Pair]:
     """`find_named`, for uses that need every file: raises DataError that lists all those without a partner."""
-    return _all_paired(*find_named(name, root, split))
+    return all_paired(*find_named(name, root, split))
 
 
 def find_chosen(name: str | None, root: Path | None, split: str | None, ir: Path | None,
@@ -212,7 +138,7 @@ def _listed(name: str, pairs: list[Pair], split: str) -> list[Pair]:
     by_name = {pair.name: pair for pair in pairs}
     missing = [stem for stem in stems if stem not in by_name]
     if missing:
-        raise DataError(_listing(f"{name}: {len(missing)} pair(s) of the '{split}' split are missing", missing))
+        raise DataError(listing(f"{name}: {len(missing)} pair(s) of the '{split}' split are missing", missing))
     return [by_name[stem] for stem in stems]
 
 
@@ -220,13 +146,37 @@ def _listed(name: str, pairs: list[Pair], split: str) -> list[Pair]:
 # Data sets for PyTorch
 
 
-def load_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Both images of a pair: infrared (H, W) and visible (H, W) or (H, W, 3), uint8, of one size."""
-    ir, vis = read_ir(pair.ir), read_vis(pair.vis)
-    if ir.shape != vis.shape[:2]:
-        raise DataError(f"{pair.name}: infrared is {ir.shape[1]}x{ir.shape[0]} and visible "
-                        f"{vis.shape[1]}x{vis.shape[0]}; register them to one size first ({pair.ir}, {pair.vis})")
-    return ir, vis
+class SizeError(DataError):
+    """The two images of a pair have different sizes."""
+
+
+def load_pair(pair: Pair, resize: str | None = None,
+              span: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Both images of a pair: infrared (H, W) and visible (H, W) or (H, W, 3), uint8, of one size.
+
+    Args:
+        resize: "ir" or "vis" is brought to the size of the other. That is no registration: both must show the same
+            field of view, so proportions that differ by more than 2 % are refused.
+        span: of 16-bit infrared, see `read_ir`.
+    Raises:
+        DataError: a file cannot be read. SizeError: the sizes differ.
+    """
+    ir, vis = read_ir(pair.ir, span), read_vis(pair.vis)
+    if ir.shape == vis.shape[:2]:
+        return ir, vis
+    sizes = f"{pair.name}: infrared is {ir.shape[1]}x{ir.shape[0]} and visible {vis.shape[1]}x{vis.shape[0]}"
+    if not resize:
+        raise SizeError(f"{sizes}; register them to one size first ({pair.ir}, {pair.vis})")
+    proportion = ir.shape[1] * vis.shape[0] / (ir.shape[0] * vis.shape[1])
+    if not 0.98 <= proportion <= 1.02:
+        raise DataError(f"{sizes}, which is not the same field of view; register them instead of resizing")
+    return (resized(ir, vis.shape), vis) if resize == "ir" else (ir, resized(vis, ir.shape))
+
+
+def resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The image with the height and width of `shape`: averaged when it shrinks, bilinear when it grows."""
+    shrinks = shape[0] < image.shape[0]
+    return cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 class PairDataset:
@@ -252,7 +202,7 @@ class PairDataset:
             self.names.append(pair.name)
             self.items.append(tuple(np.ascontiguousarray(x)[None] for x in (ir, luma(vis))))
         if problems:
-            raise DataError(_listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
+            raise DataError(listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -278,7 +228,7 @@ class CropDataset:
         small = [f"{name}: {ir.shape[2]}x{ir.shape[1]}" for name, (ir, _) in zip(pairs.names, pairs.items)
                  if 2 * min(ir.shape[1:]) < size]
         if small:
-            raise DataError(_listing(f"smaller than half of the {size}x{size} training crop", small))
+            raise DataError(listing(f"smaller than half of the {size}x{size} training crop", small))
         self.items = [tuple(_mirrored(image, size) for image in pair) for pair in pairs.items]
         self.size, self.seed, self.flips, self.dim = size, seed, flips, dim
 
@@ -346,7 +296,7 @@ def describe(pairs: Sequence[Pair]) -> str:
         sizes.append(ir.shape[::-1])
         colour += vis.ndim == 3
     if problems:
-        raise DataError(_listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
+        raise DataError(listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
     low, high = min(sizes), max(sizes)
     span = "{}x{}".format(*low) + ("" if low == high else " to {}x{}".format(*high))
     return f"{len(pairs)} pairs, {span}, visible in colour: {colour}"

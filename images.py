@@ -4,13 +4,17 @@ All images are numpy arrays, gray (H, W) or RGB (H, W, 3).
 """
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+import headers
+from console import note
+from outputs import write_atomically
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+COLOURFUL = 8.0     # mean difference of an infrared image's planes, in levels
 
 
 class DataError(Exception):
@@ -22,58 +26,99 @@ class DataError(Exception):
 
 
 def _decode(path: str | Path) -> np.ndarray:
-    """Pixels as stored: (H, W) or (H, W, 3) RGB, uint8 or uint16. Alpha is dropped."""
+    """Pixels as they are to be seen: (H, W) or (H, W, 3) RGB, uint8 or uint16. Alpha is dropped."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     # imdecode of the bytes, because imread cannot open every non-ASCII path on every system.
     try:
-        data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        data = path.read_bytes()
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except cv2.error:       # a header that promises more pixels than OpenCV takes
-        image = None
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(f"{path}: too large for the memory") from None
+        image = None        # a header that promises more pixels than OpenCV takes
     if image is None:
         raise DataError(f"{path}: not an image that OpenCV can read (damaged, or another format)")
     if image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path}: {image.dtype} pixels; convert the image to 8 or 16 bits")
-    if image.ndim == 2:
-        return image
-    channels = image.shape[2]
-    if channels in (1, 2):
-        return np.ascontiguousarray(image[..., 0])
-    if channels not in (3, 4):
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if channels > 4:
         raise DataError(f"{path}: {channels} channels; gray, RGB or RGBA are understood")
-    return cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB)
+    if channels >= 3:
+        image = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB)
+    elif image.ndim == 3:
+        image = np.ascontiguousarray(image[..., 0])
+    return _as_its_header_says(path, data, image)
+
+
+def _as_its_header_says(path: Path, data: bytes, image: np.ndarray) -> np.ndarray:
+    """Upright, and not a negative. Raises DataError for a file of which only a part was decoded."""
+    damage = headers.damage(data) if image.dtype == np.uint8 else ""       # of 16 bits, OpenCV itself refuses it
+    if damage:
+        raise DataError(f"{path}: {damage}; copy or export the image again")
+    if image.dtype == np.uint16 and headers.min_is_white(data):            # OpenCV inverts those of 8 bits alone
+        image = 65535 - image
+    orientation = headers.orientation(data)
+    return image if orientation == 1 else headers.turned(image, orientation)
 
 
 def read_vis(path: str | Path) -> np.ndarray:
-    """Visible image: uint8, (H, W) or (H, W, 3) RGB. 16-bit files are divided by 257.
+    """Visible image: uint8, (H, W) or (H, W, 3) RGB.
 
+    16-bit files keep their exposure: they are divided by 257. Those with no pixel above 12 or 14 bits are taken as
+    such, with a warning: cameras of 12 bits write 16-bit files, which would come out almost black.
     A colour file with three equal planes (gray images are often saved so) is returned as gray.
     """
     image = _decode(path)
     if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        image = _to_8_bits(path, image)
     if image.ndim == 3 and (image == image[..., :1]).all():
         image = np.ascontiguousarray(image[..., 0])
     return image
 
 
-def read_ir(path: str | Path) -> np.ndarray:
-    """Infrared image: uint8 (H, W). 16-bit files are scaled by their own range, with a warning.
+def _to_8_bits(path: str | Path, image: np.ndarray) -> np.ndarray:
+    bits = next(bits for bits in (12, 14, 16) if image.max() < 2**bits)
+    if bits < 16:
+        note(f"16-bit visible image without a pixel above {2**bits - 1}, taken as one of {bits} bits", Path(path).name)
+    top = 2**bits - 1
+    return ((image.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
-    Sensors fill only a part of 16 bits, so a division by 257 would give an almost black image.
+
+def read_ir(path: str | Path, span: tuple[int, int] | None = None) -> np.ndarray:
+    """Infrared image: uint8 (H, W).
+
+    16-bit files are scaled: `span` (LOW, HIGH) becomes 0 to 255, and what is outside is clipped. Without a span each
+    image is scaled by its own range, with a warning, because a division by 257 would give an almost black image:
+    sensors fill only a part of 16 bits.
+    Colour becomes BT.601 luma, with a warning where the planes differ: a colour map is no temperature.
     """
-    image = luma(_decode(path))
+    pixels = _decode(path)
+    if pixels.ndim == 3 and _colourful(pixels):
+        note("infrared in colour, taken as its luma; a colour map needs the original gray image", Path(path).name)
+    image = luma(pixels)
     if image.dtype == np.uint8:
+        if span:
+            raise DataError(f"{path}: 8-bit infrared; a range (--ir-range) is for 16 bits")
         return image
-    low, high = int(image.min()), int(image.max())
-    # One text for all files: Python shows it once a run.
-    warnings.warn("16-bit infrared is scaled to 8 bits, each image from its own darkest and brightest pixel", stacklevel=2)
+    if span is None:
+        note("16-bit infrared is scaled to 8 bits, each image from its own darkest and brightest pixel; --ir-range "
+             "keeps one scale", Path(path).name)
+        span = int(image.min()), int(image.max())
+    low, high = span
     scaled = (image.astype(np.float64) - low) * (255.0 / max(high - low, 1))
-    return np.round(scaled).astype(np.uint8)
+    return np.round(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def _colourful(image: np.ndarray) -> bool:
+    """Whether the planes of an (H, W, 3) image differ, by more than what JPEG does to gray."""
+    if (image == image[..., :1]).all():
+        return False
+    small = np.float32(image[::4, ::4]) * (255 / np.iinfo(image.dtype).max)
+    return float(np.ptp(small, axis=2).mean()) > COLOURFUL
 
 
 def read_gray(path: str | Path) -> np.ndarray:
@@ -84,7 +129,8 @@ def read_gray(path: str | Path) -> np.ndarray:
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write uint8 (H, W) or (H, W, 3) RGB in the format of the suffix.
 
-    The file appears whole or not at all. Raises OSError (a full disk, a missing folder) or DataError (an unknown suffix).
+    The file appears whole or not at all. Raises OSError (a full disk, a missing folder) or DataError (an unknown
+    suffix, a size that the format does not hold).
     """
     path = Path(path)
     bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
@@ -93,18 +139,9 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     except cv2.error:
         ok = False
     if not ok:
-        raise DataError(f"{path}: cannot encode {path.suffix or 'a file without suffix'}; use .png")
-    write_atomically(path, data.tobytes())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: under another name first. Raises OSError."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot encode {image.shape[1]}x{image.shape[0]} as "
+                        f"{path.suffix or 'a file without suffix'}; use .png")
+    write_atomically(path, data.tobytes(), sync=False)      # it can be made again
 
 
 # ---------------------------------------------------------------------------------------------
@@ -144,3 +181,47 @@ def to_image(luminance: np.ndarray, chrominance: np.ndarray | None = None, studi
     else:
         image = cv2.cvtColor(np.dstack([luminance, chrominance]), cv2.COLOR_YCrCb2RGB)
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------
+# Alignment
+
+ALIGNMENT_SIDE = 256    # pixels; the longer side of what is compared
+ALIGNMENT_LEAST = 96    # pixels of the shorter side; below, edges agree by chance
+ALIGNED = 4.0           # pixels of the image; a smaller shift is not reported
+
+
+def apparent_shift(ir: np.ndarray, vis: np.ndarray) -> float | None:
+    """How far the two images of a pair seem to be shifted, in pixels; None where nothing can be said.
+
+    Phase correlation (Kuglin and Hines 1975) of the logarithm of gradient magnitudes, at a reduced size. Sources of two
+    kinds share few edges, so the peak is believed only if the gradients correlate better there than without a shift:
+    of 74 registered pairs of RoadScene and 140 medical ones none is reported, of RoadScene's pairs shifted by 6 to 20
+    pixels 63 in 74.
+    """
+    if min(ir.shape) < ALIGNMENT_LEAST:
+        return None
+    scale = min(1.0, ALIGNMENT_SIDE / max(ir.shape))
+    first, second = (_edges(luma(image), scale) for image in (ir, vis))
+    window = cv2.createHanningWindow(first.shape[::-1], cv2.CV_32F)
+    (right, down), _ = cv2.phaseCorrelate(first - first.mean(), second - second.mean(), window)
+    if max(abs(right), abs(down)) >= min(first.shape) / 4 or not np.isfinite(right + down):
+        return None
+    first, second = (cv2.blur(edges, (3, 3)) for edges in (first, second))
+    there, here = (_correlation(first, second, *place) for place in ((round(right), round(down)), (0, 0)))
+    return float(np.hypot(right, down)) / scale if there > max(here + 0.05, 0.15) else None
+
+
+def _edges(image: np.ndarray, scale: float) -> np.ndarray:
+    if scale < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return np.log1p(cv2.magnitude(*(cv2.Sobel(image, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))))
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, right: int, down: int) -> float:
+    """Pearson's, of what overlaps when the second image is `right` and `down` of the first."""
+    height, width = first.shape
+    first = first[max(0, -down):height - max(0, down), max(0, -right):width - max(0, right)]
+    second = second[max(0, down):height + min(0, down), max(0, right):width + min(0, right)]
+    first, second = first - first.mean(), second - second.mean()
+    return float((first * second).sum() / max(np.sqrt((first**2).sum() * (second**2).sum()), 1e-9))

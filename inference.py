@@ -28,7 +28,7 @@ def fuse_pair(model: nn.Module, ir: np.ndarray, vis: np.ndarray, studio_range: b
     Returns:
         uint8, shaped like `vis`; the chrominance is that of `vis`.
     Raises:
-        TypeError, ValueError: that name what was given.
+        TypeError, ValueError: that name what was given; ValueError for NaN or infinite output of the network.
     """
     return in_colour_of(vis, fuse_luminance(model, [prepare(ir, vis)], tile)[0], studio_range)
 
@@ -48,6 +48,8 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
 
     Returns:
         (B, H, W), float32 in [0, 1].
+    Raises:
+        ValueError: the network gave NaN or infinite values, which would be black or white pixels.
     """
     weight = next(model.parameters())
     batches = (torch.from_numpy(np.stack(images)[:, None]).to(weight.device) for images in zip(*pairs))
@@ -57,10 +59,13 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
     try:
         ir = ir / 255
         fused = fuse_tiles(model, ir, vis_y, tile) if tile else model(ir, vis_y)
-        return fused[:, 0].float().cpu().numpy()
+        luminance = fused[:, 0].float().cpu().numpy()
     finally:
         for module in training:
             module.training = True
+    if not np.isfinite(luminance.sum()):        # cheaper than a look at each; values in [0, 1] have a finite sum
+        raise ValueError("the network gave values that are not finite (NaN or infinite); are its weights sound?")
+    return luminance
 
 
 def in_colour_of(vis: np.ndarray, luminance: np.ndarray, studio_range: bool = False) -> np.ndarray:

@@ -34,6 +34,8 @@ def keep_freed_memory() -> None:
 def check_device(device: str | torch.device) -> None:
     """Raises ValueError, in one line, for a device that PyTorch cannot use here."""
     try:
+        if torch.device(device).type == "meta":
+            raise ValueError("device meta: it holds no values; choose cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device}: {first_line(error)}") from None

@@ -10,73 +10,136 @@ Colour comes from the visible image; names and sizes are kept.
 """
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import console
+
+    console.before_imports()
+
 import argparse
 import statistics
 import sys
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from dataset import DATASETS, Pair, find_chosen, find_pairs, load_pair, positive
-from images import DataError, luma, write_image
-from inference import fuse_luminance, in_colour_of, prepare
+from console import INTERRUPTED, ImageWarning, grouped, printable, run
+from dataset import DATASETS, find_chosen, positive
+from images import SUFFIXES, DataError
+from inference import MIN_TILE
 from net import CHECKPOINTS, RPFNet
-from runtime import check_device, first_line, keep_freed_memory, team
+from outputs import OutputError, locked, making, refuse_overwriting
+from pairing import Pair, find_pairs
+from pipeline import Fuser, compare_folder, explained
+from runtime import check_device, keep_freed_memory, team
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
-CPU_THREADS = 2     # that read and write; more would take cores from the network
-GPU_THREADS = 8     # where the network leaves the CPU free, and takes less time than one PNG
+FORMATS = ("png", "bmp", "tif", "jpg")
+MOST_IN_A_BATCH = 256       # that many images are read ahead
+FATAL = (DataError, OutputError, ValueError, RuntimeError, OSError, MemoryError)
+
+
+# ---------------------------------------------------------------------------------------------
+# Options
+
+
+def given(text: str) -> str:
+    """Not empty, for argparse."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; is a variable of the shell unset?")
+    return text
+
+
+def path(text: str) -> Path:
+    return Path(given(text))
+
+
+def batch_size(text: str) -> int:
+    if positive(text) > MOST_IN_A_BATCH:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MOST_IN_A_BATCH}")
+    return positive(text)
+
+
+def tile_side(text: str) -> int:
+    """0 or MIN_TILE and more, for argparse."""
+    if text != "0" and positive(text) < MIN_TILE:
+        raise argparse.ArgumentTypeError(f"{text} is less than {MIN_TILE} pixels; better 1024 or more, or 0: no tiles")
+    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python test.py [options]")
     source = parser.add_argument_group("what to fuse (default: the rendered samples)")
-    source.add_argument("--ir", type=Path, help="infrared folder or file (for IR*/VIS* in one folder: that folder, twice)")
-    source.add_argument("--vis", type=Path, help="visible folder or file")
+    source.add_argument("--ir", type=path, help="infrared folder or file (for IR*/VIS* in one folder: that folder, twice)")
+    source.add_argument("--vis", type=path, help="visible folder or file")
+    source.add_argument("--ir-pattern", type=given, metavar="'*_ir'", help="infrared file names, with * for what the two "
+                        "names of a pair have in common; by default equal names, or the usual prefixes and suffixes")
+    source.add_argument("--vis-pattern", type=given, metavar="'*_vis'", help="visible file names")
     source.add_argument("--dataset", type=str.lower, choices=DATASETS, help="a published data set's layout")
-    source.add_argument("--data", type=Path, help="its folder")
-    source.add_argument("--split", help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
+    source.add_argument("--data", type=path, help="its folder")
+    source.add_argument("--split", type=given,
+                        help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
+
+    pixels = parser.add_argument_group("how images are read")
+    pixels.add_argument("--resize", choices=("ir", "vis"), help="bring this side to the size of the other where they "
+                        "differ; no registration: both must show the same field of view")
+    pixels.add_argument("--ir-range", type=int, nargs=2, metavar=("LOW", "HIGH"), help="one scale for all 16-bit "
+                        "infrared images, LOW black and HIGH white; by default each image is scaled by its own range")
+    pixels.add_argument("--no-alignment-check", action="store_true", help="do not look for sources that are shifted by "
+                        "more than 4 pixels against each other; they are fused all the same, with a note")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, default=Path("Fused"), help="folder for the results (default: ./Fused)")
-    output.add_argument("--format", choices=("png", "bmp", "tif", "jpg"), default="png",
-                        help="default: png; jpg loses detail and changes metrics")
+    output.add_argument("--out", type=path, default=Path("Fused"), help="folder for the results (default: ./Fused), "
+                        "or for one pair a file, such as fused.png")
+    output.add_argument("--format", choices=FORMATS, help="default: png; jpg loses detail and changes metrics")
     output.add_argument("--gray", action="store_true", help="write the fused luminance without colour, as metrics see it")
     output.add_argument("--compare", action="store_true", help="also write infrared | visible | fused to OUT/compare/")
     output.add_argument("--studio-range", action="store_true", help="the published pictures' contrast stretch, "
                         "1.164 (Y - 16); off by default, because it is a mix-up of colour ranges")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--checkpoint", metavar="NAME|FILE", help=f"weights: {', '.join(CHECKPOINTS)} "
+    network.add_argument("--checkpoint", type=given, metavar="NAME|FILE", help=f"weights: {', '.join(CHECKPOINTS)} "
                          "(default: contrast), or a file; best.pth and last.pth of train.py will do")
     network.add_argument("--as-published", action="store_true", help="normalise by the statistics of each image, as the published "
                          "pictures were made: more contrast, and night turns to fog; with --studio-range: their colour conversion too")
-    network.add_argument("--released", type=Path, metavar="MODEL.PTH", help="use the authors' published network: their "
+    network.add_argument("--released", type=path, metavar="MODEL.PTH", help="use the authors' published network: their "
                          "graph, with the statistics of the one image; the pickle is read without executing it")
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs from "
                          "NVIDIA's Ampere on and on CPUs with bfloat16 instructions; slower on older ones")
     network.add_argument("--compile", action="store_true", help="--fast, and torch.compile with CUDA graphs: for many images "
                          "of one size on a GPU; the first takes a minute, as does a last batch that is smaller")
-    network.add_argument("--batch", type=positive, metavar="N", help="neighbours of one size that are fused in one pass "
+    network.add_argument("--batch", type=batch_size, metavar="N", help="neighbours of one size that are fused in one pass "
                          "(default: 4 on a GPU, 1 on a CPU); but for rounding, each image is the same, whatever else is in its batch")
-    network.add_argument("--tile", type=int, default=0, metavar="PIXELS", help="fuse in overlapping tiles of this side, for images "
+    network.add_argument("--tile", type=tile_side, default=0, metavar="PIXELS", help="fuse in overlapping tiles of this side, for images "
                          "that do not fit into memory; off by default, because each tile gets a contrast of its own")
-    network.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+    network.add_argument("--device", type=given, default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cuda, cuda:1, cpu (default: cuda where there is one)")
     return parser
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.ir_range and not 0 <= args.ir_range[0] < args.ir_range[1] <= 65535:
+        parser.error(f"--ir-range {args.ir_range[0]} {args.ir_range[1]}: LOW below HIGH, both from 0 to 65535")
+    args.batch = args.batch or (4 if on_gpu(args) else 1)
+    return args
+
+
+# ---------------------------------------------------------------------------------------------
+# What is read and written, and by which network
+
+
 def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
     """The pairs to fuse, and a line for each file that has no partner."""
+    patterns = args.ir_pattern, args.vis_pattern
+    folders = args.ir and args.ir.is_dir() and args.vis and args.vis.is_dir()
+    if any(patterns) and not folders:
+        raise DataError("--ir-pattern and --vis-pattern go with folders in --ir and --vis")
     chosen = find_chosen(args.dataset, args.data, args.split, args.ir, args.vis)
     if chosen:
         return chosen
@@ -84,22 +147,34 @@ def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
         return find_pairs(SAMPLES / "ir", SAMPLES / "vis")
     if args.ir is None or args.vis is None:
         raise DataError("--ir and --vis go together")
-    for path in (args.ir, args.vis):
-        if not path.exists():
-            raise DataError(f"{path}: no such file or folder")
+    for source in (args.ir, args.vis):
+        if not source.exists():
+            raise DataError(f"{source}: no such file or folder")
     if args.ir.is_file() and args.vis.is_file():
         return [Pair(args.vis.stem, args.ir, args.vis)], []
     if args.ir.is_file() or args.vis.is_file():
         raise DataError("--ir and --vis: give two files or two folders")
-    return find_pairs(args.ir, args.vis)
+    return find_pairs(args.ir, args.vis, *patterns)
 
 
-def refuse_overwriting(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
-    """The user's own images are never the output."""
-    for pair in pairs:
-        target = (args.out / f"{pair.name}.{args.format}").resolve()
-        if target in (pair.ir.resolve(), pair.vis.resolve()):
-            raise DataError(f"{target} is a source image; choose another --out")
+def choose_output(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
+    """Sets args.out to a folder, args.out_file where --out names the only result, and args.format."""
+    args.out_file = None
+    suffix = args.out.suffix.lower()
+    if suffix in SUFFIXES and not args.out.is_dir():
+        if suffix[1:] not in FORMATS:
+            raise DataError(f"--out {args.out}: results are written as {', '.join(FORMATS)}")
+        if args.format and args.format != suffix[1:]:
+            raise DataError(f"--out {args.out} and --format {args.format} name two formats")
+        if len(pairs) != 1:
+            raise DataError(f"--out {args.out}: one file for {len(pairs)} pairs; give a folder")
+        args.out_file, args.out = args.out, args.out.parent
+    args.format = args.format or "png"
+    refuse_overwriting(output_folders(args), args.out_file, [image for pair in pairs for image in (pair.ir, pair.vis)])
+
+
+def output_folders(args: argparse.Namespace) -> list[Path]:
+    return [args.out, compare_folder(args)] if args.compare else [args.out]
 
 
 def on_gpu(args: argparse.Namespace) -> bool:
@@ -122,169 +197,84 @@ def load_network(args: argparse.Namespace) -> nn.Module:
 
 
 # ---------------------------------------------------------------------------------------------
-# Reading, fusing and writing overlap: threads decode, convert colours and encode while the network computes.
+# The run
 
 
-class Item(NamedTuple):
-    """A pair with its images."""
-    pair: Pair
-    ir: np.ndarray
-    vis: np.ndarray
-    inputs: tuple[np.ndarray, np.ndarray]       # what the network sees of them, see inference.prepare
+class Result:
+    """What came of a run, in this process; with torchrun, `gathered` in all."""
+
+    def __init__(self):
+        self.pairs, self.lonely = [], []        # the same in all processes
+        self.fatal: list[str] = []              # of this process; the others go on
+        self.fuser: Fuser | None = None
 
     @property
-    def shapes(self) -> tuple:
-        return self.ir.shape, self.vis.shape
+    def written(self) -> int:
+        return self.fuser.written if self.fuser else 0
+
+    def counted(self) -> str:
+        return f"{self.written} of {len(team.share(self.pairs))} images were written"
 
 
-def read_item(pair: Pair, gray: bool) -> Item:
-    """Raises DataError, ValueError."""
-    ir, vis = load_pair(pair)
-    vis = luma(vis) if gray else vis
-    return Item(pair, ir, vis, prepare(ir, vis))
-
-
-def read_ahead(pool: ThreadPoolExecutor, pairs: Iterable[Pair], gray: bool, ahead: int) -> Iterator[tuple[Pair, Future]]:
-    """Pairs in order, each with the future of its item; `ahead` are decoded in advance."""
-    waiting: deque = deque()
-    for pair in pairs:
-        waiting.append((pair, pool.submit(read_item, pair, gray)))
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    yield from waiting
-
-
-class Writer:
-    """Finishes and writes images on the pool's threads, `ahead` at a time, and remembers the first failure."""
-
-    def __init__(self, pool: ThreadPoolExecutor, args: argparse.Namespace, ahead: int):
-        self.pool, self.args, self.ahead, self.pending = pool, args, ahead, deque()
-
-    def put(self, item: Item, luminance: np.ndarray) -> None:
-        """Queue one image. Raises OSError when an earlier one could not be written (a full disk)."""
-        self.pending.append(self.pool.submit(self._write, item, luminance))
-        while len(self.pending) > self.ahead:
-            self.pending.popleft().result()
-
-    def finish(self) -> None:
-        while self.pending:
-            self.pending.popleft().result()
-
-    def _write(self, item: Item, luminance: np.ndarray) -> None:
-        fused = in_colour_of(item.vis, luminance, self.args.studio_range)
-        name = f"{item.pair.name}.{self.args.format}"
-        write_image(self.args.out / name, fused)
-        if self.args.compare:
-            write_image(self.args.out / "compare" / name, side_by_side(item.ir, item.vis, fused))
-
-
-def side_by_side(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
-    """infrared | visible | fused, RGB, with a white line between."""
-    panels = [x if x.ndim == 3 else cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in (ir, vis, fused)]
-    line = np.full((len(ir), 4, 3), 255, np.uint8)
-    return np.hstack([panels[0], line, panels[1], line, panels[2]])
-
-
-def in_batches(items: Iterable[Item], limit: int) -> Iterator[list[Item]]:
-    """Neighbours of one size together, `limit` at most."""
-    batch: list[Item] = []
-    for item in items:
-        if batch and (len(batch) == limit or item.shapes != batch[0].shapes):
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
-
-
-class Fuser:
-    """Fuses and writes pairs; `seconds` holds the time of each image, `problems` a line for each pair that failed."""
-
-    def __init__(self, args: argparse.Namespace, model: nn.Module):
-        self.args, self.model = args, model
-        self.seconds, self.problems = [], []
-
-    def fuse_all(self, pairs: Sequence[Pair]) -> None:
-        threads = GPU_THREADS if on_gpu(self.args) else CPU_THREADS
-        ahead = 2 * threads     # pairs that are read before their batch, and results that wait to be written
-        with ThreadPoolExecutor(threads) as pool, tqdm(total=len(pairs), unit="pair", desc="fusing", disable=team.rank > 0) as bar:
-            writer = Writer(pool, self.args, ahead)
-            waiting = read_ahead(pool, pairs, self.args.gray, self.args.batch + ahead)
-            for batch in in_batches(self._read(waiting, bar), self.args.batch):
-                for item, luminance in zip(batch, self._fuse(batch)):
-                    if luminance is not None:
-                        writer.put(item, luminance)
-                    bar.update()
-            writer.finish()
-
-    def _read(self, waiting: Iterable[tuple[Pair, Future]], bar: tqdm) -> Iterator[Item]:
-        for pair, item in waiting:
-            try:
-                yield item.result()
-            except (DataError, ValueError) as error:
-                self._failed(pair, error)
-                bar.update()
-
-    def _fuse(self, batch: list[Item]) -> Sequence[np.ndarray | None]:
-        """The luminance of each item; None for those that failed."""
-        start = time.perf_counter()
+def fuse(args: argparse.Namespace, result: Result) -> None:
+    """Everything from the options to the files; errors end in `result`. Raises KeyboardInterrupt."""
+    with ExitStack() as held:
         try:
-            # Ends on the CPU: no synchronisation is missing in the time.
-            fused = fuse_luminance(self.model, [item.inputs for item in batch], self.args.tile)
-        except (ValueError, RuntimeError, MemoryError) as error:      # too large for the memory, most of all
-            if len(batch) == 1:
-                self._failed(batch[0].pair, error)
-                return [None]
-        else:
-            self.seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
-            return fused
-        # One by one they may fit, and only the bad one is lost. Not in the handler, where the error holds the tensors.
-        if on_gpu(self.args):
-            torch.cuda.empty_cache()
-        return [self._fuse([item])[0] for item in batch]
+            check_device(args.device)
+            result.pairs, result.lonely = collect_pairs(args)
+            choose_output(args, result.pairs)
+            if team.rank == 0:
+                held.enter_context(making(output_folders(args)))
+                held.enter_context(locked(args.out))
+            result.fuser = Fuser(args, load_network(args))
+        except FATAL as error:
+            result.fatal = [explained(error, args.tile)]
+        if team.gathered(result.fatal):
+            return
+        try:
+            result.fuser.fuse_all(team.share(result.pairs))
+        except FATAL as error:
+            result.fatal = [f"{explained(error, args.tile)}; {result.counted()}"]
+        team.gathered([])       # the lock is rank 0's, and for all
 
-    def _failed(self, pair: Pair, error: Exception) -> None:
-        self.problems.append(f"{pair.name}: {first_line(error)}")
 
-
-def report(args: argparse.Namespace, seconds: list[float], problems: list[str]) -> None:
-    device = torch.cuda.get_device_name(args.device) if on_gpu(args) else args.device.upper()
-    if seconds:
+def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]]) -> int:
+    """Print what came of the run; its exit code."""
+    seconds = team.gathered(result.fuser.seconds if result.fuser else [])
+    problems = result.lonely + team.gathered(result.fuser.problems if result.fuser else [])
+    written, fatal, notes = sum(team.gathered([result.written])), team.gathered(result.fatal), team.gathered(notes)
+    if team.rank > 0:
+        return 0    # rank 0 reports for all, and its exit code counts; it would be ended if another one failed first
+    if written:
+        device = torch.cuda.get_device_name(args.device) if on_gpu(args) else args.device.upper()
         # The first batch of each process pays for memory and kernel choices.
         mean = statistics.mean(seconds[team.world * args.batch:] or seconds)
-        print(f"{len(seconds)} images in {args.out}{'/' if args.out.name else ''}, {1000 * mean:.0f} ms an image on {device}"
-              + (f", {team.world} processes side by side" if team.world > 1 else ""))
-    for problem in problems:
-        print(f"skipped: {problem}", file=sys.stderr)
+        place = args.out_file or f"{args.out}{'/' if args.out.name else ''}"
+        print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on {device}"
+                        + (f", {team.world} processes side by side" if team.world > 1 else "")))
+    complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems),
+             *(line for text in dict.fromkeys(fatal) for line in f"test.py: {text}".splitlines()))
+    return 1 if problems or fatal else 0
+
+
+def complain(*lines: str) -> None:
+    for line in lines:
+        print(printable(line), file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    args.batch = args.batch or (4 if on_gpu(args) else 1)
+    args, result = parse(argv), Result()
     team.join()
     keep_freed_memory()
-    lonely, seconds, problems, fatal = [], [], [], []       # fatal: of this process; the others go on
-    try:
-        pairs, lonely = collect_pairs(args)
-        refuse_overwriting(args, pairs)
-        fuser = Fuser(args, load_network(args))
-        (args.out / "compare" if args.compare else args.out).mkdir(parents=True, exist_ok=True)
-        fuser.fuse_all(team.share(pairs))
-        seconds, problems = fuser.seconds, fuser.problems
-    except (DataError, FileNotFoundError, ValueError, RuntimeError, OSError) as error:
-        fatal = [f"test.py: {error}"]
-    except KeyboardInterrupt:
-        print("\ntest.py: interrupted; the images written so far are whole", file=sys.stderr)
-        return 130
-    seconds, problems, fatal = team.gathered(seconds), lonely + team.gathered(problems), team.gathered(fatal)
-    if team.rank > 0:
-        return 0    # rank 0 reports for all, and its exit code counts; it would be ended if another one failed first
-    if fatal:
-        print("\n".join(dict.fromkeys(fatal)), file=sys.stderr)
-        return 1
-    report(args, seconds, problems)
-    return 1 if problems else 0
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            fuse(args, result)
+        except KeyboardInterrupt:
+            complain("", f"test.py: interrupted; {result.counted()}")
+            return INTERRUPTED
+    return report(args, result, [warning.message.args if isinstance(warning.message, ImageWarning)
+                                 else (str(warning.message),) for warning in caught])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

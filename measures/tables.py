@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from console import printable
 from measures.protocols import LOWER_IS_BETTER, PAPER_COLUMNS
 
 PAPER_TABLES = Path(__file__).resolve().parents[1] / "results" / "paper_tables.csv"
@@ -15,11 +16,6 @@ PAPER_NAMES = {"roadscene": "FLIR-val", "mri-pet": "Harvard", "mri-spect": "Harv
 
 # ---------------------------------------------------------------------------------------------
 # Names of files and methods may hold anything
-
-
-def printable(text: str) -> str:
-    r"""Control codes, line ends and undecodable bytes as \x1b, \n, ...; safe in a terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def csv_cell(text: str) -> str:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from conftest import random_pair
 
+import images
+import pipeline
 import test as fuse_command  # the project's test.py; the name is the field's habit
 from dataset import named_pairs
 from images import luma, read_vis
 from layers import BatchNorm
 from net import RPFNet
+from outputs import locked, write_atomically
 
 ROOT = Path(fuse_command.__file__).parent
 
@@ -78,8 +81,8 @@ def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
             (folders / side / (name + suffix)).write_bytes((folders / side / ("c" + suffix)).read_bytes())
     (folders / "ir" / "e.png").write_bytes(b"damaged")
     sizes = []
-    whole = fuse_command.fuse_luminance
-    monkeypatch.setattr(fuse_command, "fuse_luminance",
+    whole = pipeline.fuse_luminance
+    monkeypatch.setattr(pipeline, "fuse_luminance",
                         lambda model, pairs, *rest: sizes.append(len(pairs)) or whole(model, pairs, *rest))
     results = []
     for batch in ("1", "2"):
@@ -95,7 +98,7 @@ def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])       # a GPU's and a CPU's
 def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypatch, error):
     (folders / "ir" / "b.png").unlink(), (folders / "vis" / "b.jpg").unlink()
-    whole = fuse_command.fuse_luminance
+    whole = pipeline.fuse_luminance
 
     class Features:
         pass
@@ -109,7 +112,7 @@ def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypat
             raise error("out of memory")
         assert alive[0]() is None       # or one image would not fit either
         return whole(model, pairs, *rest)
-    monkeypatch.setattr(fuse_command, "fuse_luminance", no_room_for_two)
+    monkeypatch.setattr(pipeline, "fuse_luminance", no_room_for_two)
     assert fuse(folders, *small, "--batch", "2") == 0
     assert names(folders / "out") == ["a.png", "c.png"]
 
@@ -117,9 +120,9 @@ def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypat
 def test_an_image_that_does_not_fit_is_named_even_by_an_error_without_a_message(folders, small, monkeypatch, capsys):
     def no_room(*_):
         raise MemoryError
-    monkeypatch.setattr(fuse_command, "fuse_luminance", no_room)
+    monkeypatch.setattr(pipeline, "fuse_luminance", no_room)
     assert fuse(folders, *small) == 1
-    assert "skipped: a: MemoryError" in capsys.readouterr().err
+    assert "skipped: a: out of memory (MemoryError); try --tile" in capsys.readouterr().err
 
 
 def test_names_sizes_and_colour_are_kept(folders, small):
@@ -191,17 +194,23 @@ def test_source_images_are_never_overwritten(folders, small, capsys):
     before = (folders / "ir" / "a.png").read_bytes()
     assert fuse_command.main(["--ir", str(folders / "ir"), "--vis", str(folders / "vis"),
                               "--out", str(folders / "ir"), *small]) == 1
-    assert "is a source image" in capsys.readouterr().err
+    assert "holds source images" in capsys.readouterr().err
     assert (folders / "ir" / "a.png").read_bytes() == before
 
 
-def test_a_full_disk_ends_with_one_line(folders, small, monkeypatch, capsys):
-    def full(self, data):
-        raise OSError(28, "No space left on device", str(self))
-    monkeypatch.setattr(Path, "write_bytes", full)
+def test_a_full_disk_ends_the_run_and_says_what_was_written(folders, small, monkeypatch, capsys):
+    (folders / "ir" / "a.png").write_bytes(b"damaged")
+
+    def full(path, data, sync):
+        if path.name == "c.png":
+            raise OSError(28, "No space left on device", str(path))
+        write_atomically(path, data, sync)
+    monkeypatch.setattr(images, "write_atomically", full)
     assert fuse(folders, *small) == 1
-    assert "No space left" in capsys.readouterr().err
-    assert names(folders / "out") == []
+    out, error = capsys.readouterr()
+    assert "skipped: a: " in error and "1 image in " in out
+    assert f"{folders / 'out' / 'c.png'}: No space left on device; 1 of 3 images were written" in error
+    assert names(folders / "out") == ["b.png"]
 
 
 @pytest.mark.parametrize("options, message", [
@@ -222,6 +231,127 @@ def test_wrong_calls_are_explained_in_one_line(tmp_path, capsys, options, messag
     assert fuse_command.main([*options, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
+
+
+@pytest.mark.parametrize("options", [
+    ["--out", ""], ["--checkpoint", " "], ["--ir", ""], ["--tile", "3"], ["--tile", "-64"], ["--batch", "1000000000"],
+    ["--ir-range", "5", "5"], ["--ir-range", "0", "70000"]], ids=" ".join)
+def test_wrong_values_are_refused_by_the_parser(capsys, options):
+    with pytest.raises(SystemExit) as caught:
+        fuse_command.main(options)
+    assert caught.value.code == 2 and options[0] in capsys.readouterr().err
+
+
+# --- one bad pair, and the others ---
+
+
+def complaints(capsys):
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    return [line for line in lines if line and not line.startswith("fusing")]
+
+
+def test_a_result_that_cannot_be_written_is_named_and_the_others_are_there(folders, small, capsys):
+    (folders / "out" / "b.png").mkdir(parents=True)
+    assert fuse(folders, *small) == 1
+    assert complaints(capsys) == [f"skipped: b: {folders / 'out' / 'b.png'}: Is a directory"]
+    assert names(folders / "out") == ["a.png", "c.png"]
+
+
+def test_output_that_is_not_finite_is_reported_and_not_written(folders, small, capsys, monkeypatch):
+    whole = RPFNet.forward
+    monkeypatch.setattr(RPFNet, "forward", lambda self, ir, vis_y: whole(self, ir, vis_y) * (
+        float("nan") if ir.shape[2] == 33 else 1))
+    assert fuse(folders, *small) == 1
+    assert names(folders / "out") == ["a.png", "c.png"]
+    (line,) = complaints(capsys)
+    assert line.startswith("skipped: b: the network gave values that are not finite")
+
+
+def test_control_codes_in_names_are_escaped(folders, small, capsys):
+    for side, suffix in (("ir", "png"), ("vis", "jpg")):
+        (folders / side / f"\x1b[31mx\n.{suffix}").write_bytes(b"")
+    assert fuse(folders, *small) == 1
+    (line,) = complaints(capsys)
+    assert line.startswith("skipped: \\x1b[31mx\\n: ")
+
+
+# --- where results go ---
+
+
+def test_sources_in_the_compare_folder_are_kept(folders, small, capsys):
+    (folders / "out").mkdir()
+    (folders / "vis").rename(folders / "out" / "compare")
+    (folders / "vis").symlink_to(folders / "out" / "compare")
+    before = {path.name: path.read_bytes() for path in (folders / "vis").iterdir()}
+    assert fuse(folders, *small, "--compare") == 1
+    assert "compare: this folder holds source images" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (folders / "vis").iterdir()} == before
+
+
+def test_a_second_run_in_one_folder_is_told(folders, small, capsys):
+    (folders / "out").mkdir()
+    with locked(folders / "out"):
+        assert fuse(folders, *small) == 1
+    assert "another run is writing there" in capsys.readouterr().err and names(folders / "out") == []
+
+
+def test_one_pair_goes_to_the_file_that_out_names(folders, small, capsys):
+    one = ["--ir", str(folders / "ir" / "a.png"), "--vis", str(folders / "vis" / "a.jpg"), *small]
+    assert fuse_command.main([*one, "--out", str(folders / "new" / "one.bmp")]) == 0
+    assert read_vis(folders / "new" / "one.bmp").shape == (20, 31, 3)
+    for options, message in ((["one.webp"], "results are written as"), (["one.png", "--format", "bmp"], "two formats"),
+                             (["vis/a.png"], "a.jpg is a source image")):
+        assert fuse_command.main([*one, "--out", str(folders / options[0]), *options[1:]]) == 1
+        assert message in capsys.readouterr().err
+    assert fuse_command.main(["--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--out", "many.png", *small]) == 1
+    assert "one file for 3 pairs" in capsys.readouterr().err
+
+
+def test_a_run_that_fused_nothing_leaves_no_folder(folders, small):
+    assert fuse(folders, "--checkpoint", "nowhere.pth") == 1
+    for path in (folders / "ir").iterdir():
+        path.write_bytes(b"damaged")
+    assert fuse(folders, *small, "--compare") == 1
+    assert not (folders / "out").exists()
+
+
+# --- how images are read ---
+
+
+@pytest.mark.parametrize("side", ["ir", "vis"])
+def test_one_side_is_resized_to_the_other(folders, small, capsys, side):
+    cv2.imwrite(str(folders / "ir" / "a.png"), np.zeros((40, 62), np.uint8))
+    assert fuse(folders, *small) == 1
+    assert "--resize ir or --resize vis" in capsys.readouterr().err
+    assert fuse(folders, *small, "--resize", side) == 0
+    assert read_vis(folders / "out" / "a.png").shape == ((20, 31, 3) if side == "ir" else (40, 62, 3))
+    cv2.imwrite(str(folders / "ir" / "a.png"), np.zeros((62, 40), np.uint8))
+    assert fuse(folders, *small, "--resize", side) == 1
+    assert "not the same field of view" in capsys.readouterr().err
+
+
+def test_one_scale_for_16_bit_infrared(folders, small, capsys):
+    for name, size, level in (("a", (20, 31), 500), ("b", (33, 18), 1000), ("c", (20, 31), 1500)):
+        cv2.imwrite(str(folders / "ir" / f"{name}.png"), np.full(size, level, np.uint16))
+    assert fuse(folders, *small, "--compare", "--ir-range", "500", "1010") == 0
+    assert complaints(capsys) == []
+    assert [read_vis(folders / "out" / "compare" / f"{name}.png")[0, 0, 0] for name in "abc"] == [0, 250, 255]
+    assert fuse(folders, *small) == 0
+    (line,) = complaints(capsys)
+    assert line.startswith("note: 16-bit infrared") and {"a.png,", "b.png,", "c.png"} <= {*line.split()}
+
+
+def test_notes_name_the_pairs(folders, small, capsys):
+    rng = np.random.default_rng(1)
+    scene = cv2.GaussianBlur(rng.integers(0, 256, (200, 260), np.uint8), (0, 0), 2)
+    cv2.imwrite(str(folders / "ir" / "a.png"), scene[:180, :240])
+    cv2.imwrite(str(folders / "vis" / "a.jpg"), scene[9:189, 12:252])
+    cv2.imwrite(str(folders / "ir" / "b.png"), cv2.applyColorMap(np.tile(np.uint8(range(18)) * 14, (33, 1)), cv2.COLORMAP_JET))
+    assert fuse(folders, *small) == 0
+    lines = sorted(complaints(capsys))
+    assert len(lines) == 2 and lines[0].endswith(": b.png") and lines[1].endswith(": a by about 15 pixels")
+    assert fuse(folders, *small, "--no-alignment-check") == 0
+    assert len(complaints(capsys)) == 1
 
 
 def test_real_pairs_of_every_data_set(data_root, tmp_path):

@@ -39,7 +39,8 @@ def test_folders_pair_by_stem_in_natural_order(tmp_path):
         save(tmp_path / "ir" / f"{name}.png")
         save(tmp_path / "vi" / f"{name}.bmp")
     (tmp_path / "ir" / "notes.txt").write_text("not an image")
-    pairs = match_pairs(tmp_path / "ir", tmp_path / "vi")
+    with pytest.warns(UserWarning, match="notes.txt"):
+        pairs = match_pairs(tmp_path / "ir", tmp_path / "vi")
     assert [p.name for p in pairs] == ["1", "2", "10"]
     assert pairs[0].vis.name == "1.bmp"
 

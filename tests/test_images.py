@@ -9,13 +9,13 @@ import pytest
 import images
 from images import (
     DataError,
+    apparent_shift,
     luma,
     read_gray,
     read_ir,
     read_vis,
     split_colour,
     to_image,
-    write_atomically,
     write_image,
 )
 
@@ -66,7 +66,7 @@ def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(images.np, "fromfile", refuse)
+    monkeypatch.setattr(images.Path, "read_bytes", refuse)
     with pytest.raises(DataError, match=r"a\.png: cannot be read \(Permission denied\)"):
         read_vis(path)
 
@@ -76,7 +76,8 @@ def test_16_bit_infrared_is_scaled_by_its_own_range_and_says_so(tmp_path):
     with pytest.warns(UserWarning, match="16-bit infrared") as caught:
         image = read_ir(save(tmp_path / "a.png", raw))
         read_ir(save(tmp_path / "b.png", raw[::-1] // 2))
-    assert len({str(warning.message) for warning in caught}) == 1       # so that Python shows it once for a folder
+    assert [warning.message.args[1] for warning in caught] == ["a.png", "b.png"]
+    assert len({warning.message.args[0] for warning in caught}) == 1        # so that a command can name them in one line
     assert image.min() == 0 and image.max() == 255
     assert np.abs(image - (raw - 7000.) / 4).max() <= 0.5
     with pytest.warns(UserWarning):
@@ -90,6 +91,55 @@ def test_16_bit_visible_keeps_its_exposure(tmp_path):
     assert image[0].tolist() == [0, 1, 128, 255]
 
 
+@pytest.mark.parametrize("bits", [12, 14])
+def test_fewer_bits_in_a_16_bit_visible_image_fill_the_range(tmp_path, bits):
+    levels = np.array([[0, 2**bits // 2, 2**bits - 1]] * 9, np.uint16)
+    with pytest.warns(UserWarning, match=f"a.png: .*{bits} bits"):
+        assert read_vis(save(tmp_path / "a.png", levels))[0].tolist() == [0, 128, 255]
+
+
+def test_infrared_of_16_bits_with_a_given_range(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[0, 1000, 1051, 1510, 1600]] * 9, np.uint16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_ir(path, (1000, 1510))[0].tolist() == [0, 0, 26, 255, 255]
+    with pytest.raises(DataError, match="a.png: 8-bit infrared"):
+        read_ir(save(tmp_path / "a.png"), (0, 100))
+
+
+def test_colour_maps_are_named_and_the_colours_of_jpeg_are_not(tmp_path):
+    image = cv2.GaussianBlur(gray(100, 120), (0, 0), 3)
+    with pytest.warns(UserWarning, match="a.png: infrared in colour"):
+        read_ir(save(tmp_path / "a.png", cv2.applyColorMap(image, cv2.COLORMAP_INFERNO)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_ir(save(tmp_path / "a.jpg", np.dstack([image, image + 1, image])))
+
+
+# --- alignment ---
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (0, 9), (-14, 0), (11, -7), (12, 12)])
+@pytest.mark.parametrize("size", [1, 3])
+def test_shifts_are_found_also_in_a_negative_of_another_contrast(down, right, size):
+    blocks = cv2.resize(gray(30, 40), None, fx=10 * size, fy=10 * size, interpolation=cv2.INTER_CUBIC)
+    height, width = 220 * size, 300 * size
+    vis = blocks[30:30 + height, 40:40 + width]
+    ir = 200 - blocks[30 + down:30 + down + height, 40 + right:40 + right + width] // 2
+    shift = apparent_shift(ir, vis)
+    if down or right:
+        assert shift == pytest.approx(np.hypot(down, right), abs=1.5)
+    else:
+        assert not shift
+
+
+def test_nothing_is_said_of_images_without_common_edges_or_very_small_ones():
+    assert not apparent_shift(gray(200, 200), gray(200, 200))
+    assert not apparent_shift(np.zeros((200, 200), np.uint8), gray(200, 200))
+    image = gray(60, 300)
+    assert apparent_shift(image, np.roll(image, 9, 1)) is None
+
+
 def test_other_pixel_types_are_refused(tmp_path):
     with pytest.raises(DataError, match="float32"):
         read_vis(save(tmp_path / "a.tif", np.zeros((20, 30), np.float32)))
@@ -98,7 +148,9 @@ def test_other_pixel_types_are_refused(tmp_path):
 def test_infrared_and_gray_readers_take_the_luma_of_colour(tmp_path):
     path = save(tmp_path / "a.png", np.full((20, 30, 3), (50, 100, 200), np.uint8))      # OpenCV's blue, green, red
     expected = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
-    assert (read_ir(path) == expected).all() and (read_gray(path) == expected).all()
+    with pytest.warns(UserWarning, match="a.png: infrared in colour"):
+        assert (read_ir(path) == expected).all()
+    assert (read_gray(path) == expected).all()
 
 
 # --- writing ---
@@ -115,20 +167,6 @@ def test_an_unknown_suffix_is_named(tmp_path):
     for name in ("a.xyz", "a"):
         with pytest.raises(DataError, match=f"{name}: cannot encode .*use .png"):
             write_image(tmp_path / name, gray())
-
-
-def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "a.bin"
-    write_atomically(path, b"first")
-    written = type(path).write_bytes
-
-    def full(self, data):
-        written(self, data[:2])
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(type(path), "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, b"second")
-    assert path.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
 # --- colour ---

@@ -1,0 +1,187 @@
+"""Which files belong together: by equal names, by the usual prefixes and suffixes, by patterns."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from console import listed, note
+from images import SUFFIXES, DataError
+
+# What folders add to the two names of one scene, in any case: a_ir and a_vis, IR1 and VIS1, x-thermal and x-rgb.
+INFRARED = ("infrared", "thermal", "lwir", "mwir", "tir", "inf", "ir", "mri")
+VISIBLE = ("visible", "vis", "vi", "rgb", "colour", "color", "optical", "tv", "pet", "spect")
+
+
+class Pair(NamedTuple):
+    """One aligned pair on disk."""
+    name: str
+    ir: Path
+    vis: Path
+
+
+def list_images(folder: str | Path) -> dict[str, Path]:
+    """Images of one folder by file stem, in natural order (2 before 10). Warns of files that are not read."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    paths = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    others = [p.name for p in paths if p.suffix.lower() not in SUFFIXES and not p.is_dir()]
+    if others:
+        note(f"not read, because only {', '.join(sorted(SUFFIXES))} are", f"{folder}/ ({listed(sorted(others), 5)})")
+    found: dict[str, Path] = {}
+    for path in sorted((p for p in paths if p.suffix.lower() in SUFFIXES), key=lambda p: natural_key(p.name)):
+        _add(found, path.stem, path)
+    return found
+
+
+def _add(found: dict[str, Path], name: str, path: Path) -> None:
+    if name in found:
+        raise DataError(f"{path.parent}: {found[name].name} and {path.name} share a name; keep one of them")
+    found[name] = path
+
+
+def natural_key(text: str) -> tuple:
+    """Sort key that orders numbers inside names by value. Only 0 to 9 count, whatever else is a digit somewhere."""
+    return [(0, len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (1, 0, part.lower())
+            for part in re.split("([0-9]+)", text) if part], text       # 01 and 1 in an order of their own
+
+
+# ---------------------------------------------------------------------------------------------
+# Names of one scene in two spellings
+
+
+def without_affix(stem: str, affixes: tuple[str, ...]) -> str:
+    """ir_001, 001-ir and IR1 without the affix; the stem itself where it has none."""
+    words = "|".join(affixes)
+    for pattern in (rf"(?:{words})(?:[-_. ]+|(?=[0-9]))(?P<name>.+)",
+                    rf"(?P<name>.+?)(?:[-_. ]+|(?<=[0-9]))(?:{words})"):
+        match = re.fullmatch(pattern, stem, re.IGNORECASE)
+        if match:
+            return match["name"]
+    return stem
+
+
+def _equal_numbers(name: str) -> str:
+    return re.sub("[0-9]+", lambda match: str(int(match[0])), name.casefold())
+
+
+def _only_number(name: str) -> str:
+    numbers = re.findall("[0-9]+", name)
+    return str(int(numbers[0])) if len(numbers) == 1 else ""
+
+
+# From the strictest to the loosest. Each is taken only if it pairs all files, one to one.
+_COMPARISONS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("equal but for upper and lower case", str.casefold), ("equal names, numbers by value", _equal_numbers),
+    ("equal numbers", _only_number))
+
+
+def _guess(ir: dict[str, Path], vis: dict[str, Path]) -> list[Pair]:
+    """All files in pairs by one comparison of their names, or nothing."""
+    for how, key in _COMPARISONS:
+        sides = []
+        for images, affixes in ((ir, INFRARED), (vis, VISIBLE)):
+            names = {stem: without_affix(stem, affixes) for stem in images}
+            sides.append({key(name): (name, images[stem]) for stem, name in names.items()})
+        one_to_one = len(ir) == len(sides[0]) == len(sides[1]) == len(vis) and sides[0].keys() == sides[1].keys()
+        if one_to_one and "" not in sides[0]:
+            pairs = [Pair(sides[1][key][0], path, sides[1][key][1]) for key, (_, path) in sides[0].items()]
+            first = pairs[0]
+            note(f"file names differ; matched by {how}, without ir, vis and the like",
+                 f"{first.ir.name} with {first.vis.name}, and so on, {len(pairs)} pairs")
+            return pairs
+    return []
+
+
+def _matching(images: dict[str, Path], pattern: str, option: str) -> dict[str, Path]:
+    """Those of the pattern, by what * stands for. With a suffix (*_ir.png), the whole file name is meant."""
+    before, star, after = pattern.partition("*")
+    if not star or "*" in after:
+        raise DataError(f"{option} {pattern}: write one *, for what the two names of a pair have in common")
+    found: dict[str, Path] = {}
+    for path in images.values():
+        text = path.name if Path(pattern).suffix.lower() in SUFFIXES else path.stem
+        match = re.fullmatch(re.escape(before) + "(.+)" + re.escape(after), text)
+        if match:
+            _add(found, match[1], path)
+    if images and not found:
+        raise DataError(f"{option} {pattern}: no such file among {_examples(images)}")
+    return found
+
+
+def _examples(images: dict[str, Path]) -> str:
+    return listed([path.name for path in images.values()], 3)
+
+
+# ---------------------------------------------------------------------------------------------
+# Pairs of folders
+
+
+def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None = None,
+               vis_pattern: str | None = None) -> tuple[list[Pair], list[str]]:
+    """Pairs of two folders matched by file name, or of one folder whose names say infrared or visible (IR1, VIS1).
+
+    Equal stems are a pair. If there are others, names are compared without the usual prefixes and suffixes, and by
+    their numbers; that is taken only if it pairs all files one to one, and a warning says what was matched.
+
+    Args:
+        ir_dir, vis_dir: folders, or one folder twice.
+        ir_pattern, vis_pattern: file names with one *, which stands for the pair's name; other files are left out.
+    Returns:
+        The pairs in natural order, and one line for each file without a partner.
+    Raises:
+        DataError: a folder is missing or holds no images, or no names match.
+    """
+    ir_dir, vis_dir = Path(ir_dir), Path(vis_dir)
+    if ir_pattern or vis_pattern:
+        ir = _matching(list_images(ir_dir), ir_pattern or "*", "--ir-pattern")
+        vis = _matching(list_images(vis_dir), vis_pattern or "*", "--vis-pattern")
+    elif ir_dir.resolve() == vis_dir.resolve():
+        ir, vis = _sides(ir_dir)
+    else:
+        ir, vis = list_images(ir_dir), list_images(vis_dir)
+    for folder, images in ((ir_dir, ir), (vis_dir, vis)):
+        if not images:
+            raise DataError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))})")
+    if ir.keys() != vis.keys():
+        pairs = _guess(ir, vis)
+        if pairs:
+            return pairs, []
+    pairs = [Pair(name, ir[name], vis[name]) for name in ir if name in vis]
+    if not pairs:
+        raise DataError(f"no file of {ir_dir} has the name of one of {vis_dir}: {_examples(ir)} against "
+                        f"{_examples(vis)}; say what is common, as in --ir-pattern '*_ir' --vis-pattern '*_vis'")
+    lonely = [f"{path}: no visible partner in {vis_dir}" for name, path in ir.items() if name not in vis]
+    lonely += [f"{path}: no infrared partner in {ir_dir}" for name, path in vis.items() if name not in ir]
+    return pairs, lonely
+
+
+def _sides(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Infrared and visible files of one folder, each by its name without the affix."""
+    sides: tuple[dict, dict] = {}, {}
+    for stem, path in list_images(folder).items():
+        for side, affixes in zip(sides, (INFRARED, VISIBLE)):
+            name = without_affix(stem, affixes)
+            if name != stem:
+                _add(side, name, path)
+                break
+    if not sides[0] and not sides[1]:
+        raise DataError(f"{folder}: no IR*/VIS* files; give two folders instead (infrared and visible)")
+    return sides
+
+
+def match_pairs(ir_dir: str | Path, vis_dir: str | Path) -> list[Pair]:
+    """`find_pairs`, for uses that need every file: raises DataError that lists all those without a partner."""
+    return all_paired(*find_pairs(ir_dir, vis_dir))
+
+
+def all_paired(pairs: list[Pair], lonely: list[str]) -> list[Pair]:
+    if lonely:
+        raise DataError(listing(f"{len(lonely)} image(s) without a partner of the same name", lonely))
+    return pairs
+
+
+def listing(title: str, lines: list[str]) -> str:
+    return title + ":\n" + "\n".join(f"  {line}" for line in lines)

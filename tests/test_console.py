@@ -1,0 +1,77 @@
+"""The terminal: names, notes, streams and Ctrl-C."""
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import console
+from console import grouped, printable
+
+ROOT = Path(console.__file__).parent
+
+
+def command(body, **options):
+    """A command whose main is `body`, as a process."""
+    code = f"import console, os, sys, time\nconsole.before_imports()\ndef main():\n    {body}\nsys.exit(console.run(main))"
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            **options)
+
+
+def test_names_are_safe_in_a_terminal():
+    assert printable("a\x1b[31m\n\x9b\u202e\udcff ärger 図") == r"a\x1b[31m\n\x9b\u202e\udcff ärger 図"
+
+
+def test_notes_are_one_line_for_each_thing():
+    notes = [("dark", "a"), ("flat", "b"), ("dark", "c"), ("dark", "a"), ("odd",)]
+    assert grouped(notes) == ["dark: a, c", "flat: b", "odd"]
+    assert grouped(notes, most=1) == ["dark: a and 1 more", "flat: b", "odd"]
+
+
+@pytest.mark.parametrize("body", ["time.sleep(60)", "[time.sleep(0.01) for _ in range(6000)]"])
+def test_ctrl_c_is_silent_with_exit_code_130(body):
+    running = command(f"print('on', flush=True); {body}")
+    assert running.stdout.readline() == b"on\n"
+    running.send_signal(signal.SIGINT)
+    assert (*running.communicate(timeout=60), running.returncode) == (b"", b"", 130)
+
+
+def test_the_second_ctrl_c_ends_what_the_first_began():
+    body = "\n    ".join(["try: print('on', flush=True); time.sleep(60)", "finally: print('saving', flush=True); time.sleep(60)"])
+    running = command(body)
+    for line in (b"on\n", b"saving\n"):
+        assert running.stdout.readline() == line
+        running.send_signal(signal.SIGINT)
+    assert (running.communicate(timeout=60)[1], running.returncode) == (b"", 130)
+
+
+def test_ctrl_c_that_the_shell_ignores_stays_ignored():
+    running = command("print('on', flush=True); time.sleep(0.5)\n    return 0",
+                      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    assert (running.communicate(timeout=60)[1], running.returncode) == (b"", 0)
+
+
+@pytest.mark.parametrize(("redirection", "code", "said"), [
+    ("", 0, ""), (">&-", 0, ""), ("2>&-", 0, ""), ("<&- >&- 2>&-", 0, ""), ("2>/dev/full", 0, ""),
+    (">/dev/full", 1, "standard output: No space left on device")])
+def test_streams_that_are_closed_or_full(tmp_path, redirection, code, said):
+    """The file that is opened first must not get the number of a closed stream."""
+    script = tmp_path / "script.py"
+    script.write_text("import console, os, sys\nconsole.before_imports()\ndef main():\n"
+                      "    with open(sys.argv[1], 'w') as file: assert file.fileno() > 2\n"
+                      "    print('out ärger'); print('err ärger', file=sys.stderr); return 0\nsys.exit(console.run(main))")
+    done = subprocess.run(["bash", "-c", f"'{sys.executable}' '{script}' '{tmp_path / 'opened'}' {redirection}"],
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == code and (tmp_path / "opened").exists()
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_closed_pipe_is_silent():
+    running = command("[print(n) for n in range(100000)]")
+    running.stdout.close()
+    assert (running.stderr.read(), running.wait(60)) == (b"", 1)

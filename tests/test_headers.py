@@ -1,0 +1,107 @@
+"""What OpenCV passes over in image files."""
+import io
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import headers
+from images import DataError, read_gray, read_ir, read_vis
+
+
+def smooth(height=40, width=60, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2), None, 0, 255, cv2.NORM_MINMAX)
+
+
+def stored(image, kind, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+# --- orientation ---
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_images_are_upright_as_opencv_shows_them(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = stored(smooth(), kind, exif=exif)
+    assert headers.orientation(data) == orientation
+    path = tmp_path / f"a.{kind.lower()}"
+    path.write_bytes(data)
+    expected = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(read_vis(path), expected)
+    with pytest.warns(UserWarning, match="in colour"):
+        assert read_ir(path).shape == read_gray(path).shape == ((60, 40) if orientation >= 5 else (40, 60))
+
+
+@pytest.mark.parametrize("exif", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"nothing",
+                                  b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0"])
+def test_damaged_or_senseless_exif_is_upright(exif):
+    assert headers.orientation(stored(smooth(), "JPEG", exif=b"Exif\0\0" + exif)) == 1
+
+
+def test_files_without_exif_are_upright():
+    for kind in ("JPEG", "PNG", "WEBP", "BMP"):
+        assert headers.orientation(stored(smooth(), kind)) == 1
+
+
+# --- min is white ---
+
+
+def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(tmp_path):
+    deep = smooth()[..., 0].astype(np.uint16) * 257
+    for photometric, expected in ((1, deep), (0, 65535 - deep)):
+        (tmp_path / "a.tif").write_bytes(stored(deep, "TIFF", tiffinfo={262: photometric}))
+        assert np.array_equal(read_vis(tmp_path / "a.tif"), expected // 257)
+
+
+# --- damage ---
+
+
+def jpegs():
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"optimize": True}):
+        yield stored(smooth(), "JPEG", quality=95, **options)
+    thumbnail = stored(smooth(8, 8), "JPEG")        # has an end of its own
+    yield stored(smooth(), "JPEG", quality=95, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + thumbnail)
+
+
+def test_whole_jpegs_are_whole_also_with_something_behind():
+    for data in jpegs():
+        assert headers.damage(data) == headers.damage(data + b"\0" * 999) == ""
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.99])
+def test_jpegs_that_end_early_are_refused(tmp_path, share):
+    for data in jpegs():
+        (tmp_path / "a.jpg").write_bytes(data[:int(share * len(data))])
+        with pytest.raises(DataError, match=r"a\.jpg: "):
+            read_vis(tmp_path / "a.jpg")
+
+
+def test_overwritten_bytes_in_a_jpeg_are_noticed():
+    data = bytearray(stored(smooth(200, 300), "JPEG", quality=95))
+    data[len(data) // 2:len(data) // 2 + 2000] = np.random.default_rng(1).integers(0, 256, 2000, np.uint8).tobytes()
+    assert "damaged" in headers.damage(bytes(data))
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_damaged_8_bit_tiffs_are_refused(tmp_path, compression):
+    data = bytearray(stored(smooth(100, 120), "TIFF", compression=compression))
+    assert headers.damage(bytes(data)) == ""
+    data[len(data) // 2:len(data) // 2 + 500] = np.random.default_rng(1).integers(0, 256, 500, np.uint8).tobytes()
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.tif: (its data are damaged|not an image)"):
+        read_vis(tmp_path / "a.tif")
+
+
+def test_a_deflated_tiff_that_decodes_with_a_wrong_checksum_is_noticed():
+    data = stored(np.zeros((20, 30), np.uint8), "TIFF", compression="tiff_adobe_deflate")
+    checksum = zlib.adler32(bytes(600)).to_bytes(4, "big")
+    assert checksum in data and headers.damage(data) == ""
+    assert "damaged" in headers.damage(data.replace(checksum, b"\x12\x34\x56\x78"))

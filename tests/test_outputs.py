@@ -1,0 +1,127 @@
+"""Writing: whole or not at all, one run at a time, never over an input."""
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import outputs
+from outputs import OutputError, locked, making, refuse_overwriting, write_atomically
+
+ROOT = Path(outputs.__file__).parent
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch, sync):
+    path = tmp_path / "a.bin"
+    write_atomically(path, b"first", sync)
+    assert path.read_bytes() == b"first"
+
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(path, b"second", sync)
+    assert caught.value.filename == str(path)       # and not the temporary name
+    assert path.read_bytes() == b"first" and names(tmp_path) == ["a.bin"]
+
+
+def test_what_is_renamed_is_on_the_disk(tmp_path, monkeypatch):
+    events = []
+    whole = Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: events.append(("sync", os.fstat(number).st_size)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: events.append(("rename", 0)) or whole(self, to))
+    write_atomically(tmp_path / "a", b"12345")
+    assert events == [("sync", 5), ("rename", 0)]
+
+
+def test_writers_of_one_file_share_no_temporary_name_and_follow_no_link(tmp_path, monkeypatch):
+    (tmp_path / "victim").write_text("precious")
+    guesses = iter(["taken", "free"])
+    monkeypatch.setattr(outputs.secrets, "token_hex", lambda _: next(guesses))
+    (tmp_path / ".taken.part").symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "a", b"x")
+    (tmp_path / "a").symlink_to(tmp_path / "victim")
+    write_atomically(tmp_path / "a", b"x")          # takes the link's place
+    assert (tmp_path / "victim").read_text() == "precious" and not (tmp_path / "a").is_symlink()
+
+
+def test_the_permissions_are_those_of_any_new_file(tmp_path):
+    write_atomically(tmp_path / "a", b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+# --- never over an input ---
+
+
+@pytest.fixture
+def source(tmp_path):
+    (tmp_path / "sources").mkdir()
+    path = tmp_path / "sources" / "a.jpg"
+    path.write_bytes(b"x")
+    return path
+
+
+def test_a_folder_of_results_holds_no_source(tmp_path, source):
+    refuse_overwriting([tmp_path / "out", tmp_path / "out" / "compare"], None, [source])
+    (tmp_path / "link").symlink_to(source.parent)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").symlink_to(source)
+    for folder, inputs in ((source.parent, [source]), (tmp_path / "link", [source]),
+                           (source.parent, [tmp_path / "images" / "a.jpg"])):       # where a linked source lies, too
+        with pytest.raises(OutputError, match="holds source images"):
+            refuse_overwriting([tmp_path / "out", folder], None, [*inputs])
+
+
+def test_one_result_is_neither_a_source_nor_its_twin(source):
+    refuse_overwriting([source.parent], source.parent / "fused.png", [source])
+    for name in ("a.jpg", "a.png", "A.png"):
+        with pytest.raises(OutputError, match="a.jpg is a source"):
+            refuse_overwriting([source.parent], source.parent / name, [source])
+
+
+# --- folders and locks ---
+
+
+def test_folders_that_stay_empty_are_removed_and_others_kept(tmp_path):
+    (tmp_path / "there").mkdir()
+    with making([tmp_path / "there" / "new" / "out", tmp_path / "there" / "new" / "out" / "compare"]):
+        assert (tmp_path / "there" / "new" / "out" / "compare").is_dir()
+    assert names(tmp_path / "there") == []
+    with pytest.raises(ZeroDivisionError), making([tmp_path / "new"]):
+        (tmp_path / "new" / "result").write_text("")
+        1 / 0  # noqa: B018
+    assert names(tmp_path / "new") == ["result"]
+
+
+def test_a_second_run_is_told_at_once_and_nothing_is_left(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(OutputError, match="another run"), locked(tmp_path):
+            pass
+        assert names(tmp_path) == [".lock"]
+    assert names(tmp_path) == []
+    with locked(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_run_is_free(tmp_path):
+    code = "import os, outputs, pathlib\nwith outputs.locked(pathlib.Path('.')): os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert names(tmp_path) == [".lock"]
+    with locked(tmp_path):
+        pass
+
+
+def test_a_planted_link_is_no_lock(tmp_path):
+    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError), locked(tmp_path):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

@@ -1,0 +1,89 @@
+"""Which files belong together."""
+import warnings
+
+import numpy as np
+import pytest
+
+from console import ImageWarning
+from images import DataError, write_image
+from pairing import find_pairs, list_images, natural_key, without_affix
+
+
+def folders(root, ir, vis):
+    for side, names in (("ir", ir), ("vis", vis)):
+        (root / side).mkdir(exist_ok=True)
+        for name in names:
+            write_image(root / side / f"{name}.png", np.zeros((4, 4), np.uint8))
+    return root / "ir", root / "vis"
+
+
+@pytest.mark.parametrize(("stem", "name"), [
+    ("a_ir", "a"), ("ir_001", "001"), ("IR1", "1"), ("7-Thermal", "7"), ("001ir", "001"), ("infrared.x", "x"), ("ir", "ir"),
+    ("irish", "irish"), ("fir_tree", "fir_tree"), ("chair", "chair"), ("a_visible", "a_visible")])
+def test_affixes(stem, name):
+    from pairing import INFRARED
+    assert without_affix(stem, INFRARED) == name
+
+
+@pytest.mark.parametrize(("ir", "vis", "names"), [
+    (["a_ir", "b_ir"], ["a_vis", "b_vis"], ["a", "b"]),
+    (["ir_001", "ir_010", "ir_002"], ["vi_001", "vi_002", "vi_010"], ["001", "002", "010"]),
+    (["0001", "0002"], ["1", "2"], ["1", "2"]),
+    (["A", "B"], ["a", "b"], ["a", "b"]),
+    (["x_thermal", "y_thermal"], ["x_rgb", "y_rgb"], ["x", "y"]),
+    (["s1_thermal"], ["s1"], ["s1"]),
+    (["frame_1", "frame_2"], ["img01", "img02"], ["img01", "img02"]),
+], ids=str)
+def test_names_of_real_folders_are_matched_and_said(tmp_path, ir, vis, names):
+    with pytest.warns(ImageWarning, match="matched by"):
+        pairs, lonely = find_pairs(*folders(tmp_path, ir, vis))
+    assert [pair.name for pair in pairs] == names and not lonely
+    assert len({pair.ir for pair in pairs}) == len({pair.vis for pair in pairs}) == len(names)
+
+
+@pytest.mark.parametrize(("ir", "vis"), [
+    (["a_ir", "b_ir"], ["a_vis", "b_vis", "c_vis"]), (["a_ir", "b_ir"], ["a_vis"]), (["a_ir"], ["a_vis", "a_rgb"]),
+    (["a", "A"], ["b", "c"]), (["x1y1", "x1y2"], ["z1", "z2"])], ids=str)
+def test_a_guess_that_leaves_a_file_is_not_taken(tmp_path, ir, vis):
+    with pytest.raises(DataError, match=rf"{ir[0]}\.png.* against .*--ir-pattern '\*_ir' --vis-pattern"):
+        find_pairs(*folders(tmp_path, ir, vis))
+
+
+def test_equal_stems_go_without_a_guess(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pairs, lonely = find_pairs(*folders(tmp_path, ["1", "01", "ir"], ["01", "1", "vis"]))
+    assert [pair.name for pair in pairs] == ["01", "1"] and len(lonely) == 2
+
+
+def test_patterns(tmp_path):
+    ir, vis = folders(tmp_path, ["2021_a_T", "2021_b_T", "mask"], ["a.V", "b.V", "c.V"])
+    pairs, lonely = find_pairs(ir, vis, "2021_*_T", "*.V.png")
+    assert [pair.name for pair in pairs] == ["a", "b"] and lonely == [f"{vis / 'c.V.png'}: no infrared partner in {ir}"]
+    for pattern in ("none*", "mask", "*_*"):
+        with pytest.raises(DataError, match="--ir-pattern"):
+            find_pairs(ir, vis, pattern, None)
+
+
+def test_one_folder_with_patterns(tmp_path):
+    ir, _ = folders(tmp_path, ["1_L", "1_R", "2_L", "2_R"], [])
+    assert [pair.name for pair in find_pairs(ir, ir, "*_L", "*_R")[0]] == ["1", "2"]
+
+
+def test_files_that_are_not_read_are_mentioned(tmp_path):
+    ir, _ = folders(tmp_path, ["a"], [])
+    for name in ("b.gif", "notes.txt", ".hidden"):
+        (ir / name).write_text("")
+    (ir / "folder").mkdir()
+    with pytest.warns(ImageWarning, match=r"\(b\.gif, notes\.txt\): not read"):
+        assert [*list_images(ir)] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["", "1²2", "²", "٣", "9" * 5000, "\udcff", "a\n1", "é10"])
+def test_whatever_a_name_holds_it_sorts(name):
+    assert sorted([name, "a10", "a2", "2", "10"], key=natural_key)
+
+
+def test_numbers_sort_by_value_and_equal_ones_always_the_same_way():
+    for names in (["a10", "a2", "a1", "a02", "a"], ["a", "a1", "a02", "a2", "a10"]):
+        assert sorted(names, key=natural_key) == ["a", "a1", "a02", "a2", "a10"]
