@@ -246,18 +246,21 @@ class CropDataset:
 
     Item `number` is a pure function of (seed, number): a random pair, place and, with `flips`, mirroring. So
     the crops are the same whatever the number of workers, and a resumed run continues the stream.
+    `dim` is the share of sources that are darkened, each by a factor of its own from 0.1 to 1: most of RoadScene
+    is daylight, and a network should see the night too.
     Images smaller than a crop are mirrored at their lower and right edges; DataError below half of it.
 
     Item: (ir, vis_y), each a uint8 array (1, size, size).
     """
 
-    def __init__(self, pairs: PairDataset, size: int = 128, seed: int = 0, flips: bool = False):
+    def __init__(self, pairs: PairDataset, size: int = 128, seed: int = 0, flips: bool = False,
+                 dim: float = 0.0):
         small = [f"{name}: {ir.shape[2]}x{ir.shape[1]}" for name, (ir, _) in zip(pairs.names, pairs.items)
                  if 2 * min(ir.shape[1:]) < size]
         if small:
             raise DataError(_listing(f"smaller than half of the {size}x{size} training crop", small))
         self.items = [tuple(_mirrored(image, size) for image in pair) for pair in pairs.items]
-        self.size, self.seed, self.flips = size, seed, flips
+        self.size, self.seed, self.flips, self.dim = size, seed, flips, dim
 
     def __len__(self) -> int:
         raise TypeError("the stream of crops has no end; see crop_batches")
@@ -269,7 +272,11 @@ class CropDataset:
         left = int(rng.integers(ir.shape[2] - self.size + 1))
         flips = [dim for dim in (1, 2) if self.flips and rng.random() < 0.5]
         window = (slice(None), slice(top, top + self.size), slice(left, left + self.size))
-        return tuple(np.ascontiguousarray(np.flip(image[window], flips)) for image in (ir, vis))
+        crops = (np.ascontiguousarray(np.flip(image[window], flips)) for image in (ir, vis))
+        if not self.dim:
+            return tuple(crops)
+        factors = (rng.uniform(0.1, 1) if rng.random() < self.dim else 1 for _ in range(2))
+        return tuple(np.rint(crop * factor).astype(np.uint8) for crop, factor in zip(crops, factors))
 
 
 def _mirrored(image: np.ndarray, size: int) -> np.ndarray:

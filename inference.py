@@ -52,16 +52,18 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
     Returns:
         (B, H, W), float32 in [0, 1].
     """
-    device = next(model.parameters()).device
-    ir, vis_y = (torch.from_numpy(np.stack(images)[:, None]).to(device) for images in zip(*pairs))
-    training = model.training
+    weight = next(model.parameters())
+    batches = (torch.from_numpy(np.stack(images)[:, None]).to(weight.device) for images in zip(*pairs))
+    ir, vis_y = (batch.to(weight.dtype) for batch in batches)      # uint8 until it is on the device
+    training = [module for module in model.modules() if module.training]     # a part may be frozen in eval mode
     model.eval()
     try:
-        ir = ir.float() / 255
+        ir = ir / 255
         fused = fuse_tiles(model, ir, vis_y, tile) if tile else model(ir, vis_y)
         return fused[:, 0].float().cpu().numpy()
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def in_colour_of(vis: np.ndarray, luminance: np.ndarray, studio_range: bool = False) -> np.ndarray:

@@ -52,14 +52,15 @@ def as_nchw(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).contiguous().view(x.shape)
 
 
-def rfft2_as_channels(x: Tensor) -> Tensor:
-    """Real and imaginary parts of the 2-D spectrum, (B, C, H, W) -> (B, 2C, H, W/2+1); orthonormal.
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
-    In float32 at least: there is no FFT of bfloat16.
-    """
+
+def rfft2_as_channels(x: Tensor) -> Tensor:
+    """Real and imaginary parts of the 2-D spectrum, (B, C, H, W) -> (B, 2C, H, W/2+1); orthonormal. There is no FFT of bfloat16."""
     # Plane by plane: the transform of a channels_last tensor is slower (docs/speed.md).
-    planes = as_nchw(x)
-    spectrum = torch.fft.rfft2(planes if planes.dtype == torch.float64 else planes.float(), norm="ortho")
+    spectrum = torch.fft.rfft2(as_nchw(x), norm="ortho")
     return torch.cat([spectrum.real, spectrum.imag], 1)
 
 
@@ -75,10 +76,10 @@ def fast_length(length: int) -> int:
         rest = length
         for prime in (2, 3, 5):
             while rest % prime == 0:
-                rest //= prime
+                rest = rest // prime        # not in place: torch.jit.trace hands over sizes as tensors
         if rest == 1:
             return length
-        length += 1
+        length = length + 1
 
 
 def fold_batch_norm(module: nn.Module) -> None:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from inference import MIN_SIZE, fuse_pair, read_checkpoint
 from layers import (
     BatchNorm,
+    at_least_float32,
     channel_pools,
     fast_length,
     fold_batch_norm,
@@ -29,7 +30,8 @@ from layers import (
 )
 from runtime import check_device
 
-CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "rpfnet.pth"
+CHECKPOINTS = {name: Path(__file__).resolve().parent / "checkpoints" / file for name, file in (
+    ("contrast", "rpfnet.pth"), ("paper", "rpfnet_paper.pth"), ("medical", "rpfnet_medical.pth"))}
 
 # ---------------------------------------------------------------------------------------------
 # Blocks
@@ -122,7 +124,7 @@ class FDFM(nn.Module):
     def forward(self, f_f: Tensor) -> Tensor:
         x = self.spatial(f_f)
         with torch.autocast(x.device.type, enabled=False):
-            spectrum = rfft2_as_channels(x)                             # (B, 2C, H, W/2+1)
+            spectrum = rfft2_as_channels(at_least_float32(x))           # (B, 2C, H, W/2+1)
             return x + irfft2_of_channels(self.spectral(spectrum), x.shape[-2:]).to(x.dtype)
 
 
@@ -201,7 +203,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(x)
         with torch.autocast(x.device.type, enabled=False):
-            return torch.sigmoid(self.last(x.float()))
+            return torch.sigmoid(self.last(at_least_float32(x)))
 
 
 class AuxiliaryDecoder(Head):
@@ -216,7 +218,7 @@ class AuxiliaryDecoder(Head):
 
     def forward(self, f_r: Tensor) -> Tensor:
         with torch.autocast(f_r.device.type, enabled=False):
-            return super().forward(f_r.float())
+            return super().forward(at_least_float32(f_r))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -269,9 +271,14 @@ class RPFNet(nn.Module):
             return_features: also return the features before the first and after each stage
                 (n + 1 entries; `features[-1].residual` is what the auxiliary decoder reads).
         Returns:
-            The fused luminance, (B, 1, H, W) in [0, 1], float32.
+            The fused luminance, (B, 1, H, W) in [0, 1], float32 (float64 after `double()`).
+        Raises:
+            ValueError: wrong shapes or dtypes, or a network that was cast to half precision.
         """
         _check_batch(ir, vis_y)
+        if self.head.last.weight.element_size() < 4:
+            raise ValueError(f"the weights are {self.head.last.weight.dtype}, which the FFTs are not computed in; "
+                             "use optimize(bfloat16=True), or torch.autocast, in place of half() or bfloat16()")
         if self.bfloat16:
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)
@@ -300,12 +307,15 @@ class RPFNet(nn.Module):
         Raises:
             ValueError: `optimize` has folded the normalisation into the convolutions.
         """
-        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
+        norms = self._norms()
         if on and not norms:
             raise ValueError("image statistics need the BatchNorm layers, which optimize() has folded into convolutions")
         for norm in norms:
             norm.image_statistics = on
         return self
+
+    def _norms(self) -> list[BatchNorm]:
+        return [module for module in self.modules() if isinstance(module, BatchNorm)]
 
     def optimize(self, bfloat16: bool = False, compiled: bool = False) -> RPFNet:
         """Make inference faster where the picture stays the same. Not to be trained any more.
@@ -329,19 +339,20 @@ class RPFNet(nn.Module):
         return self.to(memory_format=torch.channels_last)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path | None = None, device: str | torch.device = "cpu") -> RPFNet:
+    def from_pretrained(cls, path: str | Path = "contrast", device: str | torch.device = "cpu") -> RPFNet:
         """The trained network in eval mode.
 
         Args:
-            path: weights (`.pth`, with the recipe beside it as `.json`) or a training checkpoint of
-                train.py; by default the shipped checkpoint.
+            path: a name of CHECKPOINTS, after the recipes that trained them; or weights (`.pth`, with the recipe beside
+                it as `.json`); or a training checkpoint of train.py.
             device: where to put it.
         Raises:
             FileNotFoundError, ValueError: no such file, or not the weights of this network.
         """
-        path = Path(path or CHECKPOINT)
+        path = CHECKPOINTS.get(str(path), Path(path))
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python train.py`, or give its path")
+            raise FileNotFoundError(f"{path}: no such checkpoint; choose from {', '.join(CHECKPOINTS)}, or give the file of "
+                                    "weights that train.py wrote")
         check_device(device)
         state, config = read_checkpoint(path)
         try:
@@ -360,10 +371,11 @@ class RPFNet(nn.Module):
         """
         if not as_published:
             return fuse_pair(self, ir, vis, studio_range, tile)
+        before = any(norm.image_statistics for norm in self._norms())
         try:
             return fuse_pair(self.use_image_statistics(), ir, vis, studio_range, tile)
         finally:
-            self.use_image_statistics(False)
+            self.use_image_statistics(before)
 
 
 def _share_convolutions(stages: nn.ModuleList) -> None:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from dataset import DATASETS, Pair, find_chosen, find_pairs, load_pair, positive
 from images import DataError, luma, write_image
 from inference import fuse_luminance, in_colour_of, prepare
-from net import RPFNet
+from net import CHECKPOINTS, RPFNet
 from runtime import check_device, first_line, keep_freed_memory, team
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
@@ -56,8 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
                         "1.164 (Y - 16); off by default, because it is a mix-up of colour ranges")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--checkpoint", type=Path, help="weights (default: checkpoints/rpfnet.pth); best.pth and "
-                         "last.pth of train.py will do")
+    network.add_argument("--checkpoint", metavar="NAME|FILE", help=f"weights: {', '.join(CHECKPOINTS)} "
+                         "(default: contrast), or a file; best.pth and last.pth of train.py will do")
     network.add_argument("--as-published", action="store_true", help="normalise by the statistics of each image, as the published "
                          "pictures were made: more contrast, and night turns to fog; with --studio-range: their colour conversion too")
     network.add_argument("--released", type=Path, metavar="MODEL.PTH", help="use the authors' published network: their "
@@ -115,7 +115,7 @@ def load_network(args: argparse.Namespace) -> nn.Module:
     if args.released:
         from tools.released import load_released  # only here: nobody else pays for the import
         return load_released(args.released).to(args.device)
-    model = RPFNet.from_pretrained(args.checkpoint, args.device)
+    model = RPFNet.from_pretrained(args.checkpoint or "contrast", args.device)
     if args.as_published:
         return model.use_image_statistics()
     return model.optimize(args.fast or args.compile, args.compile)

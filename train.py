@@ -64,7 +64,7 @@ class TrainingError(Exception):
 # Options
 
 # What decides the result. A recipe file has a value for each; the checkpoint stores them, and --resume goes on with them.
-RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips",
+RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
           "lr", "schedule", "clip", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
           "lambda_1", "saliency", "saliency_form", "weight", "contrast", "contrast_domain",
           "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "amp", "val_every")
@@ -115,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     crops.add_argument("--crops", type=positive, help="crops an epoch")
     crops.add_argument("--fixed-crops", action=flag, help="the same crops in each epoch, cut once; no: new ones each epoch")
     crops.add_argument("--flips", action=flag, help="mirror crops at random")
+    crops.add_argument("--dim", type=float, help="share of sources that are darkened, by 0.1 to 1; 0: none, as the paper")
     crops.add_argument("--lr", type=float, help="initial learning rate of both Adam optimisers")
     crops.add_argument("--schedule", choices=("step", "cosine"), help="step: halved at each fifth of the run")
     crops.add_argument("--clip", type=float, help="bound of the gradient's norm; 0: off, as the paper")
@@ -191,6 +192,8 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
             parser.error("--ir and --vis go together")
         if args.ir:
             args.data = args.dataset = None
+        elif not args.dataset:
+            raise TrainingError(f"--recipe {args.recipe}: it names no data set; give --ir and --vis, or --dataset")
         args.saliency = args.saliency and args.prior        # M' is decoded from the residual features
         if path.exists():
             raise TrainingError(f"{path}: a run is there already; go on with --resume, or start anew with another --out")
@@ -205,8 +208,10 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict | None]:
     if version != VERSION:
         raise TrainingError(f"{path}: of another version of train.py, in which the same options train something else; "
                             "it cannot be resumed, but --init takes its weights")
-    parser.set_defaults(**stored)
+    parser.set_defaults(**stored, recipe=None)
     args = parser.parse_args(argv)
+    if args.recipe:
+        raise TrainingError("--recipe goes without --resume, which goes on with the recipe that is stored in last.pth")
     changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in RECIPE if getattr(args, key) != stored[key]]
     if changed:
         raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
@@ -504,7 +509,8 @@ def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.de
 
 def run(trainer: Trainer, train: PairDataset, val: PairDataset | None, stop: Stop) -> None:
     """Train until the end of the schedule or until `stop` is set. All processes take the same turns here."""
-    crops = CropDataset(train, trainer.args.crop, trainer.args.seed, trainer.args.flips)
+    crops = CropDataset(train, trainer.args.crop, trainer.args.seed, trainer.args.flips,
+                        trainer.args.dim)
     bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05,
                disable=team.rank > 0)
     with bar:

@@ -47,7 +47,7 @@ def timed(function, *args) -> tuple[float, dict]:
 def bench_evaluate(repeats: int) -> None:
     cv2.setNumThreads(1)
     images = scene(576, 768)
-    for protocol in ("float", "uint8"):
+    for protocol in ("definition", "toolbox"):
         without = [name for name in metrics.NAMES if name != "FMI"]
         for title, names in (("all 16 metrics", metrics.NAMES), ("without FMI", without)):
             ours, plain = [], []
@@ -59,7 +59,7 @@ def bench_evaluate(repeats: int) -> None:
             worst = max(abs(fast[name] - slow[name]) for name in names)
             a, b = statistics.median(ours[1:]), statistics.median(plain[1:])
             ratio = statistics.median(y / x for x, y in zip(ours[1:], plain[1:]))
-            print(f"{protocol:5s}  {title:14s}  evaluate {1000 * a:5.0f} ms   one by one {1000 * b:5.0f} ms   "
+            print(f"{protocol:10s}  {title:14s}  evaluate {1000 * a:5.0f} ms   one by one {1000 * b:5.0f} ms   "
                   f"ratio {ratio:4.1f}   largest difference {worst:.0e}")
 
 
@@ -74,7 +74,7 @@ def bench_tno(root: Path) -> None:
             ir, vis = load_pair(pair)
             yield metrics.Task(pair.name, ir, luma(vis), {"average": metrics.baseline("average", ir, luma(vis))})
 
-    done = sum(1 for _ in metrics.score_all(tasks(), ["float"], None, metrics.cores()))
+    done = sum(1 for _ in metrics.score_all(tasks(), ["definition"], None, metrics.cores()))
     print(f"{done} TNO pairs, all metrics, reading and starting {metrics.cores()} processes included: "
           f"{time.perf_counter() - start:.1f} s")
 

@@ -1,7 +1,17 @@
+"""What several test files share: real images, small random pairs, signal handlers, the `gpu` marker."""
 import os
+import signal
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 class RealImages:
@@ -23,3 +33,44 @@ def data_root() -> RealImages:
     if not root:
         pytest.skip("set RPFNET_DATA to the folder that holds RoadScene/, TNO/, ... to run the tests on real images")
     return RealImages(Path(root))
+
+
+def random_pair(batch, height, width, seed=0):
+    """A random pair, (B, 1, H, W) each."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(batch, 1, height, width, generator=generator) for _ in range(2)]
+
+
+def write_pairs(root, names, size):
+    """Smooth random pairs in root/ir and root/vis."""
+    rng = np.random.default_rng(0)
+    for side in ("ir", "vis"):
+        (root / side).mkdir()
+        for name in names:
+            smooth = cv2.GaussianBlur(rng.integers(0, 256, size, np.uint8), (0, 0), 1.5)
+            cv2.imwrite(str(root / side / f"{name}.png"), cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX))
+    return ["--ir", str(root / "ir"), "--vis", str(root / "vis")]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Three small pairs, as the options --ir and --vis of train.py name them. Not to be written to."""
+    return write_pairs(tmp_path_factory.mktemp("pairs"), "012", (24, 30))
+
+
+@pytest.fixture(scope="module")
+def keep_signal_handlers():
+    """For tests that run train.main in this process, which takes SIGINT and SIGTERM."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch on one thread, as in processes started with OMP_NUM_THREADS=1: the same sums to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

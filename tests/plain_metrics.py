@@ -1,4 +1,4 @@
-"""Every metric on its own, in the plainest NumPy, SciPy and scikit-image, to test and time `metrics.py` against.
+"""Every metric on its own, in the plainest NumPy, SciPy and scikit-image, to test and time `measures` against.
 
 Written from the definitions, with nothing shared between metrics, double precision throughout.
 Arguments are uint8 (H, W).
@@ -18,24 +18,24 @@ def EN(f):
     return shannon_entropy(f)
 
 
-def MI(f, ir, vis, protocol="float"):
+def MI(f, ir, vis, protocol="definition"):
     def joint_entropy(a):
-        x, y = (a, f) if protocol == "float" else (np.minimum(v.astype(int) + 1, 255) for v in (a, f))
+        x, y = (a, f) if protocol == "definition" else (np.minimum(v.astype(int) + 1, 255) for v in (a, f))
         counts = np.histogram2d(x.ravel(), y.ravel(), bins=np.arange(257))[0]
         return stats.entropy(counts.ravel(), base=2)
     return sum(shannon_entropy(a) + shannon_entropy(f) - joint_entropy(a) for a in (ir, vis))
 
 
-def SF(f, protocol="float"):
+def SF(f, protocol="definition"):
     def mean_square(d):
-        return (d**2).mean() if protocol == "float" else sat(sat(d)**2).mean()
+        return (d**2).mean() if protocol == "definition" else sat(sat(d)**2).mean()
     x = f.astype(float)
     return np.sqrt(mean_square(np.diff(x, axis=0)) + mean_square(np.diff(x, axis=1)))
 
 
-def SD(f, protocol="float"):
+def SD(f, protocol="definition"):
     x = f.astype(float)
-    return x.std() if protocol == "float" else np.sqrt(sat(sat(x - x.mean())**2).mean())
+    return x.std() if protocol == "definition" else np.sqrt(sat(sat(x - x.mean())**2).mean())
 
 
 def AG(f):
@@ -94,19 +94,19 @@ def vif_windows(source, f, saturate):
         yield vx, np.maximum(gain, 0), noise
 
 
-def VIF(f, ir, vis, protocol="float"):
+def VIF(f, ir, vis, protocol="definition"):
     total = 0
     for source in (ir, vis):
         kept = there = 0
-        for var, gain, noise in vif_windows(source, f, protocol == "uint8"):
+        for var, gain, noise in vif_windows(source, f, protocol == "toolbox"):
             kept += np.log10(1 + gain**2 * var / (noise + 2)).sum()
             there += np.log10(1 + var / 2).sum()
         total += kept / there
     return total
 
 
-def VIFF(f, ir, vis, protocol="float"):
-    if protocol == "uint8":
+def VIFF(f, ir, vis, protocol="definition"):
+    if protocol == "toolbox":
         f, ir, vis = f / 255, ir / 255, vis / 255
     total, n = 0, 0.005 * 255**2
     for weight, a, b in zip((1, 0, 0.15, 1), vif_windows(ir, f, False), vif_windows(vis, f, False)):
@@ -219,15 +219,75 @@ def FMI(f, ir, vis):
     return total / count
 
 
+# CDDFuse's evaluator: gray levels 0-255 in real numbers
+
+
+def cddfuse_MI(f, ir, vis):
+    def nats(a):
+        joint = np.histogram2d(a.ravel(), f.ravel(), bins=np.arange(257))[0] / f.size
+        independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+        return (joint[joint > 0] * np.log(joint[joint > 0] / independent[joint > 0])).sum()
+    return nats(ir) + nats(vis)
+
+
+def cddfuse_AG(f):
+    gy, gx = np.gradient(f.astype(float))
+    return np.sqrt((gx**2 + gy**2) / 2).mean()
+
+
+def cddfuse_MSE(f, ir, vis):
+    return (mean_squared_error(f.astype(float), ir.astype(float)) + mean_squared_error(f.astype(float), vis)) / 2
+
+
+def cddfuse_PSNR(f, ir, vis):
+    return 10 * np.log10(int(f.max())**2 / cddfuse_MSE(f, ir, vis))
+
+
+def cddfuse_Qabf(f, ir, vis):
+    right = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]])
+    down = np.array([[-1, -2, -1], [0, 0, 0], [1, 2, 1]])
+
+    def polar(x):
+        gx, gy = (ndimage.correlate(x.astype(int), kernel, mode="constant") for kernel in (right, down))
+        vertical = gx == 0
+        return np.sqrt(gx**2 + gy**2), np.where(vertical, np.pi / 2, np.arctan(gy / np.where(vertical, 1, gx)))
+    gf, af = polar(f)
+    kept = there = 0
+    for source in (ir, vis):
+        g, a = polar(source)
+        ratio = np.where(g == gf, g, strength_ratio(g, gf))
+        q = 0.9994 / (1 + np.exp(-15 * (ratio - 0.5)))
+        q *= 0.9879 / (1 + np.exp(-22 * (1 - np.abs(a - af) / (np.pi / 2) - 0.8)))
+        kept, there = kept + (q * g).sum(), there + g.sum()
+    return kept / there
+
+
+def cddfuse_SSIM(f, ir, vis):
+    def one(x, y):
+        x, y = (sliding_window_view(z.astype(float), (7, 7)).reshape(-1, 49) for z in (x, y))
+        mean_x, mean_y = x.mean(1), y.mean(1)
+        covariance = ((x - mean_x[:, None]) * (y - mean_y[:, None])).sum(1) / 48
+        c1, c2 = 0.02**2, 0.06**2
+        return ((2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+                * (2 * covariance + c2) / (x.var(1, ddof=1) + y.var(1, ddof=1) + c2)).mean()
+    return one(f, ir) + one(f, vis)
+
+
+CDDFUSE = {"EN": EN, "SD": SD, "SF": SF, "MI": cddfuse_MI, "SCD": SCD, "VIF": VIF, "Qabf": cddfuse_Qabf,
+           "SSIM": cddfuse_SSIM, "AG": cddfuse_AG, "PSNR": cddfuse_PSNR, "CC": CC, "MSE": cddfuse_MSE}
+
+
 FUNCTIONS = {"EN": EN, "MI": MI, "SF": SF, "SD": SD, "AG": AG, "MSE": MSE, "PSNR": PSNR, "CC": CC, "SCD": SCD,
              "VIF": VIF, "VIFF": VIFF, "Qabf": Qabf, "SSIM": SSIM, "MS-SSIM": MS_SSIM, "FMI": FMI, "Nabf": Nabf}
 FUSED_ONLY = {"EN", "SF", "SD", "AG"}
-UINT8_VARIANTS = {"MI", "SF", "SD", "VIF", "VIFF"}
+TOOLBOX_VARIANTS = {"MI", "SF", "SD", "VIF", "VIFF"}
 
 
-def evaluate(f, ir, vis, protocol="float", names=tuple(FUNCTIONS)):
+def evaluate(f, ir, vis, protocol="definition", names=tuple(FUNCTIONS)):
     result = {}
+    if protocol == "cddfuse":
+        return {name: metric(f) if name in FUSED_ONLY else metric(f, ir, vis) for name, metric in CDDFUSE.items()}
     for name in names:
         images = (f,) if name in FUSED_ONLY else (f, ir, vis)
-        result[name] = FUNCTIONS[name](*images, protocol) if name in UINT8_VARIANTS else FUNCTIONS[name](*images)
+        result[name] = FUNCTIONS[name](*images, protocol) if name in TOOLBOX_VARIANTS else FUNCTIONS[name](*images)
     return result

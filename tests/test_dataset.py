@@ -1,7 +1,4 @@
-"""Reading, pairing, published layouts, crops."""
-import warnings
-import zlib
-
+"""Pairing, published layouts, crops."""
 import cv2
 import numpy as np
 import pytest
@@ -11,104 +8,27 @@ from torch.utils.data import DataLoader
 import dataset
 from dataset import (
     CropDataset,
-    DataError,
     Pair,
     PairDataset,
     crop_batches,
+    find_chosen,
     find_pairs,
-    luma,
     match_pairs,
     named_pairs,
-    read_ir,
-    read_vis,
-    write_image,
 )
+from images import DataError
 
 rng = np.random.default_rng(0)
 
 
-def gray(height=20, width=30, dtype=np.uint8):
-    return rng.integers(0, np.iinfo(dtype).max, (height, width), dtype)
+def gray(height=20, width=30):
+    return rng.integers(0, 256, (height, width), np.uint8)
 
 
 def save(path, image=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), gray() if image is None else image)
     return path
-
-
-# --- reading ---
-
-
-def test_png_round_trip_keeps_every_pixel_and_the_order_of_colours(tmp_path):
-    for image in (gray(), rng.integers(0, 256, (20, 30, 3), np.uint8)):
-        write_image(tmp_path / "a.png", image)
-        assert np.array_equal(read_vis(tmp_path / "a.png"), image)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]      # no temporary file is left
-
-
-def test_rgba_loses_alpha_and_gray_in_three_planes_is_gray(tmp_path):
-    rgba = rng.integers(0, 256, (20, 30, 4), np.uint8)
-    assert np.array_equal(read_vis(save(tmp_path / "a.png", rgba)), rgba[..., 2::-1])
-    plane = gray()
-    assert np.array_equal(read_vis(save(tmp_path / "b.png", np.dstack([plane] * 3))), plane)
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path):
-    path = save(tmp_path / "a.png")
-    data = bytearray(path.read_bytes())
-    data[16:24] = (40000).to_bytes(4, "big") * 2            # the header's width and height: more than OpenCV takes
-    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-    for broken in (bytes(data), b"", b"damaged"):
-        path.write_bytes(broken)
-        with pytest.raises(DataError, match=r"a\.png: not an image"):
-            read_vis(path)
-
-
-def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
-    path = save(tmp_path / "a.png")
-
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(dataset.np, "fromfile", refuse)
-    with pytest.raises(DataError, match=r"a\.png: cannot be read \(Permission denied\)"):
-        read_vis(path)
-
-
-def test_16_bit_infrared_is_scaled_by_its_own_range_and_says_so(tmp_path):
-    raw = np.linspace(7000, 8020, 600).astype(np.uint16).reshape(20, 30)
-    with pytest.warns(UserWarning, match="16-bit infrared") as caught:
-        image = read_ir(save(tmp_path / "a.png", raw))
-        read_ir(save(tmp_path / "b.png", raw[::-1] // 2))
-    assert len({str(warning.message) for warning in caught}) == 1       # so that Python shows it once for a whole folder
-    assert image.min() == 0 and image.max() == 255
-    assert np.abs(image - (raw - 7000.) / 4).max() <= 0.5
-    with pytest.warns(UserWarning):
-        assert (read_ir(save(tmp_path / "flat.png", np.full((20, 30), 500, np.uint16))) == 0).all()
-
-
-def test_16_bit_visible_keeps_its_exposure(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        image = read_vis(save(tmp_path / "a.png", np.array([[0, 257, 32896, 65535]] * 9, np.uint16)))
-    assert image[0].tolist() == [0, 1, 128, 255]
-
-
-def test_luma_is_bt601():
-    pixel = np.array([[[200, 100, 50]]], np.uint8)
-    assert luma(pixel)[0, 0] == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
-
-
-def test_unreadable_files_are_named(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing more")
-    (tmp_path / "empty.png").touch()
-    for name in ("broken.png", "empty.png", "absent.png"):
-        with pytest.raises(DataError, match=name):
-            read_ir(tmp_path / name)
-    with pytest.raises(DataError, match="float32"):
-        read_vis(save(tmp_path / "a.tif", np.zeros((20, 30), np.float32)))
-    with pytest.raises(DataError, match=r"\.xyz"):
-        write_image(tmp_path / "a.xyz", gray())
 
 
 # --- pairing ---
@@ -254,37 +174,84 @@ def test_pair_dataset_lists_every_problem(tmp_path):
     assert "2 of 3" in str(caught.value) and "30x10" in str(caught.value) and "bad.png" in str(caught.value)
 
 
+def test_items_are_gray_pairs_as_the_files_have_them(tmp_path):
+    ir, vis = gray(), rng.integers(0, 256, (20, 30, 3), np.uint8)
+    save(tmp_path / "ir" / "a.png", ir), save(tmp_path / "vis" / "a.png", vis)
+    data = PairDataset(match_pairs(tmp_path / "ir", tmp_path / "vis"))
+    assert len(data) == 1 and data.names == ["a"]
+    assert np.array_equal(data[0][0], ir[None]) and data[0][1].dtype == np.uint8
+    assert np.array_equal(data[0][1], cv2.cvtColor(vis, cv2.COLOR_BGR2GRAY)[None])
+    (batch, _), = DataLoader(data)
+    assert torch.equal(batch, torch.from_numpy(ir)[None, None])
+
+
 def test_crops_are_aligned_windows_of_both_sources(pairs):
     pairs.items = [(ir, 255 - ir) for ir, _ in pairs.items]
     for number in range(20):
-        ir, vis = CropDataset(pairs, 16, seed=3)[number]
-        assert ir.shape == (1, 16, 16) and ir.dtype == torch.uint8
-        assert torch.equal(vis, 255 - ir)
+        ir, vis = CropDataset(pairs, 16, seed=3, flips=number % 2 == 0)[number]
+        assert ir.shape == (1, 16, 16) and ir.dtype == np.uint8
+        assert np.array_equal(vis, 255 - ir)
 
 
-def test_crops_vary_in_place_and_flip(pairs):
-    pairs.items = [(torch.arange(40 * 50).reshape(1, 40, 50),) * 2]
-    corners = [CropDataset(pairs, 16, 0)[n][0][0] for n in range(60)]
-    assert len({int(c.min()) for c in corners}) > 50
-    assert {(bool(c[0, 0] < c[0, 1]), bool(c[0, 0] < c[1, 0])) for c in corners} == {(a, b) for a in (0, 1) for b in (0, 1)}
+@pytest.mark.parametrize("flips", [False, True])
+def test_crops_vary_in_place_and_flip_only_if_asked(pairs, flips):
+    pairs.items = [(np.arange(40 * 50).reshape(1, 40, 50),) * 2]
+    crops = [CropDataset(pairs, 16, 0, flips)[n][0][0] for n in range(60)]
+    assert len({int(c.min()) for c in crops}) > 50
+    seen = {(bool(c[0, 0] < c[0, 1]), bool(c[0, 0] < c[1, 0])) for c in crops}
+    assert seen == ({(a, b) for a in (False, True) for b in (False, True)} if flips else {(True, True)})
 
 
 def test_same_seed_same_crops_whatever_the_workers(pairs):
     batches = list(crop_batches(epoch=1, length=20, batch=6))
-    assert [len(b) for b in batches] == [6, 6, 6, 2] and batches[0][0] == 20
-    runs = [torch.cat([ir for ir, _ in DataLoader(CropDataset(pairs, 16, seed), batch_sampler=batches, num_workers=workers)])
+    runs = [torch.cat([ir for ir, _ in DataLoader(CropDataset(pairs, 16, seed, flips=True), batch_sampler=batches,
+                                                  num_workers=workers)])
             for seed, workers in ((7, 0), (7, 2), (8, 0))]
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
-    assert list(crop_batches(1, 20, 6, start=2)) == batches[2:]
+
+
+def test_every_epoch_has_new_crops():
+    epochs = [[number for batch in crop_batches(epoch, 20, 6) for number in batch] for epoch in range(3)]
+    assert len({*epochs[0], *epochs[1], *epochs[2]}) == 60
+    assert [len(batch) for batch in crop_batches(1, 20, 6)] == [6, 6, 6, 2]
+
+
+def test_fixed_crops_are_the_same_in_another_order_in_each_epoch():
+    epochs = [[number for batch in crop_batches(epoch, 20, 6, fixed_seed=3) for number in batch] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert list(crop_batches(0, 20, 6, fixed_seed=3)) != list(crop_batches(0, 20, 6, fixed_seed=4))
+
+
+@pytest.mark.parametrize("fixed_seed", [None, 3])
+def test_an_epoch_goes_on_where_it_was_left(fixed_seed):
+    batches = list(crop_batches(1, 20, 6, fixed_seed=fixed_seed))
+    for start in range(5):
+        assert list(crop_batches(1, 20, 6, start, fixed_seed)) == batches[start:]
 
 
 def test_images_smaller_than_a_crop_are_mirrored_up_to_twice(pairs):
-    image = torch.arange(40 * 50).reshape(1, 40, 50)
+    image = np.arange(40 * 50).reshape(1, 40, 50)
     pairs.items = [(image, image)]
-    for number in range(8):     # all four flips
+    for number in range(8):
         crop, _ = CropDataset(pairs, 45, 0)[number]
         assert crop.shape == (1, 45, 45)
-        upright = crop if crop[0, 0, 0] < crop[0, 10, 0] else crop.flip(1)
-        assert torch.equal(upright[:, 40:], upright[:, 35:40].flip(1))
+        assert np.array_equal(crop[:, 40:], crop[:, 35:40][:, ::-1])
     with pytest.raises(DataError, match=r"half of the 81x81 training crop:\n  0: 50x40"):
         CropDataset(pairs, 81)
+
+
+# --- options of the commands ---
+
+
+def test_a_data_set_goes_without_folders_and_a_split_with_a_data_set(tmp_path):
+    save(tmp_path / "IR1.bmp"), save(tmp_path / "VIS1.bmp")
+    pairs, lonely = find_chosen("tno", tmp_path, None, None, None)
+    assert [pair.name for pair in pairs] == ["1"] and not lonely
+    assert find_chosen(None, None, None, tmp_path, tmp_path) is None
+    for arguments in (("tno", None, None, None, None), (None, tmp_path, None, None, None),
+                      ("tno", tmp_path, None, tmp_path, tmp_path)):
+        with pytest.raises(DataError, match="go together"):
+            find_chosen(*arguments)
+    with pytest.raises(DataError, match="--split"):
+        find_chosen(None, None, "val", tmp_path, tmp_path)

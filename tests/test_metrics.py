@@ -1,322 +1,23 @@
-"""The metrics against published values, against plain re-computations, and on images whose answer is known."""
+"""Scoring many images: means, ranks, tables, and the command."""
 import csv
+import dataclasses
 import math
+import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
-import plain_metrics
 import pytest
+from metric_images import quietly, trio
 
 import metrics
-from dataset import load_pair, luma, named_pairs, read_gray
-from metrics import evaluate
+from images import read_gray
+from measures.tables import escape
+from metrics import METRICS, evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def function(name):
-    return getattr(metrics, name.replace("-", "_"))
-
-
-def texture(seed, height=190, width=201, sigma=2.0):
-    """Smooth noise with a few saturated pixels, uint8."""
-    x = cv2.GaussianBlur(np.random.default_rng(seed).standard_normal((height, width)), (0, 0), sigma)
-    return np.clip(128 + 60 * x / x.std(), 0, 255).astype(np.uint8)
-
-
-def trio(seed=0, **size):
-    ir, vis = texture(seed, **size), texture(seed + 1, **size)
-    return np.clip(0.6 * ir + 0.5 * vis - 10, 0, 255).astype(np.uint8), ir, vis
-
-
-def noise(seed, height=64, width=80, levels=256):
-    return np.random.default_rng(seed).integers(0, levels, (height, width), dtype=np.uint8)
-
-
-def quietly(*args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return evaluate(*args, **kwargs)
-
-
-# ---------------------------------------------------------------------------------------------
-# Published values on real images
-
-# Tolerances of the published table.
-EXPECTED = {"SF": ("float", 1 / 255, 1e-4), "Qabf": ("float", 1, 1e-4)}
-EXPECTED |= dict.fromkeys(("SD", "MI", "VIF"), ("uint8", 1, 1e-4))
-EXPECTED |= dict.fromkeys(("EN", "AG", "MSE", "PSNR", "CC", "SCD"), ("float", 1, 1e-4))
-
-
-@pytest.mark.parametrize("method", ["DenseFuse", "U2Fusion", "SeAFusion"])
-def test_toolbox_values_are_reproduced(data_root, method):
-    folder = data_root / "metrics_reference"
-    with open(folder / "expected.csv", newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["method"] == method]
-    assert len(lines) == 10
-    for line in lines:
-        images = [read_gray(folder / side / line["image"]) for side in (method, "ir", "vi")]
-        got = {protocol: evaluate(*images, protocol, [n for n, e in EXPECTED.items() if e[0] == protocol])
-               for protocol in ("float", "uint8")}
-        for name, (protocol, scale, tolerance) in EXPECTED.items():
-            assert got[protocol][name] * scale == pytest.approx(float(line[name]), abs=tolerance), (line["image"], name)
-
-
-def tno_means(data_root, fuse, protocol, names=None):
-    rows = []
-    for pair in named_pairs("tno", data_root / "TNO"):
-        ir, vis = load_pair(pair)
-        vis = luma(vis)
-        rows.append(list(evaluate(fuse(pair.name, ir, vis), ir, vis, protocol, names).values()))
-    assert len(rows) == 40
-    return np.mean(rows, axis=0)
-
-
-# The paper's Table 4, and its six columns measured on the same images with three digits.
-@pytest.mark.parametrize(("method", "measured"), [("LRRNet", (7.037, 3.789, 9.145, 0.436, 1.540, 0.463)),
-                                                  ("CS2Fusion", (6.859, 3.680, 9.231, 0.435, 1.547, 0.353))])
-def test_paper_protocol_reproduces_table_4(data_root, method, measured):
-    folder = data_root / "published_methods" / "TNO" / method
-    got = tno_means(data_root, lambda name, ir, vis: read_gray(folder / f"{name}.png"), "paper")
-    name, rows = metrics.published_rows("4:TNO")
-    row = next(row for row in rows if row.label.startswith(method))
-    assert name == "TNO"
-    assert got == pytest.approx(list(row.means.values()), rel=0.025)
-    assert got == pytest.approx(measured, abs=1e-3)
-
-
-def test_baselines_on_tno(data_root):
-    def fuse(name, ir, vis):
-        return metrics.baseline("average", ir, vis)
-    assert tno_means(data_root, fuse, "paper") == pytest.approx([6.352, 2.515, 8.562, 0.524, 1.606, 0.307], abs=1e-3)
-    names = ["SF", "SD", "CC", "SCD"]
-    got = tno_means(data_root, lambda name, ir, vis: metrics.baseline("max", ir, vis), "float", names)
-    assert got == pytest.approx([9.48, 38.50, 0.441, 1.577], abs=5e-3)
-
-
-# ---------------------------------------------------------------------------------------------
-# Independent re-computation: plain_metrics.py, from the definitions, with SciPy and scikit-image
-
-# Qabf: its angles at vertical edges depend on the order of a sum, which the reference does not imitate.
-# FMI, AG and Nabf compute in single precision.
-TOLERANCE = {"Qabf": 3e-3, "FMI": 1e-6, "AG": 1e-6, "Nabf": 1e-6}
-
-
-@pytest.mark.parametrize("protocol", ["float", "uint8"])
-@pytest.mark.parametrize("case", ["texture", "odd", "noise", "few levels", "dark"])
-def test_equals_plain_recomputation(case, protocol):
-    images = {"texture": lambda: trio(0, height=192, width=256),
-              "odd": lambda: trio(5, height=177, width=191, sigma=0.7),
-              "noise": lambda: tuple(noise(i, 180, 178) for i in range(3)),
-              "few levels": lambda: tuple(noise(i, 176, 180, levels=3) for i in range(3)),
-              "dark": lambda: tuple(x // 12 for x in trio(3))}[case]()
-    got, plain = evaluate(*images, protocol), plain_metrics.evaluate(*images, protocol)
-    assert list(got) == list(metrics.NAMES)
-    for name in metrics.NAMES:
-        assert got[name] == pytest.approx(plain[name], rel=1e-6, abs=TOLERANCE.get(name, 1e-9)), name
-
-
-def test_bands_do_not_show(monkeypatch):
-    images = trio(1, height=187, width=180)
-    whole = evaluate(*images)
-    monkeypatch.setattr(metrics, "_BAND_PIXELS", 1)
-    monkeypatch.setattr(metrics, "_FMI_WINDOWS", 1)
-    assert evaluate(*images) == pytest.approx(whole, rel=1e-6)
-
-
-def test_ssim_equals_scikit_image():
-    f, ir, vis = trio(2)
-    assert metrics.SSIM(f, ir, vis) == pytest.approx(plain_metrics.SSIM(f, ir, vis), abs=1e-12)
-
-
-def test_nabf_of_one_added_step():
-    """Flat sources have the weight 0.001 everywhere, so Nabf is the share of the places with an added edge."""
-    flat = np.full((20, 30), 100, np.uint8)
-    fused = flat.copy()
-    fused[:, 15:] = 140
-    # Two columns carry the step; no strength and a right angle are kept from the sources.
-    q = math.sqrt(0.9999 / (1 + math.exp(9.5)) * 0.9995 / (1 + math.exp(11)))
-    assert metrics.Nabf(fused, flat, flat) == pytest.approx(2 / 30 * (1 - q), rel=1e-5)
-
-
-def test_fmi_of_hand_made_windows():
-    """One window: the places of all weight, and the joint distribution at correlation 1 and -1."""
-    ramp = np.arange(9, dtype=np.uint8).reshape(3, 3).T          # 0 ... 8 in the order of the places
-    other = np.full((3, 3), 7, np.uint8)
-    p = np.arange(9) / 36
-    entropy = -(p[1:] * np.log2(p[1:])).sum()
-    # Ramps 0 ... 8 and 0 ... 16 have the same distribution: correlation 1, so all weight is on equal places.
-    assert metrics.FMI(ramp * 2, ramp, ramp) == pytest.approx(1, abs=1e-6)
-    # A flat window is uncorrelated with everything: independence, no information.
-    assert metrics.FMI(other, ramp, ramp) == pytest.approx(0, abs=1e-6)
-    # The reversed ramp has correlation -1 and places 10 - i: the lower extreme. Built here cell by cell.
-    ends, back = np.cumsum(p), np.cumsum(p[::-1])
-    low = np.maximum(np.pad(ends, (1, 0))[:, None] + np.pad(back, (1, 0)) - 1, 0)
-    coupling = np.diff(np.diff(low, axis=0), axis=1)
-    i = np.arange(9)
-    spread = (p * i**2).sum() - (p * i).sum()**2
-    covariance = (coupling * np.outer(i, i)).sum() - (p * i).sum() * (p[::-1] * i).sum()
-    share = -1 * spread / covariance
-    joint = share * coupling + (1 - share) * np.outer(p, p[::-1])
-    joint = np.abs(joint[joint != 0]) * np.sign(joint[joint != 0])
-    information = 2 * entropy + (joint * np.log2(np.abs(joint))).sum()
-    assert metrics.FMI(8 - ramp, ramp, ramp) == pytest.approx(information / entropy, abs=1e-5)
-
-
-# ---------------------------------------------------------------------------------------------
-# Known answers
-
-
-def test_identical_sources():
-    x = texture(0)
-    got = evaluate(x, x, x)
-    assert got["CC"] == pytest.approx(1)
-    assert got["SSIM"] == pytest.approx(1)
-    assert got["MS-SSIM"] == pytest.approx(1)
-    assert got["FMI"] == pytest.approx(1)
-    assert got["VIF"] == pytest.approx(2)
-    assert got["VIFF"] == pytest.approx(1, abs=1e-4)
-    assert got["MI"] == pytest.approx(2 * got["EN"])
-    strength = np.hypot(*plain_metrics.sobel(x / 255, "constant"))      # equal strengths: the toolboxes' ratio is the strength
-    kept = 0.9994 * 0.9879 / (1 + np.exp(-15 * (strength - 0.5))) / (1 + math.exp(-4.4))
-    assert got["Qabf"] == pytest.approx((kept * strength).sum() / strength.sum(), abs=1e-5)
-    assert (got["MSE"], got["PSNR"], got["Nabf"], got["SCD"]) == (0, math.inf, 0, 0)
-
-
-def test_one_source_copied():
-    ir, vis = trio(0)[1:]
-    got = evaluate(ir, ir, vis)
-    r = np.corrcoef(ir.ravel(), vis.ravel())[0, 1]
-    difference = ir.astype(float) - vis
-    assert got["CC"] == pytest.approx((1 + r) / 2)
-    # F - IR = 0 carries nothing of VIS.
-    assert got["SCD"] == pytest.approx(np.corrcoef(difference.ravel(), ir.ravel())[0, 1])
-    assert got["VIF"] == pytest.approx(1 + metrics.VIF(ir, vis, vis) / 2)
-    assert got["SSIM"] == pytest.approx((1 + metrics.SSIM(ir, vis, vis)) / 2)
-    assert got["MSE"] == pytest.approx((difference**2).mean() / 255**2 / 2)
-
-
-def test_pure_noise_carries_nothing():
-    f, ir, vis = (noise(i, 256, 256) for i in range(3))
-    got = evaluate(f, ir, vis)
-    assert got["EN"] == pytest.approx(8, abs=0.01)
-    assert abs(got["CC"]) < 0.02 and abs(got["SSIM"]) < 0.02
-    assert got["VIF"] < 0.1 and got["FMI"] < 0.2
-    # corr(F - VIS, IR) of independent images is 0.
-    assert abs(got["SCD"]) < 0.02
-
-
-def test_constant_fused_image():
-    flat, (_, ir, vis) = np.full((190, 201), 90, np.uint8), trio(0)
-    with pytest.warns(UserWarning, match="CC is undefined here .fused constant"):
-        got = evaluate(flat, ir, vis)
-    assert math.isnan(got.pop("CC"))
-    assert all(math.isfinite(value) for value in got.values())
-    assert [got[name] for name in ("EN", "MI", "SF", "SD", "AG")] == [0, 0, 0, 0, 0]
-    assert got["VIF"] == pytest.approx(0, abs=1e-9)
-    assert got["Nabf"] == 0
-    assert got["SCD"] == pytest.approx(-2 * np.corrcoef(ir.ravel(), vis.ravel())[0, 1])
-
-
-@pytest.mark.parametrize("protocol", metrics.PROTOCOLS)
-@pytest.mark.parametrize("level", [0, 7, 255])
-def test_all_constant_never_raises(level, protocol):
-    flat = np.full((64, 64), level, np.uint8)
-    got = quietly(flat, flat, flat, protocol)
-    assert math.isnan(got["CC"]) and math.isnan(got["SCD"])
-    if protocol != "paper":
-        assert math.isnan(got["VIF"]) and got["SSIM"] == pytest.approx(1) and got["FMI"] == 1
-
-
-def test_sources_are_interchangeable():
-    f, ir, vis = trio(4)
-    # All but VIFF's choice between equal gains.
-    assert evaluate(f, ir, vis) == pytest.approx(evaluate(f, vis, ir), rel=1e-9)
-
-
-def test_uint8_saturates():
-    x = np.array([[0, 10, 0], [100, 0, 3], [0, 0, 0]], np.uint8)
-    down = [min(max(v, 0) ** 2, 255) for v in (100, -10, 3, -100, 0, -3)]
-    right = [min(max(v, 0) ** 2, 255) for v in (10, -10, -100, 3, 0, 0)]
-    assert metrics.SF(x, "uint8") == pytest.approx(math.sqrt(np.mean(down) + np.mean(right)))
-    # The mean is 12.56: 100 - 12.56 rounds to 87, and its square stops at 255; all others are below the mean.
-    assert metrics.SD(x, "uint8") == pytest.approx(math.sqrt(255 / 9))
-    high = np.where(x > 2, 255, 254).astype(np.uint8)           # 254 and 255 share a bin of the joint histogram
-    assert metrics.MI(high, high, high, "uint8") == pytest.approx(4 * metrics.EN(high))
-
-
-# ---------------------------------------------------------------------------------------------
-# The interface
-
-
-@pytest.mark.parametrize("protocol", ["float", "uint8"])
-def test_functions_equal_evaluate(protocol):
-    f, ir, vis = trio(6)
-    got = evaluate(f, ir, vis, protocol)
-    for name in metrics.NAMES:
-        images = (f,) if name in plain_metrics.FUSED_ONLY else (f, ir, vis)
-        keywords = {"protocol": protocol} if name in metrics.UINT8_VARIANTS else {}
-        value = function(name)(*images, **keywords)
-        assert type(value) is float and value == got[name], name
-
-
-def test_paper_columns():
-    images = trio(7)
-    paper, plain, uint8 = (evaluate(*images, protocol) for protocol in ("paper", "float", "uint8"))
-    assert paper == {"EN": plain["EN"], "SF": plain["AG"], "SD": uint8["SD"], "CC": plain["CC"], "SCD": plain["SCD"],
-                     "VIFF": uint8["VIFF"]}
-
-
-def test_only_what_is_asked_is_computed(monkeypatch):
-    monkeypatch.setattr(metrics, "_vif_sums", None)
-    monkeypatch.setattr(metrics, "_window_information", None)
-    got = evaluate(*trio(0), names=["SCD", "EN", "SSIM"])
-    assert list(got) == ["SCD", "EN", "SSIM"]
-
-
-def test_docstrings_state_direction_and_range():
-    for name in metrics.NAMES:
-        words = " ".join(function(name).__doc__.split())
-        assert ("lower is better" if name in metrics.LOWER_IS_BETTER else "higher is better") in words, name
-        assert "Range" in words, name
-
-
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda f, a, b: (f[1:], a, b), "fused is 201x189 and ir 201x190"),
-    (lambda f, a, b: (f, a, b[:, :50]), "vis 50x190"),
-    (lambda f, a, b: (f / 255, a, b), r"fused: expected 8-bit pixels \(uint8\), got float64; convert"),
-    (lambda f, a, b: (f, a * np.float32(np.nan), b), "ir: .* float32 with NaN or infinity"),
-    (lambda f, a, b: (f, a, b.astype(np.uint16)), "vis: .* got uint16"),
-    (lambda f, a, b: (np.dstack([f] * 3), a, b), r"fused: .* got shape \(190, 201, 3\); turn colour to luma"),
-    (lambda f, a, b: (f.tolist(), a, b), "fused: .* got list"),
-    (lambda f, a, b: (f[:40], a[:40], b[:40]), "VIF: 201x40 is too small; its four scales need at least 41x41"),
-    (lambda f, a, b: (f[:2], a[:2], b[:2]), "201x2 pixels; the metrics need at least 3x3"),
-])
-def test_errors_name_the_image_and_the_remedy(change, message):
-    with pytest.raises(ValueError, match=message) as error:
-        evaluate(*change(*trio(0)))
-    assert "\n" not in str(error.value)
-
-
-def test_smallest_images():
-    cut = [x[:41, :41] for x in trio(0)]
-    with pytest.warns(UserWarning, match="MS-SSIM is undefined here .41x41 is below 176x176"):
-        got = evaluate(*cut)
-    assert math.isnan(got.pop("MS-SSIM")) and all(math.isfinite(v) for v in got.values())
-    assert math.isfinite(evaluate(*(x[:176, :176] for x in trio(0)))["MS-SSIM"])
-
-
-def test_unknown_names():
-    with pytest.raises(ValueError, match="no metric 'AG' under protocol 'paper'"):
-        evaluate(*trio(0), "paper", ["AG"])
-    with pytest.raises(ValueError, match="protocol 'matlab'"):
-        evaluate(*trio(0), "matlab")
-    with pytest.raises(ValueError, match="protocol 'paper'"):
-        metrics.SD(texture(0), "paper")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -375,6 +76,65 @@ def test_table_styles():
     assert "\033[1m0.750\033[0m" in terminal and "\033[4m0.0200\033[0m" in terminal
 
 
+def scores(*values):
+    return {str(i): {"CC": cc, "MSE": mse} for i, (cc, mse) in enumerate(values)}
+
+
+def test_ror_is_of_common_images():
+    """A method with the one easy image of three does not beat the method that is better there, too."""
+    report = metrics.Report(["CC", "MSE"], None)
+    for i, (cc, mse) in enumerate([(0.9, 0.01), (0.1, 0.09), (0.2, 0.08)]):
+        values = {("whole", "definition"): {"CC": cc, "MSE": mse}}
+        if i == 0:
+            values["part", "definition"] = {"CC": 0.8, "MSE": 0.02}
+        report.add(metrics.Scored(str(i), values, [], []))
+    rows, shared = report.rows("definition", ["part", "whole"])
+    assert shared == 1 and [row.images for row in rows] == [1, 3]
+    assert [row.means["CC"] for row in rows] == pytest.approx([0.8, 0.4])
+    lines = [line.split() for line in metrics.table(rows, ["CC", "MSE"]).splitlines()]
+    assert lines[2] == ["part", "0.800", "0.0200", "1", "2"] and lines[3] == ["whole", "0.400", "0.0600", "3", "1"]
+    # Best values are marked among the methods that have all images.
+    assert "**0.400**" in metrics.table(rows, ["CC"], "markdown") and "*0.800*" not in metrics.table(rows, ["CC"], "markdown")
+
+
+def test_no_common_image_no_ror():
+    report = metrics.Report(["CC"], None)
+    for i, method in enumerate("ab"):
+        report.add(metrics.Scored(str(i), {(method, "definition"): {"CC": 0.5}}, [], []))
+    rows, shared = report.rows("definition", ["a", "b"])
+    assert shared == 0
+    assert [line.split()[-1] for line in metrics.table(rows, ["CC"]).splitlines()[2:]] == ["-", "-"]
+
+
+def test_common_means_and_nan():
+    a, b = scores((0.5, 1), (math.nan, 2), (0.7, 3)), scores((0.6, 5), (0.9, 6), (0.1, math.nan))
+    shared, means = metrics.common_means({"a": a, "b": b}, ["CC", "MSE"])
+    assert shared == 3
+    assert means["a"] == pytest.approx({"CC": 0.6, "MSE": 1.5}) and means["b"] == pytest.approx({"CC": 0.35, "MSE": 5.5})
+    never = scores((math.nan, 1), (math.nan, 1), (math.nan, 1))
+    means = metrics.common_means({"never": never, "b": b}, ["CC"])[1]
+    assert math.isnan(means["never"]["CC"]) and means["b"]["CC"] == pytest.approx(1.6 / 3)
+
+
+@pytest.mark.parametrize(("name", "style", "shown"), [
+    ("a\x1b[2Jb", "plain", r"a\x1b[2Jb"), ("two\nlines", "plain", r"two\nlines"), ("\u202egnp", "terminal", r"\u202egnp"),
+    ("\udcff", "plain", r"\udcff"), ("\x9b1m", "plain", r"\x9b1m"), ("名前", "plain", "名前"),
+    ("a|b", "markdown", r"a\|b"), ("<img>", "markdown", "&lt;img>"), ("x\ny", "markdown", r"x\\ny"),
+    ("*a* _b_", "markdown", r"\*a\* \_b\_"), ("a&b", "markdown", "a&amp;b"),
+    (r"\input{x}", "latex", r"\textbackslash{}input\{x\}"), ("a^b~c", "latex", r"a\textasciicircum{}b\textasciitilde{}c"),
+    ("50%_&#$", "latex", r"50\%\_\&\#\$"), ("[3pt] a", "latex", "{[}3pt] a"), ("*a", "latex", "{*}a")])
+def test_names_are_escaped(name, style, shown):
+    assert escape(name, style) == shown
+    lines = metrics.table([metrics.Row(name, {"CC": 0.5})], ["CC"], style).splitlines()
+    assert sum(shown in line for line in lines) == 1 and len(lines) == (7 if style == "latex" else 3)
+
+
+@pytest.mark.parametrize(("name", "cell"), [("=1+1", "'=1+1"), ("+1", "'+1"), ("-1", "'-1"), ("@SUM(A1)", "'@SUM(A1)"),
+                                            ("a=b", "a=b"), ("a\tb", r"a\tb")])
+def test_csv_cells_are_no_formulas(name, cell):
+    assert metrics.csv_cell(name) == cell
+
+
 # ---------------------------------------------------------------------------------------------
 # The command
 
@@ -409,9 +169,9 @@ def test_command_writes_every_image_and_protocol(tree, capsys):
     assert len(lines) == 2 * (3 + 2 + 3 + 3)
     scored = {(line["method"], line["image"]) for line in lines}
     assert scored >= {("A", "10"), ("B", "2"), ("average", "1"), ("max", "10")}
-    line = next(x for x in lines if (x["method"], x["image"], x["protocol"]) == ("B", "2", "uint8"))
+    line = next(x for x in lines if (x["method"], x["image"], x["protocol"]) == ("B", "2", "toolbox"))
     images = [read_gray(tree / path) for path in ("other/02.png", "pairs/IR2.png", "pairs/VIS2.png")]
-    wanted = quietly(*images, "uint8")
+    wanted = quietly(*images, "toolbox")
     assert float(line["SD"]) == wanted["SD"] and float(line["Qabf"]) == wanted["Qabf"]
     assert output.out.count("protocol") == 2 and "RoR" in output.out and "images" in output.out
     assert code == 1 and f"{tree / 'other'}: no fused image for 10" in output.err
@@ -445,10 +205,68 @@ def test_leading_zeros_match_only_where_clear(tree):
     assert set(metrics.match_fused(pairs, tree / "other")[0]) == {"1"}
 
 
+def test_command_says_how_many_images_ror_compares(tree, capsys):
+    command(tree, "--fused", f"A={tree / 'ours'}", f"B={tree / 'other'}", "--metrics", "EN", "CC", "--workers", 1)
+    assert "means over 3 images; RoR over the 2 that all methods have" in capsys.readouterr().out
+
+
+def test_command_heads_the_average_gradient(tree, capsys):
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--protocol", "paper", "--metrics", "SF", "cc", "--latex",
+                   "--csv", tree / "out.csv", "--workers", 1) == 0
+    assert r"method & SF (AG) $\uparrow$ & CC $\uparrow$" in capsys.readouterr().out
+    assert (tree / "out.csv").read_text().startswith("method,image,protocol,SF (AG),CC\n")
+
+
+def test_small_images_keep_their_other_metrics(tree, capsys):
+    for path in [*(tree / "pairs").iterdir(), *(tree / "ours").iterdir()]:
+        cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[:40, :40])
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--metrics", "EN", "VIF", "--workers", 1) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-2].split()[-1] == "nan"
+    assert "VIF is undefined here (40x40 is below 41x41); returning nan (3 times" in output.err
+
+
+def test_csv_holds_escaped_names(tree):
+    for old, new in (("IR1", "IR-1"), ("VIS1", "VIS-1")):
+        (tree / "pairs" / f"{old}.png").rename(tree / "pairs" / f"{new}.png")
+    (tree / "pairs").rename(tree / "=cmd")
+    for side in ("ir", "vis"):
+        (tree / side).mkdir()
+    for path in list((tree / "=cmd").iterdir()):
+        side = "ir" if path.name.startswith("IR") else "vis"
+        path.rename(tree / side / path.name.removeprefix(side.upper()))
+    (tree / "ours" / "1.png").rename(tree / "ours" / "-1.png")
+    (tree / "ours").rename(tree / "=ours\n")
+    code = metrics.main(["--fused", str(tree / "=ours\n"), "--ir", str(tree / "ir"), "--vis", str(tree / "vis"),
+                         "--metrics", "EN", "--csv", str(tree / "out.csv"), "--workers", "1"])
+    lines = (tree / "out.csv").read_text().splitlines()
+    assert code == 0 and len(lines) == 4
+    assert all(line.startswith(r"'=ours\n,") for line in lines[1:]) and sum(",'-1," in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("target", ["pairs/IR1.png", "pairs/VIS2.png", "ours/10.png", "new.png", "link.csv", "hard.csv"])
+def test_csv_never_replaces_an_image(tree, capsys, target):
+    (tree / "link.csv").symlink_to(tree / "pairs" / "IR2.png")
+    (tree / "hard.csv").hardlink_to(tree / "ours" / "2.png")
+    before = {path: path.read_bytes() for path in tree.rglob("*.png")}
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--csv", tree / target, "--workers", 1) == 1
+    assert "this is an image's name; give a file that ends in .csv" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tree.rglob("*.png")} == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for the full disk; this system has none")
+def test_full_disk_keeps_the_table(tree, capsys):
+    code = command(tree, "--fused", f"A={tree / 'ours'}", "--metrics", "EN", "--csv", "/dev/full", "--workers", 1)
+    output = capsys.readouterr()
+    assert code == 1 and "means over 3 images" in output.out and len(output.out.splitlines()) == 5
+    assert output.err.splitlines()[-1] == "metrics.py: --csv /dev/full: No space left on device; its last rows are missing"
+
+
 @pytest.mark.parametrize(("options", "message"), [
+    (["--baselines", "--csv", "nowhere/out.csv"], "--csv nowhere/out.csv: No such file or directory"),
     ([], "nothing to score"), (["--fused", "nowhere"], "nowhere: no such folder"),
-    (["--baselines", "--metrics", "LPIPS"], "--metrics LPIPS: protocol float has EN MI"),
-    (["--baselines", "--paper", "4:TNO", "--protocol", "float"], "its rows hold the columns of --protocol paper"),
+    (["--baselines", "--metrics", "LPIPS"], "--metrics: no metric 'LPIPS' under protocol 'definition'; it has EN, MI"),
+    (["--baselines", "--paper", "4:TNO", "--protocol", "definition"], "its rows hold the columns of --protocol paper"),
     (["--baselines", "--data", "x"], "--dataset NAME and --data FOLDER go together"),
     (["--fused", "max=x"], "the name max is taken")])
 def test_command_errors(tree, capsys, options, message):
@@ -483,12 +301,12 @@ def test_processes_give_the_same_and_draw_few_tasks_ahead():
             yield metrics.Task(str(n), ir, vis, {"A": f, "average": metrics.baseline("average", ir, vis)})
 
     ahead, results = 0, []
-    for scored in metrics.score_all(tasks(), ["float", "uint8"], None, workers=2):
+    for scored in metrics.score_all(tasks(), ["definition", "toolbox"], None, workers=2):
         results.append(scored)
         ahead = max(ahead, drawn - len(results))
     assert ahead <= 4
     assert [scored.name for scored in results] == [str(n) for n in range(12)]
-    alone = list(metrics.score_all(tasks(), ["float", "uint8"], None, workers=1))
+    alone = list(metrics.score_all(tasks(), ["definition", "toolbox"], None, workers=1))
     for one, many in zip(alone, results):
         for key, values in one.values.items():
             assert many.values[key] == pytest.approx(values, rel=1e-12, nan_ok=True)
@@ -496,17 +314,61 @@ def test_processes_give_the_same_and_draw_few_tasks_ahead():
 
 def test_protocols_share_what_they_have_in_common(monkeypatch):
     calls = []
-    monkeypatch.setitem(metrics._METRICS, "FMI", lambda trio, uint8: calls.append(uint8) or 0.5)
+    entry = dataclasses.replace(METRICS["FMI"], compute=lambda trio: calls.append("FMI") or 0.5)
+    monkeypatch.setitem(METRICS, "FMI", entry)
     f, ir, vis = trio(0)
-    scored = metrics.score(metrics.Task("x", ir, vis, {"A": f}), ["float", "uint8"], None)
-    assert calls == [False]
-    assert scored.values["A", "uint8"] == pytest.approx({**evaluate(f, ir, vis, "uint8"), "FMI": 0.5})
+    scored = metrics.score(metrics.Task("x", ir, vis, {"A": f}), ["definition", "toolbox"], None)
+    assert calls == ["FMI"]
+    assert scored.values["A", "toolbox"] == pytest.approx({**evaluate(f, ir, vis, "toolbox"), "FMI": 0.5})
+
+
+def run(tree, *options, **keywords):
+    command = [sys.executable, ROOT / "metrics.py", "--ir", tree / "pairs", "--vis", tree / "pairs", *options]
+    return subprocess.run(command, stderr=subprocess.PIPE, timeout=120, check=False, **keywords)
 
 
 def test_runs_as_a_command(tree):
-    pairs = tree / "pairs"
-    done = subprocess.run([sys.executable, ROOT / "metrics.py", "--fused", tree / "ours", "--ir", pairs, "--vis", pairs,
-                           "--protocol", "paper", "--std", "--workers", "2"],
-                          capture_output=True, text=True, timeout=120, check=False)
+    done = run(tree, "--fused", tree / "ours", "--protocol", "paper", "--std", "--workers", "2", stdout=subprocess.PIPE,
+               env=os.environ | {"PYTHONIOENCODING": "utf-8"}, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "means over 3 images" in done.stdout and "±" in done.stdout and "\033" not in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_output_without_unicode(tree, encoding):
+    done = run(tree, "--fused", f"名={tree / 'ours'}", "--metrics", "CC", "MSE", "--std", "--workers", "1",
+               stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": encoding}, text=True, encoding="ascii")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].split() == ["method", "CC", "^", "MSE", "v"]
+    assert lines[3].startswith("\\u540d ") and lines[3].count("+-") == 2
+
+
+def test_nobody_reads_the_output(tree):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run(tree, "--baselines", "--metrics", "EN", "--workers", "1", stdout=writer, text=True)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == ""
+
+
+def test_closed_output(tree):
+    code = ("import os, sys; os.close(1); "
+            "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
+    done = subprocess.run([sys.executable, "-c", code, ROOT / "metrics.py", "--ir", tree / "pairs", "--vis", tree / "pairs",
+                           "--baselines", "--metrics", "EN", "--csv", tree / "out.csv", "--workers", "1"],
+                          stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert len((tree / "out.csv").read_text().splitlines()) == 7
+
+
+def test_command_prints_the_columns_of_cddfuse(tree, capsys):
+    options = ["--fused", f"A={tree / 'ours'}", "--protocol", "cddfuse", "--workers", 1]
+    assert command(tree, *options) == 0
+    heading = capsys.readouterr().out.splitlines()[1].split()
+    assert [word for word in heading if word != "↑"] == ["method", "EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM"]
+    assert command(tree, *options, "--metrics", "ssim", "AG", "PSNR", "CC", "MSE") == 0
+    heading = capsys.readouterr().out.splitlines()[1].split()
+    assert [word for word in heading if word not in "↑↓"] == ["method", "SSIM", "AG", "PSNR", "CC", "MSE"]
+    assert command(tree, *options, "--metrics", "FMI") == 1
+    assert "no metric 'FMI' under protocol 'cddfuse'; it has EN, SD" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""released.py: the graph against an independent one, and a reader that runs nothing it reads."""
+"""tools/released.py: the graph against an independent one, and a reader that runs nothing it reads."""
 import os
 import pickle
 import sys
@@ -7,8 +7,9 @@ import zipfile
 
 import pytest
 import torch
-from released import FourierBranch, ReleasedNet, load_released
 from torch import nn
+
+from tools.released import FourierBranch, ReleasedNet, load_released
 
 # ---------------------------------------------------------------------------------------------
 # A network like the authors', as a module `net` that exists only while a file is written

@@ -1,0 +1,18 @@
+"""The 16 fusion metrics, a file for each family, and the protocols that published tables use.
+
+`registry.metric` turns a function of shared images into a public one; `protocols.evaluate` computes
+the columns of a table at once; `tables` ranks and prints. Needs NumPy and OpenCV, not PyTorch.
+"""
+from measures.differences import AG, CC, MSE, PSNR, SCD, SD, SF
+from measures.edges import Nabf, Qabf
+from measures.fmi import FMI
+from measures.histogram import EN, MI
+from measures.protocols import LOWER_IS_BETTER, NAMES, PROTOCOLS, columns, evaluate
+from measures.registry import METRICS
+from measures.ssim import MS_SSIM, SSIM
+from measures.vif import VIF, VIFF
+
+__all__ = [
+    "AG", "CC", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "NAMES", "PROTOCOLS", "PSNR", "SCD",
+    "SD", "SF", "SSIM", "VIF", "VIFF", "Nabf", "Qabf", "columns", "evaluate",
+]

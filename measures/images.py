@@ -1,0 +1,155 @@
+"""What the metrics share: checked images, results that several metrics need, filters, rows in bands.
+
+Everything is computed when first asked for, and only sums and small pyramids are kept: the passes
+over the pixels go band by band, so that their work space stays in the cache whatever the size of the
+image.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from functools import cached_property
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+
+Result = TypeVar("Result")
+
+BAND_PIXELS = 1 << 16
+
+
+def bands(shape: tuple[int, ...], halo: int) -> Iterator[slice]:
+    """Slices of rows whose windows of 1 + halo rows cover each place of an image once."""
+    height, width = shape
+    rows = max(8, BAND_PIXELS // width)
+    for top in range(0, height - halo, rows):
+        yield slice(top, min(top + rows + halo, height))
+
+
+class Undefined(Exception):
+    """A metric has no value for these images; the message says why."""
+
+
+class Shared:
+    """Keeps what was computed from it, for the next one who asks."""
+
+    def __init__(self) -> None:
+        self._results: dict[tuple[Hashable, ...], Any] = {}
+
+    def shared(self, compute: Callable[..., Result], *args: Hashable) -> Result:
+        """compute(self, *args), once."""
+        key = (compute, *args)
+        if key not in self._results:
+            self._results[key] = compute(self, *args)
+        return self._results[key]
+
+
+class Image(Shared):
+    """One 8-bit gray image with the results that depend on it alone."""
+
+    def __init__(self, pixels: np.ndarray, role: str):
+        super().__init__()
+        check(pixels, role)
+        self.pixels, self.role = np.ascontiguousarray(pixels), role      # whatever its strides or subclass
+
+    @cached_property
+    def histogram(self) -> np.ndarray:
+        return np.bincount(self.pixels.ravel(), minlength=256)
+
+    @property
+    def is_flat(self) -> bool:
+        return np.count_nonzero(self.histogram) == 1
+
+    @property
+    def size(self) -> str:
+        return f"{self.pixels.shape[1]}x{self.pixels.shape[0]}"
+
+
+class Trio(Shared):
+    """A fused image with both sources, and the results of their pairs."""
+
+    def __init__(self, fused: Image, ir: Image, vis: Image):
+        super().__init__()
+        for source in (ir, vis):
+            if source.pixels.shape != fused.pixels.shape:
+                raise ValueError(f"fused is {fused.size} and {source.role} {source.size} (width x height); "
+                                 f"metrics compare images of one size: write the fused image at the source's size")
+        self.fused, self.ir, self.vis = fused, ir, vis
+        self.sources = (ir, vis)
+
+    @classmethod
+    def of(cls, fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> Trio:
+        return cls(Image(fused, "fused"), Image(ir, "ir"), Image(vis, "vis"))
+
+    @cached_property
+    def joint(self) -> list[np.ndarray]:
+        """Joint histograms (256, 256) of fused x infrared and fused x visible."""
+        return [joint_histogram(self.fused, source) for source in self.sources]
+
+    @cached_property
+    def moments(self) -> Moments:
+        return Moments(self)
+
+
+class Moments:
+    """Sums over pixels as exact integers, so that a flat image or difference is exactly flat."""
+
+    def __init__(self, trio: Trio):
+        level = np.arange(256)
+        fused, ir, vis = trio.fused, trio.ir, trio.vis
+        self.n = fused.pixels.size
+        sums = {x.role: int(x.histogram @ level) for x in (fused, ir, vis)}
+        products = {(x.role, x.role): int(x.histogram @ level**2) for x in (fused, ir, vis)}
+        joints = [(ir, trio.joint[0]), (vis, trio.joint[1])]
+        products |= {("fused", x.role): int(level @ joint @ level) for x, joint in joints}
+        products["ir", "vis"] = int(level @ joint_histogram(ir, vis) @ level)
+        self._sums, self._products = sums, products
+
+    def covariance(self, x: str, y: str) -> int:
+        """n^2 times the covariance of two images."""
+        product = self._products[(x, y) if (x, y) in self._products else (y, x)]
+        return self.n * product - self._sums[x] * self._sums[y]
+
+    def squared_error(self, source: str) -> float:
+        """Mean squared difference of the fused image and a source, in gray levels."""
+        total = (self._products["fused", "fused"] + self._products[source, source]
+                 - 2 * self._products["fused", source])
+        return total / self.n
+
+
+def check(pixels: np.ndarray, role: str) -> None:
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2:
+        got = f"shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise ValueError(f"{role}: expected a gray numpy array (H, W), got {got}; "
+                         f"turn colour to luma with cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)")
+    if np.ma.isMaskedArray(pixels):
+        raise ValueError(f"{role}: masked array; the metrics know no mask: pass {role}.filled(level), or crop the images")
+    if pixels.dtype != np.uint8:
+        finite = pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all())
+        got = f"{pixels.dtype}" if finite else f"{pixels.dtype} with NaN or infinity"
+        raise ValueError(f"{role}: expected 8-bit pixels (uint8), got {got}; "
+                         f"convert an image x in [0, 1] with np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)")
+    if min(pixels.shape) < 3:
+        raise ValueError(f"{role}: {pixels.shape[1]}x{pixels.shape[0]} pixels; the metrics need at least 3x3")
+
+
+def saturate(x: np.ndarray) -> np.ndarray:
+    """MATLAB's conversion to uint8: round half up, clip to [0, 255]."""
+    return np.clip(np.floor(x + 0.5), 0, 255)
+
+
+def valid_filter(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Separable filter at the places where the window lies inside the image."""
+    radius = len(kernel) // 2
+    return cv2.sepFilter2D(x, cv2.CV_64F, kernel, kernel)[radius:-radius, radius:-radius]
+
+
+def joint_histogram(x: Image, y: Image) -> np.ndarray:
+    """(256, 256) counts, x along the rows."""
+    both = (x.pixels.astype(np.uint16) << 8) | y.pixels
+    return np.bincount(both.ravel(), minlength=1 << 16).reshape(256, 256)
+
+
+def need_side(image: Image, side: int) -> None:
+    if min(image.pixels.shape) < side:
+        raise Undefined(f"{image.size} is below {side}x{side}")

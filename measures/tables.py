@@ -1,0 +1,239 @@
+"""Means over images, ranks, and tables in plain text, Markdown and LaTeX."""
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from measures.protocols import LOWER_IS_BETTER, PAPER_COLUMNS
+
+PAPER_TABLES = Path(__file__).resolve().parents[1] / "results" / "paper_tables.csv"
+PAPER_NAMES = {"roadscene": "FLIR-val", "mri-pet": "Harvard", "mri-spect": "Harvard"}     # others as in dataset.DATASETS
+
+
+# ---------------------------------------------------------------------------------------------
+# Names of files and methods may hold anything
+
+
+def printable(text: str) -> str:
+    r"""Control codes, line ends and undecodable bytes as \x1b, \n, ...; safe in a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def csv_cell(text: str) -> str:
+    """A name as a CSV cell that no spreadsheet takes for a formula: an apostrophe before =, +, - and @."""
+    return ("'" if text.startswith(("=", "+", "-", "@")) else "") + printable(text)
+
+
+_ESCAPES = {
+    "markdown": str.maketrans({char: "\\" + char for char in "\\|*_`[]~"} | {"<": "&lt;", "&": "&amp;"}),
+    "latex": str.maketrans({char: "\\" + char for char in "_&%#${}"} | {
+        "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "*": "{*}"}),   # \\ at a row's end would take [ or *
+}
+
+
+def escape(text: str, style: str) -> str:
+    """A name as text of a table in one of `STYLES`."""
+    return printable(text).translate(_ESCAPES.get(style, {}))
+
+
+# ---------------------------------------------------------------------------------------------
+# Means and ranks
+
+
+class Running:
+    """Mean and sample standard deviation of a stream of values; nan is left out."""
+
+    def __init__(self):
+        self.count, self.mean, self._squares = 0, math.nan, 0.0
+
+    def add(self, value: float) -> None:
+        if math.isnan(value):
+            return
+        self.count += 1
+        if self.count == 1:
+            self.mean = value
+            return
+        before = value - self.mean
+        # Once infinite (PSNR of an equal image), the mean stays so.
+        self.mean += before / self.count if math.isfinite(before) else value
+        self._squares += before * (value - self.mean)
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else math.nan
+
+
+@dataclass
+class Row:
+    """One line of a table: a measured method, or a published one with its values as printed."""
+    label: str
+    means: dict[str, float]
+    images: int | None = None
+    stds: dict[str, float] = field(default_factory=dict)
+    printed: dict[str, str] = field(default_factory=dict)
+    ranked: dict[str, float] | None = None      # means that count for RoR, where `means` do not; {} where none can
+
+
+def common_means(scores: dict[str, dict[str, dict[str, float]]],
+                 names: Sequence[str]) -> tuple[int, dict[str, dict[str, float]]]:
+    """Means over the images that all methods have, so that nobody is ranked by easier images.
+
+    Args:
+        scores: {method: {image: {metric: value}}}.
+    Returns:
+        (number of these images, {method: {metric: mean}}). An image where a metric is nan for one method does not
+        count for this metric, unless it is nan for some method on every image.
+    """
+    first = next(iter(scores.values()))
+    shared = [image for image in first if all(image in images for images in scores.values())]
+    means: dict[str, dict[str, float]] = {method: {} for method in scores}
+    for name in names:
+        whole = [image for image in shared if not any(math.isnan(images[image][name]) for images in scores.values())]
+        for method, images in scores.items():
+            running = Running()
+            for image in whole or shared:
+                running.add(images[image][name])
+            means[method][name] = running.mean
+    return len(shared), means
+
+
+def ranks(values: Sequence[float], lower_is_better: bool = False) -> list[int]:
+    """1 for the best value, equal values share the better rank, nan comes last."""
+    keys = [math.inf if math.isnan(v) else v if lower_is_better else -v for v in values]
+    return [1 + sum(other < key for other in keys) for key in keys]
+
+
+def rank_of_ranks(rows: Sequence[dict[str, float]]) -> list[int]:
+    """RoR: rank under each metric, average the ranks of a method, rank the averages. 1 is best.
+
+    Args:
+        rows: the metrics of each method, {name: mean}, the same names in all.
+    """
+    totals = [0] * len(rows)
+    for name in rows[0]:
+        for i, rank in enumerate(ranks([row[name] for row in rows], name in LOWER_IS_BETTER)):
+            totals[i] += rank
+    return ranks(totals, lower_is_better=True)
+
+
+def published_rows(table: str, dataset: str | None = None) -> tuple[str, list[Row]]:
+    """Rows of `results/paper_tables.csv`.
+
+    Args:
+        table: its number, and the data set where the table has several: "1", "4:TNO".
+        dataset: a name of `dataset.DATASETS`, which also picks the data set.
+    Returns:
+        (data set as the paper names it, rows).
+    """
+    with open(PAPER_TABLES, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    number, _, wanted = table.partition(":")
+    held = list(dict.fromkeys(line["dataset"] for line in lines if line["table"] == number))
+    if not held:
+        raise ValueError(f"--paper {table}: no table {number}; {PAPER_TABLES.name} holds "
+                         f"{', '.join(dict.fromkeys(line['table'] for line in lines))}")
+    wanted = wanted or (PAPER_NAMES.get(dataset, dataset) if dataset else held[0])
+    chosen = [name for name in held if name.lower() == wanted.lower()]
+    if not chosen or (len(held) > 1 and not dataset and ":" not in table):
+        choices = ", ".join(f"{number}:{name}" for name in held)
+        raise ValueError(f"--paper {table}: say which data set, one of {choices}")
+    rows = []
+    for line in lines:
+        if line["table"] == number and line["dataset"] == chosen[0]:
+            printed = {name: line[name.partition(" ")[0]] for name in PAPER_COLUMNS}
+            rows.append(Row(f"{line['method']} (paper)", {k: float(v) for k, v in printed.items()}, printed=printed))
+    return chosen[0], rows
+
+
+# ---------------------------------------------------------------------------------------------
+# Tables
+
+SYMBOLS = {     # higher is better, lower is better, plus-minus
+    "unicode": (" \u2191", " \u2193", " \u00b1 "),
+    "ascii": (" ^", " v", " +- "),
+    "latex": (r" $\uparrow$", r" $\downarrow$", r" $\pm$ "),
+}
+STYLES = {      # best, second best
+    "terminal": ("\033[1m{}\033[0m", "\033[4m{}\033[0m"),
+    "plain": ("{}", "{}"),
+    "markdown": ("**{}**", "<u>{}</u>"),
+    "latex": (r"\textbf{{{}}}", r"\underline{{{}}}"),
+}
+
+
+def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: bool = False,
+          ascii_only: bool = False) -> str:
+    """An aligned table of means, best and second best marked, RoR where there are several rows.
+
+    A row with fewer images than others is not marked, and RoR compares the means over common images.
+
+    Args:
+        style: a key of `STYLES`.
+        std: add standard deviations.
+        ascii_only: ^, v and +- in place of arrows and the plus-minus sign.
+    """
+    up, down, plus_minus = SYMBOLS["latex" if style == "latex" else "ascii" if ascii_only else "unicode"]
+    counts = {row.images for row in rows if row.images is not None}
+    show_images, show_ror = len(counts) > 1, len(rows) > 1
+
+    cells = [["method"] + [name + (down if name in LOWER_IS_BETTER else up) for name in names]]
+    cells[0] += ["images"] * show_images + ["RoR" + down] * show_ror
+    for row in rows:
+        line = [escape(row.label, style)]
+        for name in names:
+            small = all(not abs(other.means[name]) >= 0.1 for other in rows)
+            text = row.printed.get(name) or f"{row.means[name]:.{3 + small}f}"
+            if std and name in row.stds:
+                text += f"{plus_minus}{row.stds[name]:.{3 + small}f}"
+            line.append(text)
+        cells.append(line + ["-" if row.images is None else str(row.images)] * show_images)
+    if show_ror:
+        for line, rank in zip(cells[1:], _ror(rows, names)):
+            line.append(rank)
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    marks = _marks(rows, names) if len(rows) > 1 else {}
+    styled = []
+    for i, line in enumerate(cells):
+        padded = []
+        for j, (text, width) in enumerate(zip(line, widths)):
+            # Pad outside the mark, by the visible width.
+            marked = STYLES[style][marks[i - 1, j - 1]].format(text) if (i - 1, j - 1) in marks else text
+            padding = " " * (width - len(text))
+            padded.append(marked + padding if j == 0 else padding + marked)
+        styled.append(padded)
+    return _layout(styled, widths, style)
+
+
+def _ror(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    counted = [row.means if row.ranked is None else row.ranked for row in rows]
+    if not all(counted):
+        return ["-"] * len(rows)
+    return [str(rank) for rank in rank_of_ranks([{name: means[name] for name in names} for means in counted])]
+
+
+def _marks(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[int, int], int]:
+    """{(row, column): 0 for the best, 1 for the second best} of the rows with all images."""
+    most = max((row.images for row in rows if row.images is not None), default=None)
+    found: dict[tuple[int, int], int] = {}
+    for column, name in enumerate(names):
+        values = {i: row.means[name] for i, row in enumerate(rows)
+                  if row.images in (None, most) and not math.isnan(row.means[name])}
+        for place, value in enumerate(sorted(set(values.values()), reverse=name not in LOWER_IS_BETTER)[:2]):
+            found |= {(i, column): place for i, v in values.items() if v == value}
+    return found
+
+
+def _layout(cells: list[list[str]], widths: list[int], style: str) -> str:
+    if style == "latex":
+        body = [" & ".join(line) + r" \\" for line in cells]
+        return "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(widths) - 1)}}}", r"\toprule", body[0], r"\midrule",
+                          *body[1:], r"\bottomrule", r"\end{tabular}"])
+    if style == "markdown":
+        lines = ["| " + " | ".join(line) + " |" for line in cells]
+        return "\n".join([lines[0], "|---" + "|---:" * (len(widths) - 1) + "|", *lines[1:]])
+    lines = ["  ".join(line) for line in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -1,0 +1,170 @@
+"""Pixels in and out: files, luma, colour conversion."""
+import warnings
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+
+import images
+from images import (
+    DataError,
+    luma,
+    read_gray,
+    read_ir,
+    read_vis,
+    split_colour,
+    to_image,
+    write_atomically,
+    write_image,
+)
+
+rng = np.random.default_rng(0)
+
+
+def gray(height=20, width=30, dtype=np.uint8):
+    return rng.integers(0, np.iinfo(dtype).max, (height, width), dtype)
+
+
+def save(path, image=None):
+    cv2.imwrite(str(path), gray() if image is None else image)
+    return path
+
+
+# --- reading ---
+
+
+def test_rgba_loses_alpha_and_gray_in_three_planes_is_gray(tmp_path):
+    rgba = rng.integers(0, 256, (20, 30, 4), np.uint8)
+    assert np.array_equal(read_vis(save(tmp_path / "a.png", rgba)), rgba[..., 2::-1])
+    plane = gray()
+    assert np.array_equal(read_vis(save(tmp_path / "b.png", np.dstack([plane] * 3))), plane)
+
+
+def test_a_path_need_not_be_ascii(tmp_path):
+    image = gray()
+    write_image(tmp_path / "Übung 図.png", image)
+    assert np.array_equal(read_gray(tmp_path / "Übung 図.png"), image)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    path = save(tmp_path / "a.png")
+    data = bytearray(path.read_bytes())
+    data[16:24] = (40000).to_bytes(4, "big") * 2            # the header's width and height: more than OpenCV takes
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    for broken in (bytes(data), b"", b"damaged", b"\x89PNG nothing more"):
+        path.write_bytes(broken)
+        for read in (read_ir, read_vis, read_gray):
+            with pytest.raises(DataError, match=r"a\.png: not an image"):
+                read(path)
+    with pytest.raises(DataError, match=r"absent\.png: no such file"):
+        read_ir(tmp_path / "absent.png")
+
+
+def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(images.np, "fromfile", refuse)
+    with pytest.raises(DataError, match=r"a\.png: cannot be read \(Permission denied\)"):
+        read_vis(path)
+
+
+def test_16_bit_infrared_is_scaled_by_its_own_range_and_says_so(tmp_path):
+    raw = np.linspace(7000, 8020, 600).astype(np.uint16).reshape(20, 30)
+    with pytest.warns(UserWarning, match="16-bit infrared") as caught:
+        image = read_ir(save(tmp_path / "a.png", raw))
+        read_ir(save(tmp_path / "b.png", raw[::-1] // 2))
+    assert len({str(warning.message) for warning in caught}) == 1       # so that Python shows it once for a folder
+    assert image.min() == 0 and image.max() == 255
+    assert np.abs(image - (raw - 7000.) / 4).max() <= 0.5
+    with pytest.warns(UserWarning):
+        assert (read_ir(save(tmp_path / "flat.png", np.full((20, 30), 500, np.uint16))) == 0).all()
+
+
+def test_16_bit_visible_keeps_its_exposure(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = read_vis(save(tmp_path / "a.png", np.array([[0, 257, 32896, 65535]] * 9, np.uint16)))
+    assert image[0].tolist() == [0, 1, 128, 255]
+
+
+def test_other_pixel_types_are_refused(tmp_path):
+    with pytest.raises(DataError, match="float32"):
+        read_vis(save(tmp_path / "a.tif", np.zeros((20, 30), np.float32)))
+
+
+def test_infrared_and_gray_readers_take_the_luma_of_colour(tmp_path):
+    path = save(tmp_path / "a.png", np.full((20, 30, 3), (50, 100, 200), np.uint8))      # OpenCV's blue, green, red
+    expected = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+    assert (read_ir(path) == expected).all() and (read_gray(path) == expected).all()
+
+
+# --- writing ---
+
+
+def test_png_round_trip_keeps_every_pixel_and_the_order_of_colours(tmp_path):
+    for image in (gray(), rng.integers(0, 256, (20, 30, 3), np.uint8)):
+        write_image(tmp_path / "a.png", image)
+        assert np.array_equal(read_vis(tmp_path / "a.png"), image)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]      # no temporary file is left
+
+
+def test_an_unknown_suffix_is_named(tmp_path):
+    for name in ("a.xyz", "a"):
+        with pytest.raises(DataError, match=f"{name}: cannot encode .*use .png"):
+            write_image(tmp_path / name, gray())
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    write_atomically(path, b"first")
+    written = type(path).write_bytes
+
+    def full(self, data):
+        written(self, data[:2])
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(type(path), "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"second")
+    assert path.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+# --- colour ---
+
+
+def test_luma_is_bt601():
+    pixel = np.array([[[200, 100, 50]]], np.uint8)
+    assert luma(pixel)[0, 0] == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+
+
+def test_colour_round_trip_is_exact_to_one_level():
+    rgb = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    assert np.abs(to_image(*split_colour(rgb)).astype(int) - rgb).max() <= 1
+    gray = rgb[..., 0]
+    assert np.array_equal(to_image(*split_colour(gray)), gray)
+
+
+def test_luminance_weighs_red_green_and_blue_in_this_order():
+    pure = np.eye(3, dtype=np.uint8)[None] * 255
+    np.testing.assert_allclose(split_colour(pure)[0][0], [0.299, 0.587, 0.114], atol=1e-3)
+    # Y, Cr, Cb of a saturated red through the studio-range matrix, by hand.
+    chroma = np.float32([[[0.9, 0.4]]])
+    y = 1.164 * (90 / 255 - 16 / 255)
+    expected = [y + 1.596 * 0.4, y - 0.813 * 0.4 + 0.392 * 0.1, y - 2.017 * 0.1]
+    image = to_image(np.float32([[90 / 255]]), chroma, studio_range=True)
+    assert image[0, 0].tolist() == [round(255 * min(max(v, 0), 1)) for v in expected]
+
+
+def test_studio_range_is_the_published_stretch():
+    levels = np.array([[0, 16, 100, 235, 255]], np.uint8)
+    stretched = to_image(np.float32(levels) / 255, None, studio_range=True)
+    assert stretched.tolist() == [[0, 0, round(1.164 * 84), 255, 255]]
+    # A gray visible image has Cr = Cb = 1/2 and stays gray.
+    colour = to_image(np.float32(levels) / 255, np.full((1, 5, 2), 0.5, np.float32), studio_range=True)
+    assert (colour == stretched[..., None]).all()
+
+
+def test_values_outside_the_range_are_clipped_not_wrapped():
+    assert to_image(np.float32([[-0.1, 0.5, 1.2]])).tolist() == [[0, 128, 255]]

@@ -1,0 +1,169 @@
+"""numpy images through a network and back; checkpoints are in test_net.py."""
+import numpy as np
+import pytest
+import torch
+from conftest import random_pair
+from torch import nn
+
+from images import split_colour, to_image
+from inference import fuse_luminance, fuse_pair, fuse_tiles, in_colour_of, prepare
+from layers import BatchNorm
+from net import RPFNet
+
+
+def trained():
+    """A small network in training mode, with running statistics that are not the initial ones."""
+    torch.manual_seed(0)
+    model = RPFNet(channels=8)
+    with torch.no_grad():
+        for seed in range(20):
+            model(*random_pair(2, 32, 32, seed=50 + seed))
+    return model
+
+
+@pytest.fixture
+def model():
+    return trained().eval()
+
+
+def pair(height=20, width=30, seed=1):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width), np.uint8), rng.integers(100, 156, (height, width, 3), np.uint8)
+
+
+class Average(nn.Module):
+    """A network without statistics: what it gives is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, ir, vis_y):
+        return self.weight * ir + (1 - self.weight) * vis_y
+
+
+def test_fuse_is_the_network_on_the_luminance_with_the_colour_of_vis():
+    ir, vis = pair()
+    y, chrominance = split_colour(vis)
+    for studio_range in (False, True):
+        expected = to_image(0.25 * ir.astype(np.float32) / 255 + 0.75 * y, chrominance, studio_range)
+        fused = fuse_pair(Average(), ir, vis, studio_range)
+        assert np.abs(fused.astype(int) - expected).max() <= 1      # a rounding either way
+
+
+def test_fuse_keeps_shape_and_chrominance(model):
+    ir, vis = pair()
+    fused = model.fuse(ir, vis)
+    assert fused.shape == vis.shape and fused.dtype == np.uint8
+    (_, before), (_, after) = split_colour(vis), split_colour(fused)
+    assert np.abs(before - after).max() < 3 / 255
+    assert model.fuse(ir, vis[..., 0]).shape == ir.shape
+
+
+def test_several_pairs_in_one_pass_are_fused_as_one_by_one(model):
+    pairs = [prepare(*pair(seed=seed)) for seed in range(3)]
+    together = fuse_luminance(model, pairs)
+    assert together.shape == (3, 20, 30) and together.dtype == np.float32
+    np.testing.assert_allclose(together, np.concatenate([fuse_luminance(model, [p]) for p in pairs]), atol=1e-5)
+    vis = pair(seed=2)[1]
+    assert np.abs(in_colour_of(vis, together[2]).astype(int) - model.fuse(*pair(seed=2))).max() <= 1
+
+
+def test_float64_networks_take_the_same_images(model):
+    ir, vis = pair()
+    expected = model.fuse(ir, vis)
+    assert np.abs(model.double().fuse(ir, vis).astype(int) - expected).max() <= 1
+
+
+# --- the network is left as it was ---
+
+
+def test_fuse_of_a_training_model_changes_nothing():
+    model = trained()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fused = model.fuse(*pair())
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert np.array_equal(model.eval().fuse(*pair()), fused)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_fuse_leaves_the_mode_of_each_part_as_it_was(fails):
+    """Fine-tuning with a part frozen in eval mode, and a picture now and then."""
+    model = trained()
+    model.stages.eval()
+    before = [module.training for module in model.modules()]
+    assert {*before} == {True, False}
+    if fails:
+        model.head.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.fuse(*pair())
+    else:
+        model.fuse(*pair())
+    assert [module.training for module in model.modules()] == before
+
+
+def test_as_published_is_for_one_call(model):
+    ir, vis = pair()
+    running = model.fuse(ir, vis)
+    published = model.fuse(ir, vis, as_published=True)
+    assert np.array_equal(published, trained().use_image_statistics().fuse(ir, vis))
+    assert not np.array_equal(published, running) and np.array_equal(model.fuse(ir, vis), running)
+    with pytest.raises(ValueError, match="too small"):
+        model.fuse(ir[:9], vis[:9], as_published=True)
+    assert np.array_equal(model.fuse(ir, vis), running)
+
+
+def test_as_published_leaves_image_statistics_on_where_they_were(model):
+    model.use_image_statistics().fuse(*pair(), as_published=True)
+    assert all(module.image_statistics for module in model.modules() if isinstance(module, BatchNorm))
+
+
+# --- wrong arguments ---
+
+
+@pytest.mark.parametrize("ir, vis, error, message", [
+    (np.zeros((20, 20), np.float32), np.zeros((20, 20), np.uint8), TypeError, "ir: .*float32"),
+    (np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), np.uint8), ValueError, r"ir: .*\(20, 20, 3\)"),
+    (np.zeros((20, 20), np.uint8), np.zeros((20, 20, 4), np.uint8), ValueError, r"vis: .*\(20, 20, 4\)"),
+    (np.zeros((20, 20), np.uint8), np.zeros((20, 21), np.uint8), ValueError, "aligned"),
+    (np.zeros((12, 20), np.uint8), np.zeros((12, 20), np.uint8), ValueError, "too small"),
+    ([[0]], np.zeros((12, 20), np.uint8), TypeError, "ir: .*list"),
+])
+def test_fuse_names_what_was_given(model, ir, vis, error, message):
+    with pytest.raises(error, match=message):
+        model.fuse(ir, vis)
+
+
+# --- tiles ---
+
+
+def test_tiles_cover_the_image_and_blend_without_a_trace():
+    network = Average()     # of each pixel alone: tiles must not show
+    for size in ((64, 64), (65, 200), (150, 97)):
+        inputs = random_pair(1, *size)
+        torch.testing.assert_close(fuse_tiles(network, *inputs, 64), network(*inputs))
+    with pytest.raises(ValueError, match="tile=63"):
+        fuse_tiles(network, *inputs, 63)
+
+
+def test_an_image_of_one_tile_is_fused_as_a_whole(model):
+    ir, vis = pair(64, 50)
+    assert np.array_equal(model.fuse(ir, vis, tile=64), model.fuse(ir, vis))
+
+
+def test_tiles_see_no_more_than_themselves(model):
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    model.fuse(*pair(100, 130), tile=64)
+    assert len(sizes) == 2 * 3 and {*sizes} == {(64, 64)}
+
+
+# --- on a GPU ---
+
+
+@pytest.mark.gpu
+def test_numpy_images_go_through_a_network_on_a_gpu(model):
+    ir, vis = pair(40, 50)
+    for as_published in (False, True):
+        expected = model.cpu().fuse(ir, vis, as_published=as_published)
+        assert np.abs(model.cuda().fuse(ir, vis, as_published=as_published).astype(int) - expected).max() <= 2

@@ -1,0 +1,88 @@
+"""The machine: devices, malloc's settings, and how processes share work (torchrun itself: test_distributed.py)."""
+import sys
+
+import pytest
+import torch
+
+import runtime
+from runtime import Team, check_device, first_line
+
+# --- several processes ---
+
+
+def members(world):
+    for rank in range(world):
+        member = Team()
+        member.rank, member.world = rank, world
+        yield member
+
+
+def test_the_shares_make_up_the_whole():
+    assert [list(member.share(range(7))) for member in members(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+
+
+def test_one_process_has_everything_and_needs_no_other():
+    alone = Team()
+    alone.join()        # without torchrun
+    assert alone.share([1, 2]) == [1, 2] and alone.gathered([1, 2]) == [1, 2]
+    x = torch.ones(2)
+    assert alone.sum(x) is x
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6])
+def test_gathered_shares_are_in_the_order_before_sharing(monkeypatch, count):
+    shares = [list(member.share(list(range(count)))) for member in members(2)]
+
+    def all_gather(parts, own):
+        assert own in shares
+        parts[:] = shares
+    monkeypatch.setattr(runtime.distributed, "all_gather_object", all_gather)
+    for member, share in zip(members(2), shares):
+        assert member.gathered(share) == list(range(count))
+
+
+# --- devices and errors ---
+
+
+def test_devices_that_cannot_be_used_are_named_in_one_line():
+    check_device("cpu")
+    for device in ("nonsense", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device {device}: ") as error:
+            check_device(device)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("error", "line"), [(ValueError("first\nsecond"), "first"), (MemoryError(), "MemoryError"),
+                                             (RuntimeError("  \n "), "RuntimeError")])
+def test_an_error_in_one_line(error, line):
+    assert first_line(error) == line
+
+
+# --- memory ---
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is set on Linux alone")
+@pytest.mark.parametrize(("limit", "expected"), [
+    (2**40, {runtime.M_MMAP_THRESHOLD: runtime.LARGEST_KEPT, runtime.M_TRIM_THRESHOLD: 2**31 - 1}),
+    (2**25, {runtime.M_MMAP_THRESHOLD: 2**25, runtime.M_TRIM_THRESHOLD: 2**31 - 1}),    # glibc before 2.35
+    (0, {}),        # trimming alone would make things worse
+])
+def test_malloc_is_told_what_it_takes(monkeypatch, limit, expected):
+    told = {}
+
+    class Libc:
+        def mallopt(self, key, value):
+            if key == runtime.M_MMAP_THRESHOLD and value > limit:
+                return 0
+            told[key] = value
+            return 1
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: Libc())
+    runtime.keep_freed_memory()
+    assert told == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc is set on Linux alone")
+def test_a_libc_without_mallopt_is_left_alone(monkeypatch):
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: object())     # musl
+    runtime.keep_freed_memory()
