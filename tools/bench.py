@@ -26,10 +26,11 @@ import shlex
 import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,12 +41,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # first: another folder may have a train.py too
 
-from released import ReleasedNet
-
 import train
 from dataset import positive
 from net import MIN_SIZE, RPFNet
 from runtime import check_device, first_line, keep_freed_memory
+from tools.released import ReleasedNet
 
 KEPT, COMPILED = "memory kept", "compiled"      # variants
 COLUMNS = "task size batch model variant precision median_ms spread_ms repeats peak_mb gflop ratio".split()
@@ -124,7 +124,8 @@ def peak_memory(device: str) -> float | None:
 
 
 def serve(*row: object) -> None:
-    """Makes this process that of a row."""
+    """Makes this process that of a row, which ends when its parent does, however that happens."""
+    threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
     global results
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the parent
     results = passes(*row)
@@ -180,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
         "whose build() returns a module, which is called as network(ir, vis_y); may be repeated")
     add("--repeats", type=positive, help="timed passes of a row (default: 3 on a CPU, 30 on a GPU)")
     add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
-    add("--json", type=Path, default=Path(os.devnull), metavar="FILE", help="also write the rows, the machine and the command here")
+    add("--json", type=Path, default=Path(os.devnull), metavar="FILE", help="also write rows and machine here")
     add("--markdown", type=Path, metavar="FILE", help="measure nothing; print the table of such a file")
     return parser
 
@@ -216,8 +217,7 @@ def run(args: argparse.Namespace) -> dict:
         time.strftime("%Y-%m-%d"), "commit": train.commit(), "command": shlex.join(["tools/bench.py", *sys.argv[1:]])}}
     for cases in plan(args):
         rows, failed = measure(cases, args.device, args.threads, args.repeats or (30 if args.device == "cuda" else 3))
-        report["rows"] += rows
-        report["failed"] |= failed
+        report["rows"], report["failed"] = report["rows"] + rows, report["failed"] | failed
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     return report
 
