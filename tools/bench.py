@@ -179,7 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--compile", action="store_true", help="also the compiled RPFNet")
     add("--peer", action="append", default=[], metavar="FILE", help="also another network, in float32: a Python file "
         "whose build() returns a module, which is called as network(ir, vis_y); may be repeated")
-    add("--repeats", type=positive, help="timed passes of a row (default: 3 on a CPU, 30 on a GPU)")
+    add("--repeats", type=positive, help="timed passes of a row (default: 2 on a CPU, 30 on a GPU)")
     add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
     add("--json", type=Path, default=Path(os.devnull), metavar="FILE", help="also write rows and machine here")
     add("--markdown", type=Path, metavar="FILE", help="measure nothing; print the table of such a file")
@@ -212,11 +212,11 @@ def run(args: argparse.Namespace) -> dict:
     check_device(args.device)
     cpus = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
     report = {"rows": [], "failed": {}, "machine": {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else (cpus or ["CPU"])[0],
-        "threads": args.threads, "load average": round(os.getloadavg()[0], 2), "torch": torch.__version__, "date":
-        time.strftime("%Y-%m-%d"), "commit": train.commit(), "command": shlex.join(["tools/bench.py", *sys.argv[1:]])}}
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else (cpus or ["CPU"])[0], "threads": args.threads,
+        "load average": round(os.getloadavg()[0], 2), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
+        "commit": train.commit(), "command": shlex.join(["python", "tools/bench.py", *sys.argv[1:]])}}
     for cases in plan(args):
-        rows, failed = measure(cases, args.device, args.threads, args.repeats or (30 if args.device == "cuda" else 3))
+        rows, failed = measure(cases, args.device, args.threads, args.repeats or (30 if args.device == "cuda" else 2))
         report["rows"], report["failed"] = report["rows"] + rows, report["failed"] | failed
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     return report
