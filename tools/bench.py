@@ -212,9 +212,9 @@ def run(args: argparse.Namespace) -> dict:
     check_device(args.device)
     cpus = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
     report = {"rows": [], "failed": {}, "machine": {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else (cpus or ["CPU"])[0], "threads": args.threads,
-        "load average": round(os.getloadavg()[0], 2), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
-        "commit": train.commit(), "command": shlex.join(["python", "tools/bench.py", *sys.argv[1:]])}}
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else (cpus or ["CPU"])[0],
+        "threads": args.threads, "load average": round(os.getloadavg()[0], 2), "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"), "commit": train.commit(), "command": shlex.join(["python", *sys.argv])}}
     for cases in plan(args):
         rows, failed = measure(cases, args.device, args.threads, args.repeats or (30 if args.device == "cuda" else 2))
         report["rows"], report["failed"] = report["rows"] + rows, report["failed"] | failed
