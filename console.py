@@ -1,6 +1,7 @@
 """The terminal: names that may hold anything, streams that may be closed, Ctrl-C. Imports nothing that takes time."""
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -37,7 +38,8 @@ def run(main: Callable[[], int]) -> int:
         signal.signal(signal.SIGINT, _interrupt)
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = Lasting(sys.stderr or open(os.devnull, "w"))
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
         sys.stdout.flush()

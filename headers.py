@@ -87,8 +87,9 @@ def _tiff_damage(data: bytes) -> str:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if image.tag_v2.get(259) in (8, 32946):     # Deflate has a checksum, at which libtiff does not look
-                tags = [image.tag_v2.get(strips, image.tag_v2.get(tiles, ())) for strips, tiles in ((273, 324), (279, 325))]
+            found = getattr(image, "tag_v2", {})
+            if found.get(259) in (8, 32946):        # Deflate has a checksum, at which libtiff does not look
+                tags = [found.get(strips, found.get(tiles, ())) for strips, tiles in ((273, 324), (279, 325))]
                 for start, length in zip(*tags):
                     zlib.decompress(data[start:start + length])
     except (UnidentifiedImageError, Image.DecompressionBombError):

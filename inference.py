@@ -112,6 +112,15 @@ def _ramp(length: int, overlap: int) -> Tensor:
     return (torch.minimum(place, length - 1 - place) + 1).div(overlap + 1).clamp_max(1)
 
 
+def check_batch(ir: Tensor, vis_y: Tensor) -> None:
+    """Raises ValueError for what a network cannot fuse."""
+    if ir.shape != vis_y.shape or ir.dim() != 4 or ir.shape[1] != 1 or min(ir.shape[2:]) < MIN_SIZE:
+        raise ValueError(f"expected ir and vis_y of one shape (B, 1, H, W) with H, W >= {MIN_SIZE}, "
+                         f"got {tuple(ir.shape)} and {tuple(vis_y.shape)}")
+    if not ir.is_floating_point() or not vis_y.is_floating_point():
+        raise ValueError(f"expected floats in [0, 1], got {ir.dtype} and {vis_y.dtype}; divide 8-bit images by 255")
+
+
 def _check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
     for name, image in (("ir", ir), ("vis", vis)):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:

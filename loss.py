@@ -10,7 +10,7 @@ fused image alone may leave [0, 1], down to -1 and up to 2, as that of a network
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from kornia.filters import gaussian_blur2d
@@ -287,7 +287,7 @@ class SSIMLoss(ImageLoss):
 
     def __init__(self, window: int = 11, weighted: bool = False, whole: bool = False):
         super().__init__()
-        if isinstance(window, bool) or not isinstance(window, Integral) or window < 3 or window % 2 == 0:
+        if isinstance(window, bool) or not isinstance(window, int) or window < 3 or window % 2 == 0:
             raise ValueError(f"window={window!r}; an odd number of pixels from 3 is needed")
         self.window, self.weighted, self.whole = window, weighted, whole
         self.smallest = window
@@ -318,7 +318,7 @@ class LuminanceLoss(ImageLoss):
 
     def __init__(self, sigma: float = 4.0):
         super().__init__()
-        if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 < sigma < math.inf:
+        if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 < sigma < math.inf:
             raise ValueError(f"sigma={sigma!r}; a finite number of pixels above 0 is needed")
         self.sigma = sigma
         self.side = 2 * round(3 * sigma) + 1

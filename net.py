@@ -9,8 +9,6 @@ How layers are computed (norms, pools, Fourier transforms) stands in layers.py.
 """
 from __future__ import annotations
 
-import reprlib
-from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from console import printable
-from inference import MIN_SIZE, fuse_pair
+from inference import check_batch, fuse_pair
 from layers import (
     BatchNorm,
     TransformerBlock,
@@ -34,11 +32,10 @@ from layers import (
     rfft2_as_channels,
 )
 from runtime import check_device, first_line
-from weights import check_weights, read_checkpoint
+from weights import check_config, check_weights, read_checkpoint
 
 CHECKPOINTS = {name: Path(__file__).resolve().parent / "checkpoints" / file for name, file in (
     ("contrast", "rpfnet.pth"), ("paper", "rpfnet_paper.pth"), ("medical", "rpfnet_medical.pth"))}
-LIMITS = {"channels": (4, 1024), "stages": (1, 64), "border": (0, 1024)}    # far beyond what is of use
 
 # ---------------------------------------------------------------------------------------------
 # Blocks
@@ -227,7 +224,7 @@ class RPFNet(nn.Module):
         super().__init__()
         self.config = {"channels": channels, "stages": stages, "sharing": sharing, "global_branch": global_branch,
                        "cpm": cpm, "prior": prior, "border": border}
-        _check_config(self.config)
+        check_config(self.config, {"sharing": ("convolutions", "none"), "global_branch": tuple(GLOBAL_BRANCHES)})
         self.border = border
         self.stem_f = CB(2, channels)
         self.stem_r = CB(1, channels) if prior else None
@@ -250,7 +247,7 @@ class RPFNet(nn.Module):
         Raises:
             ValueError: wrong shapes or dtypes, or a network that was cast to half precision.
         """
-        _check_batch(ir, vis_y)
+        check_batch(ir, vis_y)
         if self.head.last.weight.element_size() < 4:
             raise ValueError(f"the weights are {self.head.last.weight.dtype}, which the FFTs are not computed in; "
                              "use optimize(bfloat16=True), or torch.autocast, in place of half() or bfloat16()")
@@ -358,24 +355,6 @@ class RPFNet(nn.Module):
             self.use_image_statistics(before)
 
 
-def _check_config(config: dict) -> None:
-    """The arguments of RPFNet come from files, too. Raises ValueError."""
-    for name, value in config.items():
-        if name in LIMITS:
-            low, high = LIMITS[name]
-            if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
-                raise ValueError(f"{name}={reprlib.repr(value)}; a whole number from {low} to {high} is needed")
-        elif name in ("cpm", "prior"):
-            if not isinstance(value, bool):
-                raise ValueError(f"{name}={reprlib.repr(value)}; True or False is needed")
-        else:
-            known = ("convolutions", "none") if name == "sharing" else tuple(GLOBAL_BRANCHES)
-            if value not in known:
-                raise ValueError(f"{name}={reprlib.repr(value)}; choose from {', '.join(known)}")
-    if config["channels"] % 4:
-        raise ValueError(f"channels={config['channels']}; a multiple of 4 is needed")
-
-
 def _share_convolutions(stages: nn.ModuleList) -> None:
     """Give all stages the convolutions (and linear layers) of the first; BatchNorm layers stay their own."""
     for stage in stages[1:]:
@@ -383,11 +362,3 @@ def _share_convolutions(stages: nn.ModuleList) -> None:
             if isinstance(first, (nn.Conv2d, nn.Linear)):
                 for name, parameter in first.named_parameters(recurse=False):
                     other.register_parameter(name, parameter)
-
-
-def _check_batch(ir: Tensor, vis_y: Tensor) -> None:
-    if ir.shape != vis_y.shape or ir.dim() != 4 or ir.shape[1] != 1 or min(ir.shape[2:]) < MIN_SIZE:
-        raise ValueError(f"expected ir and vis_y of one shape (B, 1, H, W) with H, W >= {MIN_SIZE}, "
-                         f"got {tuple(ir.shape)} and {tuple(vis_y.shape)}")
-    if not ir.is_floating_point() or not vis_y.is_floating_point():
-        raise ValueError(f"expected floats in [0, 1], got {ir.dtype} and {vis_y.dtype}; divide 8-bit images by 255")

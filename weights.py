@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import reprlib
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,30 @@ KINDS = (
     (b"%PDF", "a PDF"), (b"\x1f\x8b", "a gzip file; unpack it first"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with git lfs pull"),
     *((bytes([0x80, protocol]), "a pickle that torch.save did not write") for protocol in range(2, 6)))
+
+
+LIMITS = {"channels": (4, 1024), "stages": (1, 64), "border": (0, 1024)}    # far beyond what is of use
+
+
+def check_config(config: Mapping, choices: Mapping[str, tuple[str, ...]]) -> None:
+    """The arguments of a network, which come from files too. Raises ValueError.
+
+    Args:
+        config: the arguments of RPFNet by name.
+        choices: what each argument that is a word may be.
+    """
+    for name, value in config.items():
+        if name in LIMITS:
+            low, high = LIMITS[name]
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{name}={reprlib.repr(value)}; a whole number from {low} to {high} is needed")
+        elif name in choices:
+            if value not in choices[name]:
+                raise ValueError(f"{name}={reprlib.repr(value)}; choose from {', '.join(choices[name])}")
+        elif not isinstance(value, bool):
+            raise ValueError(f"{name}={reprlib.repr(value)}; True or False is needed")
+    if config["channels"] % 4:
+        raise ValueError(f"channels={config['channels']}; a multiple of 4 is needed")
 
 
 # ---------------------------------------------------------------------------------------------

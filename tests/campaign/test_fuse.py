@@ -454,7 +454,8 @@ def test_names_on_narrow_terminals(tree, weights, encoding):
     ["--tile", "63"], ["--tile", "x"], ["--tile", "nan"], ["--batch", "0"], ["--batch", "-1"], ["--batch", "1000000000"],
     ["--batch", "1e9"], ["--format", "gif"], ["--resize", "both"], ["--ir-range", "5"], ["--ir-range", "5", "5"],
     ["--ir-range", "-1", "5"], ["--ir-range", "5", "70000"], ["--dataset", "nothing"], ["--nonsense"], ["--device", "meta"],
-    ["--device", "cuda:99"], ["--device", "cpu:7:7"], ["--dataset", "tno"], ["--dataset", "tno", "--data", "."], ["--split", "val"],
+    ["--device", "cuda:99"], ["--device", "cpu:7:7"], ["--dataset", "tno"], ["--dataset", "tno", "--data", "."],
+    ["--split", "val"],
     ["--ir-pattern", "ir"], ["--ir-pattern", "*_*"], ["--ir-pattern", "nothing*"], ["--out", "one.png"], ["--out", "one.webp"],
     ["--out", "/dev/null/x"], ["--out", "/proc/nowhere"], ["--checkpoint", "nowhere.pth"], ["--released", ""],
 ], ids=lambda options: " ".join(map(repr, options)))
@@ -469,7 +470,8 @@ def test_wrong_options(tree, fuse, options, monkeypatch):
 # --- 14. names in messages ---
 
 
-@pytest.mark.parametrize("name", ["a\x1b[31mred", "a\nb", "a\rb", "a\x07", "a\x9b31m", "a\u202eb", b"a\xff".decode("utf-8", "surrogateescape")])
+@pytest.mark.parametrize("name", ["a\x1b[31mred", "a\nb", "a\rb", "a\x07", "a\x9b31m", "a\u202eb",
+                                  b"a\xff".decode("utf-8", "surrogateescape")])
 def test_control_codes_in_names(tree, fuse, name):
     add(tree, name)
     (tree / "vis" / f"{name}.png").write_bytes(b"")
@@ -483,7 +485,8 @@ def test_control_codes_in_names(tree, fuse, name):
 SPELLINGS = {
     "suffix": ("a{}_ir", "a{}_vis"), "prefix": ("ir_00{}", "vi_00{}"), "upper": ("IR{}", "VIS{}"), "zeros": ("000{}", "{}"),
     "case": ("A{}", "a{}"), "thermal": ("s{}_thermal", "s{}_rgb"), "one side": ("{}_ir", "{}"), "dash": ("{}-lwir", "{}-visible"),
-    "dot": ("{}.ir", "{}.vi"), "both": ("ir_00{}", "{}_vis"), "words": ("infrared {}", "colour {}"), "frames": ("frame_{}", "img_{}"),
+    "dot": ("{}.ir", "{}.vi"), "both": ("ir_00{}", "{}_vis"), "words": ("infrared {}", "colour {}"),
+    "frames": ("frame_{}", "img_{}"),
     "digits": ("{}ir", "{}vis"), "dated": ("2021_{}_T", "2021_{}_V"),
 }
 
