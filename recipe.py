@@ -16,8 +16,8 @@ import torch
 from console import printable
 from dataset import DATASETS
 from inference import MIN_SIZE
-from net import GLOBAL_BRANCHES, LIMITS
-from weights import in_words, load, read_json
+from net import GLOBAL_BRANCHES
+from weights import LIMITS, in_words, load, read_json
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in layout.splits)
