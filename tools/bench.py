@@ -43,7 +43,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # first: ano
 
 import train
 from dataset import positive
-from net import MIN_SIZE, RPFNet
+from inference import MIN_SIZE
+from net import RPFNet
 from runtime import check_device, first_line, keep_freed_memory
 from tools.released import ReleasedNet
 
