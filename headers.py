@@ -101,10 +101,13 @@ def _tiff_damage(data: bytes) -> str:
 
 def _exif(data: bytes) -> bytes:
     """The file's Exif block, which is a TIFF without pixels; b"" if there is none."""
-    if data[:2] == b"\xff\xd8" and b"Exif\0\0" in data[:2**17]:
-        return next((content[6:] for marker, content in _jpeg_segments(data)
-                     if marker == 0xE1 and content[:6] == b"Exif\0\0"), b"")
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and b"eXIf" in data:
+    if data[:2] == b"\xff\xd8":
+        for marker, content in _jpeg_segments(data):
+            if marker == 0xE1 and content[:6] == b"Exif\0\0":
+                return content[6:]
+            if marker == 0xDA:      # the pixels
+                return b""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and b"eXIf" in data:    # a search is faster than a walk over many chunks
         return _chunk(data, 8, b"eXIf", ">")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and b"EXIF" in data:
         block = _chunk(data, 12, b"EXIF", "<")
@@ -113,7 +116,7 @@ def _exif(data: bytes) -> bytes:
 
 
 def _chunk(data: bytes, at: int, name: bytes, order: str) -> bytes:
-    """A chunk's content: in PNG after length and name, then a checksum; in RIFF after name and length, padded to even."""
+    """A chunk's content: in PNG after length and name, then a checksum; in RIFF after name and length, even."""
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(order + "I", data, at + (4 if order == "<" else 0))
         if data[at + (0 if order == "<" else 4):][:4] == name:

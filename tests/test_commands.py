@@ -303,7 +303,8 @@ def test_one_pair_goes_to_the_file_that_out_names(folders, small, capsys):
                              (["vis/a.png"], "a.jpg is a source image")):
         assert fuse_command.main([*one, "--out", str(folders / options[0]), *options[1:]]) == 1
         assert message in capsys.readouterr().err
-    assert fuse_command.main(["--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--out", "many.png", *small]) == 1
+    several = ["--ir", str(folders / "ir"), "--vis", str(folders / "vis"), *small]
+    assert fuse_command.main([*several, "--out", "many.png"]) == 1
     assert "one file for 3 pairs" in capsys.readouterr().err
 
 
@@ -346,7 +347,8 @@ def test_notes_name_the_pairs(folders, small, capsys):
     scene = cv2.GaussianBlur(rng.integers(0, 256, (200, 260), np.uint8), (0, 0), 2)
     cv2.imwrite(str(folders / "ir" / "a.png"), scene[:180, :240])
     cv2.imwrite(str(folders / "vis" / "a.jpg"), scene[9:189, 12:252])
-    cv2.imwrite(str(folders / "ir" / "b.png"), cv2.applyColorMap(np.tile(np.uint8(range(18)) * 14, (33, 1)), cv2.COLORMAP_JET))
+    ramp = np.tile(np.uint8(range(18)) * 14, (33, 1))
+    cv2.imwrite(str(folders / "ir" / "b.png"), cv2.applyColorMap(ramp, cv2.COLORMAP_JET))
     assert fuse(folders, *small) == 0
     lines = sorted(complaints(capsys))
     assert len(lines) == 2 and lines[0].endswith(": b.png") and lines[1].endswith(": a by about 15 pixels")

@@ -15,7 +15,8 @@ ROOT = Path(console.__file__).parent
 
 def command(body, **options):
     """A command whose main is `body`, as a process."""
-    code = f"import console, os, sys, time\nconsole.before_imports()\ndef main():\n    {body}\nsys.exit(console.run(main))"
+    code = ("import console, os, sys, time\nconsole.before_imports()\n"
+            f"def main():\n    {body}\nsys.exit(console.run(main))")
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             **options)
 
@@ -39,7 +40,8 @@ def test_ctrl_c_is_silent_with_exit_code_130(body):
 
 
 def test_the_second_ctrl_c_ends_what_the_first_began():
-    body = "\n    ".join(["try: print('on', flush=True); time.sleep(60)", "finally: print('saving', flush=True); time.sleep(60)"])
+    body = ("try: print('on', flush=True); time.sleep(60)\n"
+            "    finally: print('saving', flush=True); time.sleep(60)")
     running = command(body)
     for line in (b"on\n", b"saving\n"):
         assert running.stdout.readline() == line
@@ -63,7 +65,8 @@ def test_streams_that_are_closed_or_full(tmp_path, redirection, code, said):
     script = tmp_path / "script.py"
     script.write_text("import console, os, sys\nconsole.before_imports()\ndef main():\n"
                       "    with open(sys.argv[1], 'w') as file: assert file.fileno() > 2\n"
-                      "    print('out ärger'); print('err ärger', file=sys.stderr); return 0\nsys.exit(console.run(main))")
+                      "    print('out ärger'); print('err ärger', file=sys.stderr); return 0\n"
+                      "sys.exit(console.run(main))")
     done = subprocess.run(["bash", "-c", f"'{sys.executable}' '{script}' '{tmp_path / 'opened'}' {redirection}"],
                           env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}, capture_output=True,
                           text=True, check=False)

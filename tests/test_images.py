@@ -77,7 +77,7 @@ def test_16_bit_infrared_is_scaled_by_its_own_range_and_says_so(tmp_path):
         image = read_ir(save(tmp_path / "a.png", raw))
         read_ir(save(tmp_path / "b.png", raw[::-1] // 2))
     assert [warning.message.args[1] for warning in caught] == ["a.png", "b.png"]
-    assert len({warning.message.args[0] for warning in caught}) == 1        # so that a command can name them in one line
+    assert len({warning.message.args[0] for warning in caught}) == 1        # so that a command names them in one line
     assert image.min() == 0 and image.max() == 255
     assert np.abs(image - (raw - 7000.) / 4).max() <= 0.5
     with pytest.warns(UserWarning):

@@ -18,8 +18,8 @@ def folders(root, ir, vis):
 
 
 @pytest.mark.parametrize(("stem", "name"), [
-    ("a_ir", "a"), ("ir_001", "001"), ("IR1", "1"), ("7-Thermal", "7"), ("001ir", "001"), ("infrared.x", "x"), ("ir", "ir"),
-    ("irish", "irish"), ("fir_tree", "fir_tree"), ("chair", "chair"), ("a_visible", "a_visible")])
+    ("a_ir", "a"), ("ir_001", "001"), ("IR1", "1"), ("7-Thermal", "7"), ("001ir", "001"), ("infrared.x", "x"),
+    ("ir", "ir"), ("irish", "irish"), ("fir_tree", "fir_tree"), ("chair", "chair"), ("a_visible", "a_visible")])
 def test_affixes(stem, name):
     from pairing import INFRARED
     assert without_affix(stem, INFRARED) == name
