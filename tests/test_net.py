@@ -488,7 +488,7 @@ def test_bad_checkpoints_are_named(tmp_path):
     with pytest.raises(ValueError, match="device nonsense"):
         RPFNet.from_pretrained(tmp_path / "bare.pth", device="nonsense")
     (tmp_path / "bare.json").write_text(json.dumps({"config": {"channels": 8, "norm": "pooled"}}))
-    with pytest.raises(ValueError, match="bare.pth.*norm"):             # of an earlier version
+    with pytest.raises(ValueError, match="bare.json.*norm"):             # of an earlier version
         RPFNet.from_pretrained(tmp_path / "bare.pth")
     (tmp_path / "other.json").write_text('{"config": {}}')
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
