@@ -36,7 +36,7 @@ def run(main: Callable[[], int]) -> int:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = _Lasting(sys.stderr or open(os.devnull, "w"))
+    sys.stderr = Lasting(sys.stderr or open(os.devnull, "w"))
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
@@ -65,7 +65,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-class _Lasting:
+class Lasting:
     """A text stream that drops what cannot be written, so that a terminal that goes away ends nothing."""
 
     def __init__(self, stream):
