@@ -106,21 +106,21 @@ def build_parser() -> argparse.ArgumentParser:
     network = parser.add_argument_group("network")
     network.add_argument("--checkpoint", type=given, metavar="NAME|FILE", help=f"weights: {', '.join(CHECKPOINTS)} "
                          "(default: contrast), or a file; best.pth and last.pth of train.py will do")
-    network.add_argument("--as-published", action="store_true", help="normalise by the statistics of each image, as the "
-                         "published pictures were made: more contrast, and night turns to fog; with --studio-range: their "
-                         "colour conversion too")
+    network.add_argument("--as-published", action="store_true", help="normalise by the statistics of each image, as "
+                         "the published pictures were made: more contrast, and night turns to fog; with "
+                         "--studio-range: their colour conversion too")
     network.add_argument("--released", type=path, metavar="MODEL.PTH", help="use the authors' published network: their "
                          "graph, with the statistics of the one image; the pickle is read without executing it")
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs "
                          "from NVIDIA's Ampere on and on CPUs with bfloat16 instructions; slower on older ones")
     network.add_argument("--compile", action="store_true", help="--fast, and torch.compile with CUDA graphs: for many "
                          "images of one size on a GPU; the first takes a minute, as does a last batch that is smaller")
-    network.add_argument("--batch", type=batch_size, metavar="N", help="neighbours of one size that are fused in one pass "
-                         f"(default: 4 on a GPU, 1 on a CPU; at most {MOST_IN_A_BATCH}); each image is the same, whatever "
-                         "else is in its batch, except for rounding")
-    network.add_argument("--tile", type=tile_side, default=0, metavar="PIXELS", help="fuse in overlapping tiles of this "
-                         f"side, {MIN_TILE} or more, for images that do not fit into memory; off by default, because each "
-                         "tile gets a contrast of its own")
+    network.add_argument("--batch", type=batch_size, metavar="N", help="neighbours of one size that are fused in one "
+                         f"pass (default: 4 on a GPU, 1 on a CPU; at most {MOST_IN_A_BATCH}); each image is the same, "
+                         "whatever else is in its batch, except for rounding")
+    network.add_argument("--tile", type=tile_side, default=0, metavar="PIXELS", help="fuse in overlapping tiles of "
+                         f"this side, {MIN_TILE} or more, for images that do not fit into memory; off by default, "
+                         "because each tile gets a contrast of its own")
     network.add_argument("--device", type=given, default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cuda, cuda:1, cpu (default: cuda where there is one)")
     return parser
