@@ -58,7 +58,7 @@ def test_readme_is_a_page():
 def commands(path: Path) -> list[list[str]]:
     blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    words = [shlex.split(line, comments=True) for line in lines]
+    words = [shlex.split(part) for line in lines for part in line.split("#")[0].split("&&")]
     return [[word for word in command if "=" not in word or word.startswith("--") or command.index(word)]
             for command in words if "python" in command]
 

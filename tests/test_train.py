@@ -312,7 +312,7 @@ def plain(folders, tmp_path_factory, keep_signal_handlers):
 
 @pytest.mark.parametrize("option", [["--amp"], ["--clip", "0.01"], ["--lr", "1e-2"], ["--lambda-2", "1"],
                                     ["--lambda-3", "5"], ["--flips"], ["--no-fixed-crops"],
-                                    ["--saliency-form", "mean"]])
+                                    ["--saliency-form", "l2"]])
 def test_options_change_the_weights(folders, tmp_path, plain, option):
     # clip: Adam forgets a constant factor, so what shows is that it differs from step to step.
     assert train.main([*folders, *TINY, "--steps", "4", *option, "--out", str(tmp_path)]) == 0
