@@ -20,6 +20,9 @@ def tables(text: str) -> list[list[list[str]]]:
 def recorded_values() -> set[str]:
     """Every number in results/, as written, and rounded to 1 to 3 digits."""
     values = set()
+    for path in (ROOT / "results").glob("*.json"):
+        for number in re.findall(r"\d+\.\d+", path.read_text()):
+            values |= {f"{float(number):.{digits}f}" for digits in (1, 2, 3)}
     for path in (ROOT / "results").glob("*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.reader(file):
