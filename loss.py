@@ -10,7 +10,7 @@ fused image alone may leave [0, 1], down to -1 and up to 2, as that of a network
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 from kornia.filters import gaussian_blur2d
@@ -107,14 +107,18 @@ class ImageLoss(nn.Module):
 
     @staticmethod
     def _check_range(name: str, x: Tensor, limits: tuple[int, int]) -> None:
-        low, high = (float(value) for value in x.aminmax())
+        low, high = x.amin().item(), x.amax().item()
         if low < limits[0] - ROUNDING or high > limits[1] + ROUNDING:       # false for NaN, which the total then shows
             raise ValueError(f"{name} has values from {low:.4g} to {high:.4g}; expected [0, 1], so divide 8-bit images "
                              "by 255" + ("; end the network in a sigmoid" if name == "fused" else ""))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _check_weight(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+    if not _is_number(value) or value < 0:
         raise ValueError(f"{name}={value!r}; a finite number from 0 is needed")
 
 
@@ -287,7 +291,7 @@ class SSIMLoss(ImageLoss):
 
     def __init__(self, window: int = 11, weighted: bool = False, whole: bool = False):
         super().__init__()
-        if isinstance(window, bool) or not isinstance(window, Integral) or window < 3 or window % 2 == 0:
+        if not _is_number(window) or not hasattr(window, "__index__") or window < 3 or window % 2 == 0:
             raise ValueError(f"window={window!r}; an odd number of pixels from 3 is needed")
         self.window, self.weighted, self.whole = window, weighted, whole
         self.smallest = window
@@ -318,7 +322,7 @@ class LuminanceLoss(ImageLoss):
 
     def __init__(self, sigma: float = 4.0):
         super().__init__()
-        if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 < sigma < math.inf:
+        if not _is_number(sigma) or sigma <= 0:
             raise ValueError(f"sigma={sigma!r}; a finite number of pixels above 0 is needed")
         self.sigma = sigma
         self.side = 2 * round(3 * sigma) + 1

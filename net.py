@@ -10,7 +10,6 @@ How layers are computed (norms, pools, Fourier transforms) stands in layers.py.
 from __future__ import annotations
 
 import reprlib
-from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -387,7 +386,7 @@ def _check_config(config: dict) -> None:
     for name, value in config.items():
         if name in LIMITS:
             low, high = LIMITS[name]
-            if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
                 raise ValueError(f"{name}={reprlib.repr(value)}; a whole number from {low} to {high} is needed")
         elif name in ("cpm", "prior"):
             if not isinstance(value, bool):
