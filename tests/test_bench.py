@@ -37,7 +37,7 @@ def build():
     raise Broken(1, 2)
 """,
     "killed.py": "import os\ndef build():\n    os._exit(9)",
-    "train.py": "raise RuntimeError('the train.py of the current folder')",
+    "trainer.py": "raise RuntimeError('the trainer.py of the current folder')",
 }
 
 
@@ -51,7 +51,7 @@ def row_of(model, variant="", precision="float32", task="inference", size="32x48
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A run in a folder that has a train.py and a net.py of its own: exit code, printed text, report."""
+    """A run in a folder that has a trainer.py and a net.py of its own: exit code, printed text, report."""
     folder = tmp_path_factory.mktemp("bench")
     for name, text in PEERS.items():
         (folder / name).write_text(text)

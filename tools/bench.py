@@ -7,12 +7,9 @@ rows      released: tools/released.py as its users run it. Ratios are to its tim
           released, memory kept: freed memory is kept for the next tensor, as test.py and train.py do (CPU on Linux)
           RPFNet, optimize(): BatchNorm folded into the convolutions; in bfloat16 it is what `test.py --fast` runs
           RPFNet, compiled: with --compile; optimize(bfloat16=True, compiled=True). Compiling takes minutes
-          Training is a step of train.py with recipes/paper.json, losses included, with RPFNet or the released graph.
-          Weights are random: speed does not depend on them. RPFNet's rows keep freed memory.
-ms        Median of the timed passes; spread is their interquartile range. Every row warms up first. Then rows take
-          turns, pass by pass, so that a disturbance of the machine hits all of them.
-peak MB   Growth over libraries, weights and inputs, up to the end of the first timed pass, of a row's own process:
-          resident memory (CPU on Linux), or what PyTorch's allocator gave out (CUDA).
+          Training is a step of train.py with recipes/paper.json. Weights are random. RPFNet's rows keep freed memory
+ms        Median of the timed passes; spread is their interquartile range. Rows warm up, then take turns pass by pass.
+peak MB   Growth over libraries, weights and inputs: of a row's own process (CPU, Linux), of PyTorch's allocator (CUDA).
 gflop     Convolutions and matrix products by PyTorch's counter, without FFTs. A multiplication and an addition are 2.
 """
 from __future__ import annotations
@@ -39,14 +36,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # first: another folder may have a train.py too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # first: another folder may have a net.py too
 
-import train
 from dataset import positive
 from inference import MIN_SIZE
 from net import RPFNet
+from recipe import parse
 from runtime import check_device, first_line, keep_freed_memory
 from tools.released import ReleasedNet
+from trainer import Trainer, commit
 
 KEPT, COMPILED = "memory kept", "compiled"      # variants
 COLUMNS = "task size batch model variant precision median_ms spread_ms repeats peak_mb gflop ratio".split()
@@ -68,7 +66,7 @@ def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
     layout = torch.channels_last if half else torch.contiguous_format
     if case.task == "training":
         options = ["--device", device, "--batch", str(case.batch), "--amp" if half else "--no-amp", "--out", os.devnull]
-        trainer = train.Trainer(train.parse(options)[0])
+        trainer = Trainer(parse(options)[0])
         if case.model == "released":
             trainer.model = ReleasedNet().to(device, memory_format=layout)
             trainer.optimisers[0] = torch.optim.Adam(trainer.model.parameters(), trainer.args.lr)
@@ -82,7 +80,7 @@ def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
 
 def load_peer(path: str) -> Callable[[], nn.Module]:
     """`build` of a Python file. The file imports from its own folder: its net.py is not the one here."""
-    ours = {entry.stem for entry in Path(train.__file__).parent.iterdir()}
+    ours = {entry.stem for entry in Path(__file__).resolve().parent.parent.iterdir()}
     for name in [name for name in sys.modules if name.partition(".")[0] in {*ours, Path(path).stem}]:
         del sys.modules[name]
     sys.path.insert(0, str(Path(path).resolve().parent))
@@ -102,6 +100,7 @@ def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
         run(*inputs)
         if device == "cuda":
             torch.cuda.synchronize()
+
     with torch.compiler.set_stance("force_eager"):      # in compiled code the counter sees no operators
         run(*(x[:1, :, :32, :32] for x in inputs))      # loads libraries
         idle = None if case.variant == COMPILED else peak_memory(device)    # compilers and CUDA graphs take their own
@@ -118,10 +117,9 @@ def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
 
 def peak_memory(device: str) -> float | None:
     """Most memory so far, MB: on CUDA of PyTorch's allocator, otherwise resident, which only Linux tells."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status").read_text() if sys.platform == "linux" else ""
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024 / 1e6 if status else None
+    if device == "cuda" or sys.platform != "linux":
+        return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
 
 
 def serve(*row: object) -> None:
@@ -215,7 +213,7 @@ def run(args: argparse.Namespace) -> dict:
     report = {"rows": [], "failed": {}, "machine": {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else (cpus or ["CPU"])[0],
         "threads": args.threads, "load average": round(os.getloadavg()[0], 2), "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"), "commit": train.commit(), "command": shlex.join(["python", *sys.argv])}}
+        "date": time.strftime("%Y-%m-%d"), "commit": commit(), "command": shlex.join(["python", *sys.argv])}}
     for cases in plan(args):
         rows, failed = measure(cases, args.device, args.threads, args.repeats or (30 if args.device == "cuda" else 2))
         report["rows"], report["failed"] = report["rows"] + rows, report["failed"] | failed
