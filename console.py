@@ -1,12 +1,14 @@
-"""The terminal: names that may hold anything, streams that may be closed, Ctrl-C. Imports nothing that takes time."""
+"""The terminal: options, names that may hold anything, streams that may be closed, Ctrl-C. Imports nothing that takes time."""
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 INTERRUPTED = 130       # exit code after Ctrl-C, as in a shell
 
@@ -14,6 +16,22 @@ INTERRUPTED = 130       # exit code after Ctrl-C, as in a shell
 def printable(text: str) -> str:
     r"""Control codes, line ends and undecodable bytes as \x1b, \n, ...; safe in a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def complain(*lines: str) -> None:
+    for line in lines:
+        print(printable(line), file=sys.stderr)
+
+
+def given(text: str) -> str:
+    """Not empty, for argparse."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; is a variable of the shell unset?")
+    return text
+
+
+def given_path(text: str) -> Path:
+    return Path(given(text))
 
 
 def before_imports() -> None:

@@ -36,7 +36,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
+from console import complain, run
 from dataset import find_chosen, find_pairs, list_images, load_pair
 from images import SUFFIXES, DataError, luma, read_gray
 from measures import (
@@ -72,7 +74,6 @@ from measures.tables import (
     Running,
     common_means,
     csv_cell,
-    printable,
     published_rows,
     rank_of_ranks,
     ranks,
@@ -181,7 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
                "  python metrics.py --fused Fused --ir data/ir --vis data/vis\n"
                "  python metrics.py --fused RPFNet=Fused LRRNet=other/LRRNet --dataset tno --data data/TNO \\\n"
                "      --baselines --protocol paper --paper 4")
-    add_image_options(parser)
+    add_baselines(add_image_options(parser))
 
     what = parser.add_argument_group("what to compute")
     what.add_argument("--protocol", metavar="NAME", choices=(*PROTOCOLS, "both", *ALIASES),
@@ -203,17 +204,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_image_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `collect_methods` and `collect_pairs` read, and --baselines."""
+def add_image_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The options that `collect_methods` and `collect_pairs` read. Returns their group, for more."""
     images = parser.add_argument_group("images")
     images.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR",
                         help="folders of fused images, named as the pairs (for IR{n}/VIS{n}: {n}); colour becomes luma")
-    images.add_argument("--baselines", action="store_true", help="also score the sources' average and maximum")
     images.add_argument("--ir", type=Path, help="infrared folder (for IR*/VIS* in one folder: that folder, twice)")
     images.add_argument("--vis", type=Path, help="visible folder")
     images.add_argument("--dataset", type=str.lower, help="a published data set's layout, in place of --ir and --vis")
     images.add_argument("--data", type=Path, help="its folder")
     images.add_argument("--split", help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
+    return images
+
+
+def add_baselines(images: argparse._ArgumentGroup) -> None:
+    images.add_argument("--baselines", action="store_true", help="also score the sources' average and maximum")
 
 
 def cores() -> int:
@@ -344,6 +349,24 @@ class Report:
             self.csv_file.write([csv_cell(method), csv_cell(scored.name), protocol, *(values[n] for n in self.names)]
                                 for (method, protocol), values in scored.values.items())
 
+    def collect(self, tasks: Iterable[Task], protocols: Sequence[str], workers: int, total: int, title: str,
+                problems: list[str]) -> bool:
+        """Score `total` tasks; what fails goes to `problems`. Whether Ctrl-C ended it, with what was done kept."""
+        try:
+            for scored in tqdm(score_all(tasks, protocols, self.names, min(workers, total)), total=total, unit="pair",
+                               desc=title, disable=None):
+                problems += scored.problems
+                self.add(scored)
+        except KeyboardInterrupt:
+            return True
+        except BrokenProcessPool:
+            problems.append("the rest: a worker process was killed (out of memory?); try fewer --workers")
+        return False
+
+    def complain_of_notes(self) -> None:
+        for note, count in self.notes.items():
+            complain(f"note: {note} ({count} times, left out of the mean)")
+
     def rows(self, protocol: str, order: Sequence[str]) -> tuple[list[Row], int]:
         """Rows in the order of `order`, and the number of images that all of them have."""
         scores = self.scores.get(protocol)
@@ -403,18 +426,11 @@ def show(text: str = "") -> None:
     print(text.encode(encoding(), "backslashreplace").decode(encoding()))
 
 
-def complain(text: str) -> None:
-    print(printable(text), file=sys.stderr)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    from tqdm import tqdm
-
     args = build_parser().parse_args(argv)
     protocol = args.protocol or ("paper" if args.paper else "definition")
     protocols = ("definition", "toolbox") if protocol == "both" else (canonical(protocol),)
     problems: list[str] = []
-    interrupted = False
     try:
         names = chosen_names(args.metrics, protocols[0])
         if args.paper and protocols != ("paper",):
@@ -436,18 +452,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"metrics.py: {error}")
         return 1
     tasks = read_tasks(pairs, methods, baselines, problems)
-    try:
-        for scored in tqdm(score_all(tasks, protocols, names, min(args.workers, len(pairs))), total=len(pairs),
-                           unit="pair", desc="scoring", disable=None):
-            problems += scored.problems
-            report.add(scored)
-    except KeyboardInterrupt:
-        interrupted = True
-    except BrokenProcessPool:
-        problems.append("the rest: a worker process was killed (out of memory?); try fewer --workers")
+    interrupted = report.collect(tasks, protocols, args.workers, len(pairs), "scoring", problems)
     print_report(args, report, protocols, [*methods, *baselines], published)
-    for note, count in report.notes.items():
-        complain(f"note: {note} ({count} times, left out of the mean)")
+    report.complain_of_notes()
     for problem in problems:
         complain(f"skipped: {problem}")
     if report.csv_file:
@@ -471,18 +478,5 @@ def chosen_names(chosen: Sequence[str] | None, protocol: str) -> list[str]:
         raise ValueError(f"--metrics: {error}") from error
 
 
-def run() -> int:
-    """`main`, silent where nobody reads the output any more (| head)."""
-    try:
-        try:
-            return main()
-        finally:
-            if sys.stdout:
-                sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for the flush when Python ends
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run(main))

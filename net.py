@@ -10,7 +10,7 @@ How layers are computed (norms, pools, Fourier transforms) stands in layers.py.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -222,10 +222,9 @@ class RPFNet(nn.Module):
     def __init__(self, channels: int = 32, stages: int = 3, sharing: str = "convolutions",
                  global_branch: str = "fourier", cpm: bool = True, prior: bool = True, border: int = 8):
         super().__init__()
-        self.config = {"channels": channels, "stages": stages, "sharing": sharing, "global_branch": global_branch,
+        self.config: dict[str, Any] = {"channels": channels, "stages": stages, "sharing": sharing, "global_branch": global_branch,
                        "cpm": cpm, "prior": prior, "border": border}
         check_config(self.config, {"sharing": ("convolutions", "none"), "global_branch": tuple(GLOBAL_BRANCHES)})
-        self.border = border
         self.stem_f = CB(2, channels)
         self.stem_r = CB(1, channels) if prior else None
         self.stages = nn.ModuleList(Stage(channels, global_branch, cpm, prior) for _ in range(stages))
@@ -257,7 +256,7 @@ class RPFNet(nn.Module):
         return self._fuse(ir, vis_y, return_features)
 
     def _fuse(self, ir: Tensor, vis_y: Tensor, return_features: bool) -> Tensor | tuple[Tensor, list[Features]]:
-        pads = mirror_pads(ir.shape[-2:], 0 if self.training else self.border)
+        pads = mirror_pads(ir.shape[-2:], 0 if self.training else self.config["border"])
         sources = F.pad(torch.cat([ir, vis_y], 1), pads, mode="reflect")                # (B, 2, H, W)
         f_f, f_r = self.stem_f(sources), None
         if self.stem_r is not None:

@@ -1,10 +1,12 @@
 """Writing without losing anything: files whole or not at all, one run at a time, never over an input."""
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +35,15 @@ def write_atomically(path: Path, data: bytes, sync: bool = True) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping]) -> bytes:
+    """A CSV file with a header; cells that a row does not have stay empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Sequence[Path]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from console import printable
+from console import given, given_path, printable
 from dataset import DATASETS
 from inference import MIN_SIZE
 from net import GLOBAL_BRANCHES
@@ -39,17 +39,6 @@ class TrainingError(Exception):
 
 # ---------------------------------------------------------------------------------------------
 # What an option may be; for argparse
-
-
-def given(text: str) -> str:
-    """Not empty."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty; is a variable of the shell unset?")
-    return text
-
-
-def folder(text: str) -> Path:
-    return Path(given(text))
 
 
 def count(low: int, high: int) -> Callable[[str], int]:
@@ -136,7 +125,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, help="its layout")
     main.add_argument("--ir", type=given, metavar="DIR", help="train on your own two folders: infrared ...")
     main.add_argument("--vis", type=given, metavar="DIR", help="... and visible, matched by file name")
-    main.add_argument("--out", type=folder, default=Path("checkpoints"), help="where checkpoints and the log go")
+    main.add_argument("--out", type=given_path, default=Path("checkpoints"), help="where checkpoints and the log go")
     main.add_argument("--resume", action="store_true", help="go on from OUT/last.pth, with the recipe stored in it")
     main.add_argument("--init", type=given, metavar="PTH", help="start from these weights: fine-tune, or continue with "
                       "another recipe (a last.pth has the auxiliary decoder's too)")

@@ -4,9 +4,12 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import platform
+import re
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 from torch import distributed
@@ -39,6 +42,12 @@ def check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device}: {first_line(error)}") from None
+
+
+def processor() -> str:
+    """The CPU's name."""
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def first_line(error: Exception) -> str:
@@ -79,7 +88,6 @@ class Team:
         parts: list = [None] * self.world
         distributed.all_gather_object(parts, items)
         return [item for row in zip_longest(*parts) for item in row if item is not None]
-
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """x, added up over all processes."""

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from console import INTERRUPTED, ImageWarning, grouped, printable, run
+from console import INTERRUPTED, ImageWarning, complain, given, given_path, grouped, printable, run
 from dataset import DATASETS, find_chosen, positive
 from images import SUFFIXES, DataError
 from inference import MIN_TILE
@@ -46,17 +46,6 @@ FATAL = (DataError, OutputError, ValueError, RuntimeError, OSError, MemoryError)
 # Options
 
 
-def given(text: str) -> str:
-    """Not empty, for argparse."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty; is a variable of the shell unset?")
-    return text
-
-
-def path(text: str) -> Path:
-    return Path(given(text))
-
-
 def batch_size(text: str) -> int:
     if positive(text) > MOST_IN_A_BATCH:
         raise argparse.ArgumentTypeError(f"{text} is more than {MOST_IN_A_BATCH}")
@@ -74,14 +63,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      usage="python test.py [options]")
     source = parser.add_argument_group("what to fuse (default: the rendered samples)")
-    source.add_argument("--ir", type=path,
+    source.add_argument("--ir", type=given_path,
                         help="infrared folder or file (for IR*/VIS* in one folder: that folder, twice)")
-    source.add_argument("--vis", type=path, help="visible folder or file")
+    source.add_argument("--vis", type=given_path, help="visible folder or file")
     source.add_argument("--ir-pattern", type=given, metavar="'*_ir'", help="infrared file names, with * for what the "
                         "two names of a pair have in common; by default equal names, or the usual affixes")
     source.add_argument("--vis-pattern", type=given, metavar="'*_vis'", help="visible file names")
     source.add_argument("--dataset", type=str.lower, choices=DATASETS, help="a published data set's layout")
-    source.add_argument("--data", type=path, help="its folder")
+    source.add_argument("--data", type=given_path, help="its folder")
     source.add_argument("--split", type=given,
                         help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
 
@@ -94,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
                         "more than 4 pixels against each other; they are fused all the same, with a note")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=path, default=Path("Fused"), help="folder for the results (default: ./Fused), "
+    output.add_argument("--out", type=given_path, default=Path("Fused"), help="folder for the results (default: ./Fused), "
                         "or for one pair a file, such as fused.png")
     output.add_argument("--format", choices=FORMATS, help="default: png; jpg loses detail and changes metrics")
     output.add_argument("--gray", action="store_true",
@@ -109,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--as-published", action="store_true", help="normalise by the statistics of each image, as "
                          "the published pictures were made: more contrast, and night turns to fog; with "
                          "--studio-range: their colour conversion too")
-    network.add_argument("--released", type=path, metavar="MODEL.PTH", help="use the authors' published network: their "
+    network.add_argument("--released", type=given_path, metavar="MODEL.PTH", help="use the authors' published network: their "
                          "graph, with the statistics of the one image; the pickle is read without executing it")
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs "
                          "from NVIDIA's Ampere on and on CPUs with bfloat16 instructions; slower on older ones")
@@ -191,7 +180,6 @@ def load_network(args: argparse.Namespace) -> nn.Module:
         raise DataError("--released goes without --checkpoint, --as-published, --fast and --compile")
     if args.as_published and (args.fast or args.compile):
         raise DataError("--as-published goes without --fast and --compile, which need fixed statistics")
-    check_device(args.device)
     if args.released:
         from tools.released import load_released  # only here: nobody else pays for the import
         return load_released(args.released).to(args.device)
@@ -260,11 +248,6 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
     complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems),
              *(line for text in dict.fromkeys(fatal) for line in f"test.py: {text}".splitlines()))
     return 1 if problems or fatal else 0
-
-
-def complain(*lines: str) -> None:
-    for line in lines:
-        print(printable(line), file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

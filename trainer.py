@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import importlib.metadata
 import io
 import json
@@ -30,7 +29,7 @@ from images import to_image
 from layers import ExactStatistics
 from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
 from net import CHECKPOINTS, AuxiliaryDecoder, RPFNet
-from outputs import write_atomically
+from outputs import as_csv, write_atomically
 from recipe import VERSION, TrainingError, recipe
 from runtime import team
 from weights import check_weights, load
@@ -281,11 +280,7 @@ class Trainer:
 
     def write_log(self) -> None:
         columns = list(dict.fromkeys(key for row in self.history for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.history)
-        write_or_warn(self.args.out / "log.csv", text.getvalue().encode())
+        write_or_warn(self.args.out / "log.csv", as_csv(columns, self.history))
 
     # --- one epoch's end ---
 
@@ -369,14 +364,12 @@ def over_all(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each sum over all processes."""
     if team.world == 1 or not sums:
         return sums
-    values = torch.stack(list(sums.values()))
-    distributed.all_reduce(values)
-    return dict(zip(sums, values))
+    return dict(zip(sums, team.sum(torch.stack(list(sums.values())))))
 
 
 @torch.inference_mode()
 def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.device) -> dict[str, float]:
-    """Mean fusion loss L_F and metrics (float protocol, plain range) over whole validation pairs, eval mode."""
+    """Mean fusion loss L_F and metrics (protocol definition, plain range) over whole validation pairs, eval mode."""
     model.eval()
     rows = []
     own = team.share(range(len(val)))

@@ -42,7 +42,7 @@ from dataset import positive
 from inference import MIN_SIZE
 from net import RPFNet
 from recipe import parse
-from runtime import check_device, first_line, keep_freed_memory
+from runtime import check_device, first_line, keep_freed_memory, processor
 from tools.released import ReleasedNet
 from trainer import Trainer, commit
 
@@ -209,9 +209,8 @@ def run(args: argparse.Namespace) -> dict:
     for needed in [*args.peer, args.json.absolute().parent]:
         os.stat(needed)         # before any time is spent
     check_device(args.device)
-    cpus = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
     report = {"rows": [], "failed": {}, "machine": {
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else (cpus or ["CPU"])[0],
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
         "threads": args.threads, "load average": round(os.getloadavg()[0], 2), "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"), "commit": commit(), "command": shlex.join(["python", *sys.argv])}}
     for cases in plan(args):

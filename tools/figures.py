@@ -36,10 +36,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dataset import Pair, load_pair
-from images import DataError, luma, read_gray, read_vis, write_atomically
+from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
-from metrics import BASELINES, baseline, collect_methods, collect_pairs, match_fused
+from metrics import BASELINES, add_image_options, baseline, collect_methods, collect_pairs, match_fused
 from net import AuxiliaryDecoder, RPFNet
+from outputs import as_csv, write_atomically
 
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
 INSET = 0.36                        # side of a magnified crop, share of the panel
@@ -253,7 +254,7 @@ def draw_spectrum(args: argparse.Namespace, problems: list[str]) -> Figure:
                  for name, image in images.items()]
         first = first or {"infrared": ir, "visible": vis, **images}
     if args.csv:
-        write_csv(args.csv, rows)
+        write_atomically(args.csv, as_csv(list(rows[0]), rows))
     return spectra_and_bars(first, rows)
 
 
@@ -276,13 +277,6 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
         axis.invert_yaxis()
         print(f"{number}: " + ", ".join(f"{method} {mean:.3f}" for method, mean in zip(methods, means)))
     return figure
-
-
-def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -344,15 +338,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--out", type=Path, help="file to write, without suffix (default: figures/KIND)")
-    pairs = parser.add_argument_group("pairs (sheet, features, spectrum)")
-    pairs.add_argument("--ir", type=Path, help="infrared folder")
-    pairs.add_argument("--vis", type=Path, help="visible folder")
-    pairs.add_argument("--dataset", type=str.lower, help="a published data set's layout, in place of --ir and --vis")
-    pairs.add_argument("--data", type=Path, help="its folder")
-    pairs.add_argument("--split", help="its split")
+    pairs = add_image_options(parser)       # of sheet, features and spectrum
     pairs.add_argument("--names", nargs="+", help="these pairs (default: all; features: the first)")
     pairs.add_argument("--count", type=int, default=0, help="only the first COUNT pairs")
-    pairs.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR", help="folders of fused images")
     other = parser.add_argument_group("one kind each")
     other.add_argument("--box", nargs="+", default=["auto"], metavar="X,Y,W,H", help="sheet: one or two boxes to "
                        "magnify, or auto, a hot target and a textured place; phase: the box of the centred spectrum")

@@ -19,19 +19,17 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from console import complain, printable
 from dataset import Pair, load_pair, positive
-from images import DataError, luma, read_vis, write_atomically, write_image
-from measures.tables import printable
+from images import DataError, luma, read_vis, write_image
 from metrics import (
     BASELINES,
     LOWER_IS_BETTER,
@@ -39,17 +37,17 @@ from metrics import (
     TITLES,
     Report,
     Task,
+    add_baselines,
     add_image_options,
     baseline,
     chosen_names,
     collect_methods,
     collect_pairs,
-    complain,
     cores,
     match_fused,
     rank_of_ranks,
-    score_all,
 )
+from outputs import write_atomically
 
 TEMPLATES = Path(__file__).resolve().parent / "gallery"
 PAGE = ("index.html", "gallery.css", "gallery.js")
@@ -69,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
                "examples:\n"
                "  python tools/gallery.py --fused RPFNet=Fused Mine=DIR --ir data/ir --vis data/vis --out report\n"
                "  python tools/gallery.py --fused Mine=DIR --dataset tno --data data/TNO --baselines --metrics EN SD")
-    add_image_options(parser)
+    add_baselines(add_image_options(parser))
 
     what = parser.add_argument_group("scores")
     what.add_argument("--protocol", default="definition", choices=PROTOCOLS,
@@ -298,22 +296,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     report = Report(names, None)
     try:
-        for scored in tqdm(score_all(gallery.tasks(), [args.protocol], names, min(args.workers, len(pairs))),
-                           total=len(pairs), unit="pair", desc="gallery", disable=None):
-            problems += scored.problems
-            report.add(scored)
-    except KeyboardInterrupt:
-        interrupted = True
-    except BrokenProcessPool:
-        problems.append("the rest: a worker process was killed (out of memory?); try fewer --workers")
+        interrupted = report.collect(gallery.tasks(), [args.protocol], args.workers, len(pairs), "gallery", problems)
     except OSError as error:
         problems.append(f"the rest: {error}")
     try:
         gallery.finish(report, args.protocol)
     except OSError as error:
         problems.append(f"the tables: {error}")
-    for note, count in report.notes.items():
-        complain(f"note: {note} ({count} times, left out of the mean)")
+    report.complain_of_notes()
     for problem in problems:
         complain(f"skipped: {problem}")
     if interrupted:

@@ -31,7 +31,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset import Pair, load_pair, positive
 from images import DataError, luma
 from loss import above_deviation, adaptive_weight
-from metrics import BASELINES, Running, Task, baseline, collect_methods, collect_pairs, match_fused, read_tasks
+from metrics import (
+    BASELINES,
+    Running,
+    Task,
+    add_image_options,
+    baseline,
+    collect_methods,
+    collect_pairs,
+    match_fused,
+    read_tasks,
+)
 from net import RPFNet
 
 MEASURES = {
@@ -259,14 +269,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
         epilog="measures (F is the fused image):\n" + "\n".join(
             f"  {name:{width}}  {text}" for name, text in (MEASURES | FLICKER_MEASURES).items()))
-    images = parser.add_argument_group("images")
-    images.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR",
-                        help="folders of fused images, named as the pairs (for IR{n}/VIS{n}: {n}); colour becomes luma")
-    images.add_argument("--ir", type=Path, help="infrared folder (for IR*/VIS* in one folder: that folder, twice)")
-    images.add_argument("--vis", type=Path, help="visible folder")
-    images.add_argument("--dataset", type=str.lower, help="a published data set's layout, in place of --ir and --vis")
-    images.add_argument("--data", type=Path, help="its folder")
-    images.add_argument("--split", help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
+    images = add_image_options(parser)
     images.add_argument("--day", type=float, default=DAY, metavar="LEVEL", help="an image is by day if its visible "
                         "mean is at least this gray level (default: %(default)g)")
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import io
 import json
 import math
-import platform
 import re
 import shlex
 import signal
@@ -31,9 +29,11 @@ from tqdm import tqdm
 import metrics
 import train
 from dataset import Pair, load_pair, named_pairs
-from images import DataError, luma, read_gray, write_atomically
+from images import DataError, luma, read_gray
 from net import RPFNet
-from runtime import first_line
+from outputs import as_csv, write_atomically
+from recipe import completed
+from runtime import first_line, processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -166,12 +166,8 @@ def identity(row: dict[str, str]) -> tuple[str, ...]:
 def record(path: Path, columns: Sequence[str], rows: Sequence[dict], key: Callable[[dict], tuple]) -> None:
     """Add rows to a file, in place of those with the same key. The file is whole at every moment."""
     kept = {key(row): row for row in [*read_rows(path), *rows]}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(kept.values())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, as_csv(columns, kept.values()))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -232,13 +228,6 @@ def machine(name: str | None = None) -> str:
     """train.py's name of a device, with the processor's where that is "cpu"; by default of the device in use."""
     name = name or train.device_name(torch.device(device()))
     return re.sub(r"^cpu\b", processor(), name)
-
-
-def processor() -> str:
-    try:
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):        # not Linux
-        return platform.processor() or platform.machine()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -325,7 +314,7 @@ def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        stored, version = state["recipe"], state["version"]
+        stored, version = completed(state["recipe"], str(path)), state["version"]
     except Exception as error:      # torch raises many types; each would hide the file's name
         raise TableError(f"{path}: not a checkpoint of train.py ({type(error).__name__}); remove it") from None
     changed = [f"{key} {stored[key]} -> {getattr(wanted, key)}" for key in train.RECIPE
