@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from images import DataError, luma, read_ir, read_vis
-from pairing import Pair, all_paired, find_pairs, list_images, listing, match_pairs
+from support.pairing import Pair, all_paired, find_pairs, list_images, listing, match_pairs
 
 __all__ = ["DATASETS", "CropDataset", "DataError", "Pair", "PairDataset", "crop_batches", "find_chosen", "find_named",
            "find_pairs", "list_images", "load_pair", "match_pairs", "named_pairs"]

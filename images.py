@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import headers
-from console import note
-from outputs import write_atomically
+from support import headers
+from support.console import note
+from support.outputs import write_atomically
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 COLOURFUL = 8.0     # mean difference of an infrared image's planes, in levels

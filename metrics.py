@@ -38,7 +38,6 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from console import complain, run
 from dataset import find_chosen, find_pairs, list_images, load_pair
 from images import SUFFIXES, DataError, luma, read_gray
 from measures import (
@@ -80,6 +79,7 @@ from measures.tables import (
     table,
 )
 from measures.vif import VIF_MIN_SIDE
+from support.console import complain, run
 
 __all__ = [
     "AG", "CC", "CDDFUSE_COLUMNS", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "MS_SSIM_MIN_SIDE",

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from console import printable
 from inference import check_batch, fuse_pair
 from layers import (
     BatchNorm,
@@ -31,7 +30,8 @@ from layers import (
     mirror_pads,
     rfft2_as_channels,
 )
-from runtime import check_device, first_line
+from support.console import printable
+from support.runtime import check_device, first_line
 from weights import check_config, check_weights, read_checkpoint
 
 CHECKPOINTS = {name: Path(__file__).resolve().parent / "checkpoints" / file for name, file in (

@@ -18,13 +18,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from console import note
 from dataset import SizeError, load_pair
 from images import ALIGNED, DataError, apparent_shift, luma, write_image
 from inference import fuse_luminance, in_colour_of, prepare
-from outputs import DISK_ERRORS
-from pairing import Pair
-from runtime import first_line, team
+from support.console import note
+from support.outputs import DISK_ERRORS
+from support.pairing import Pair
+from support.runtime import first_line, team
 
 CPU_THREADS = 2     # that read and write; more would take cores from the network
 GPU_THREADS = 8     # where the network leaves the CPU free, and takes less time than one PNG

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from console import given, given_path, printable
 from dataset import DATASETS
 from inference import MIN_SIZE
 from net import GLOBAL_BRANCHES
+from support.console import given, given_path, printable
 from weights import LIMITS, in_words, load, read_json
 
 RECIPES = Path(__file__).resolve().parent / "recipes"

@@ -11,7 +11,7 @@ Colour comes from the visible image; names and sizes are kept.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import console
+    from support import console
 
     console.before_imports()
 
@@ -26,15 +26,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from console import INTERRUPTED, ImageWarning, complain, given, given_path, grouped, printable, run
 from dataset import DATASETS, find_chosen, positive
 from images import SUFFIXES, DataError
 from inference import MIN_TILE
 from net import CHECKPOINTS, RPFNet
-from outputs import OutputError, locked, making, refuse_overwriting
-from pairing import Pair, find_pairs
 from pipeline import Fuser, compare_folder, explained
-from runtime import check_device, keep_freed_memory, team
+from support.console import INTERRUPTED, ImageWarning, complain, given, given_path, grouped, printable, run
+from support.outputs import OutputError, locked, making, refuse_overwriting
+from support.pairing import Pair, find_pairs
+from support.runtime import check_device, keep_freed_memory, team
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 FORMATS = ("png", "bmp", "tif", "jpg")

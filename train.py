@@ -12,7 +12,7 @@ RPFNet.from_pretrained and test.py), log.csv (one row an epoch).
 from __future__ import annotations
 
 if __name__ == "__main__":
-    import console
+    from support import console
 
     console.before_imports()
 
@@ -29,10 +29,8 @@ from torch import distributed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from console import INTERRUPTED
 from dataset import DATASETS, CropDataset, PairDataset, match_pairs, named_pairs
 from images import DataError
-from outputs import OutputError, locked, making
 from recipe import (
     RECIPE,
     VERSION,
@@ -43,7 +41,9 @@ from recipe import (
     refuse_overwriting_a_run,
     whole,
 )
-from runtime import check_device, first_line, keep_freed_memory, team
+from support.console import INTERRUPTED
+from support.outputs import OutputError, locked, making
+from support.runtime import check_device, first_line, keep_freed_memory, team
 from trainer import (
     SMALLER,
     Stop,

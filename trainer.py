@@ -23,15 +23,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
-from console import INTERRUPTED
 from dataset import CropDataset, PairDataset, crop_batches
 from images import to_image
 from layers import ExactStatistics
 from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
 from net import CHECKPOINTS, AuxiliaryDecoder, RPFNet
-from outputs import as_csv, write_atomically
 from recipe import VERSION, TrainingError, recipe
-from runtime import team
+from support.console import INTERRUPTED
+from support.outputs import as_csv, write_atomically
+from support.runtime import team
 from weights import check_weights, load
 
 ROOT = Path(__file__).resolve().parent

@@ -19,8 +19,8 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from console import listed, printable
-from runtime import first_line
+from support.console import listed, printable
+from support.runtime import first_line
 
 FIRST_LAYER = "stem_f.0.weight"     # every RPFNet has it
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"     # the number that files of torch.save before PyTorch 1.6 begin with

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from console import printable
 from measures.protocols import LOWER_IS_BETTER, PAPER_COLUMNS
+from support.console import printable
 
 PAPER_TABLES = Path(__file__).resolve().parents[1] / "results" / "paper_tables.csv"
 PAPER_NAMES = {"roadscene": "FLIR-val", "mri-pet": "Harvard", "mri-spect": "Harvard"}     # others as in dataset.DATASETS

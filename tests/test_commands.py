@@ -17,7 +17,7 @@ from dataset import named_pairs
 from images import luma, read_vis
 from layers import BatchNorm
 from net import RPFNet
-from outputs import locked, write_atomically
+from support.outputs import locked, write_atomically
 
 ROOT = Path(fuse_command.__file__).parent
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-import console
-from console import grouped, printable
+from support import console
+from support.console import grouped, printable
 
-ROOT = Path(console.__file__).parent
+ROOT = Path(console.__file__).parents[1]
 
 
 def command(body, **options):
     """A command whose main is `body`, as a process."""
-    code = ("import console, os, sys, time\nconsole.before_imports()\n"
+    code = ("import os, sys, time\nfrom support import console\nconsole.before_imports()\n"
             f"def main():\n    {body}\nsys.exit(console.run(main))")
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             **options)
@@ -63,7 +63,7 @@ def test_ctrl_c_that_the_shell_ignores_stays_ignored():
 def test_streams_that_are_closed_or_full(tmp_path, redirection, code, said):
     """The file that is opened first must not get the number of a closed stream."""
     script = tmp_path / "script.py"
-    script.write_text("import console, os, sys\nconsole.before_imports()\ndef main():\n"
+    script.write_text("import os, sys\nfrom support import console\nconsole.before_imports()\ndef main():\n"
                       "    with open(sys.argv[1], 'w') as file: assert file.fileno() > 2\n"
                       "    print('out ärger'); print('err ärger', file=sys.stderr); return 0\n"
                       "sys.exit(console.run(main))")

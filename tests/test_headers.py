@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import headers
 from images import DataError, read_gray, read_ir, read_vis
+from support import headers
 
 
 def smooth(height=40, width=60, seed=0):

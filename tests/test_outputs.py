@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import outputs
-from outputs import OutputError, locked, making, refuse_overwriting, write_atomically
+from support import outputs
+from support.outputs import OutputError, locked, making, refuse_overwriting, write_atomically
 
-ROOT = Path(outputs.__file__).parent
+ROOT = Path(outputs.__file__).parents[1]
 
 
 def names(folder):
@@ -113,7 +113,7 @@ def test_a_second_run_is_told_at_once_and_nothing_is_left(tmp_path):
 
 
 def test_the_lock_of_a_killed_run_is_free(tmp_path):
-    code = "import os, outputs, pathlib\nwith outputs.locked(pathlib.Path('.')): os._exit(9)"
+    code = "import os, pathlib\nfrom support import outputs\nwith outputs.locked(pathlib.Path('.')): os._exit(9)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
     assert names(tmp_path) == [".lock"]
     with locked(tmp_path):

@@ -4,9 +4,9 @@ import warnings
 import numpy as np
 import pytest
 
-from console import ImageWarning
 from images import DataError, write_image
-from pairing import find_pairs, list_images, natural_key, without_affix
+from support.console import ImageWarning
+from support.pairing import find_pairs, list_images, natural_key, without_affix
 
 
 def folders(root, ir, vis):
@@ -21,7 +21,7 @@ def folders(root, ir, vis):
     ("a_ir", "a"), ("ir_001", "001"), ("IR1", "1"), ("7-Thermal", "7"), ("001ir", "001"), ("infrared.x", "x"),
     ("ir", "ir"), ("irish", "irish"), ("fir_tree", "fir_tree"), ("chair", "chair"), ("a_visible", "a_visible")])
 def test_affixes(stem, name):
-    from pairing import INFRARED
+    from support.pairing import INFRARED
     assert without_affix(stem, INFRARED) == name
 
 

@@ -4,8 +4,8 @@ import sys
 import pytest
 import torch
 
-import runtime
-from runtime import Team, check_device, first_line
+from support import runtime
+from support.runtime import Team, check_device, first_line
 
 # --- several processes ---
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 from training import TINY, fail_to_write, interrupt_at, rows, said, same_weights
 
-import console
-import outputs
 import recipe
 import train
+from support import console, outputs
 
 ROOT = Path(train.__file__).parent
 

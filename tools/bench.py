@@ -42,7 +42,7 @@ from dataset import positive
 from inference import MIN_SIZE
 from net import RPFNet
 from recipe import parse
-from runtime import check_device, first_line, keep_freed_memory, processor
+from support.runtime import check_device, first_line, keep_freed_memory, processor
 from tools.released import ReleasedNet
 from trainer import Trainer, commit
 

@@ -40,7 +40,7 @@ from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
 from metrics import BASELINES, add_image_options, baseline, collect_methods, collect_pairs, match_fused
 from net import AuxiliaryDecoder, RPFNet
-from outputs import as_csv, write_atomically
+from support.outputs import as_csv, write_atomically
 
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
 INSET = 0.36                        # side of a magnified crop, share of the panel

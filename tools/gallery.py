@@ -27,7 +27,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from console import complain, printable
 from dataset import Pair, load_pair, positive
 from images import DataError, luma, read_vis, write_image
 from metrics import (
@@ -47,7 +46,8 @@ from metrics import (
     match_fused,
     rank_of_ranks,
 )
-from outputs import write_atomically
+from support.console import complain, printable
+from support.outputs import write_atomically
 
 TEMPLATES = Path(__file__).resolve().parent / "gallery"
 PAGE = ("index.html", "gallery.css", "gallery.js")

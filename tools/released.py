@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from console import printable
-from runtime import first_line
+from support.console import printable
+from support.runtime import first_line
 from weights import opened
 
 # ---------------------------------------------------------------------------------------------

@@ -31,9 +31,9 @@ import train
 from dataset import Pair, load_pair, named_pairs
 from images import DataError, luma, read_gray
 from net import RPFNet
-from outputs import as_csv, write_atomically
 from recipe import completed
-from runtime import first_line, processor
+from support.outputs import as_csv, write_atomically
+from support.runtime import first_line, processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"

@@ -38,7 +38,7 @@ import metrics
 import train
 from dataset import positive
 from images import DataError, write_atomically
-from runtime import keep_freed_memory
+from support.runtime import keep_freed_memory
 from tools.table_rows import (
     DATA_SETS,
     IDENTITY,

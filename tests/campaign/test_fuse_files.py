@@ -19,10 +19,10 @@ from fuse_cases import GOOD, add, arguments, process, save, scene, survives, wri
 from PIL import Image
 
 import images
-import outputs
 import pipeline
-from headers import turned
 from net import RPFNet
+from support import outputs
+from support.headers import turned
 
 pytestmark = pytest.mark.campaign
 fuse, tree, weights = fuse_cases.fuse, fuse_cases.tree, fuse_cases.weights      # fixtures
