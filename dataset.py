@@ -88,10 +88,10 @@ def find_named(name: str, root: str | Path, split: str | None = None) -> tuple[l
         raise DataError(f"{name} has no split '{split}'; it has: {', '.join(layout.splits)}")
     if layout.joins:
         return _joined(layout.joins, root, split)
-    pairs, lonely = find_pairs(*_folders(name, layout, Path(root), split))
+    pairs, unpaired = find_pairs(*_folders(name, layout, Path(root), split))
     if layout.listed and split != "all":
         return _listed(name.lower(), pairs, split), []      # what else lies there is not of this split
-    return pairs, lonely
+    return pairs, unpaired
 
 
 def named_pairs(name: str, root: str | Path, split: str | None = None) -> list[Pair]:
@@ -125,12 +125,12 @@ def _folders(name: str, layout: Layout, root: Path, split: str) -> tuple[Path, P
 
 def _joined(names: Sequence[str], root: str | Path, split: str) -> tuple[list[Pair], list[str]]:
     """`find_named` of several data sets. Numbers repeat between them, so a pair's name begins with its data set's."""
-    pairs, lonely = [], []
+    pairs, unpaired = [], []
     for name in names:
         found, problems = find_named(name, root, split)
         pairs += [pair._replace(name=f"{name}-{pair.name}") for pair in found]
-        lonely += problems
-    return pairs, lonely
+        unpaired += problems
+    return pairs, unpaired
 
 
 def _listed(name: str, pairs: list[Pair], split: str) -> list[Pair]:

@@ -101,6 +101,15 @@ def inside(pads: Sequence[int], size: Sequence[int]) -> tuple:
     return ..., slice(top, top + size[0]), slice(left, left + size[1])
 
 
+def share_convolutions(stages: nn.ModuleList) -> None:
+    """Give all stages the convolutions (and linear layers) of the first; BatchNorm layers stay their own."""
+    for stage in stages[1:]:
+        for first, other in zip(stages[0].modules(), stage.modules()):
+            if isinstance(first, (nn.Conv2d, nn.Linear)):
+                for name, parameter in first.named_parameters(recurse=False):
+                    other.register_parameter(name, parameter)
+
+
 class TransformerBlock(nn.Module):
     """What takes the place of the FDFM in the ablation "FDFM => Trans. block" (Table 3, case 6).
 

@@ -442,8 +442,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pairs, problems = collect_pairs(args)
         methods = {}
         for name, folder in folders.items():
-            methods[name], lonely = match_fused(pairs, folder)
-            problems += lonely
+            methods[name], unpaired = match_fused(pairs, folder)
+            problems += unpaired
         baselines = BASELINES if args.baselines else ()
         if args.csv:
             check_csv(args.csv, pairs, methods)

@@ -29,13 +29,10 @@ from layers import (
     irfft2_of_channels,
     mirror_pads,
     rfft2_as_channels,
+    share_convolutions,
 )
-from support.console import printable
-from support.runtime import check_device, first_line
-from weights import check_config, check_weights, read_checkpoint
-
-CHECKPOINTS = {name: Path(__file__).resolve().parent / "checkpoints" / file for name, file in (
-    ("contrast", "rpfnet.pth"), ("paper", "rpfnet_paper.pth"), ("medical", "rpfnet_medical.pth"))}
+from support.runtime import check_device
+from weights import check_config, restored
 
 # ---------------------------------------------------------------------------------------------
 # Blocks
@@ -171,7 +168,7 @@ class Head(nn.Module):
     the last convolution. It is in float32 under autocast too: bfloat16 has only 128 levels in [0.5, 1].
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int = 32):
         super().__init__()
         self.blocks = nn.Sequential(CB(channels, channels), CB(channels, channels // 2))
         self.last = nn.Conv2d(channels // 2, 1, 3, padding=1)
@@ -188,9 +185,6 @@ class AuxiliaryDecoder(Head):
     (B, C, H, W) -> (B, 1, H, W) in [0, 1]. In float32 throughout: in bfloat16 its sigmoid
     saturates, M' goes flat and L_SS has no gradient any more.
     """
-
-    def __init__(self, channels: int = 32):
-        super().__init__(channels)
 
     def forward(self, f_r: Tensor) -> Tensor:
         with torch.autocast(f_r.device.type, enabled=False):
@@ -222,14 +216,14 @@ class RPFNet(nn.Module):
     def __init__(self, channels: int = 32, stages: int = 3, sharing: str = "convolutions",
                  global_branch: str = "fourier", cpm: bool = True, prior: bool = True, border: int = 8):
         super().__init__()
-        self.config: dict[str, Any] = {"channels": channels, "stages": stages, "sharing": sharing, "global_branch": global_branch,
-                       "cpm": cpm, "prior": prior, "border": border}
+        self.config: dict[str, Any] = {"channels": channels, "stages": stages, "sharing": sharing,
+                                       "global_branch": global_branch, "cpm": cpm, "prior": prior, "border": border}
         check_config(self.config, {"sharing": ("convolutions", "none"), "global_branch": tuple(GLOBAL_BRANCHES)})
         self.stem_f = CB(2, channels)
         self.stem_r = CB(1, channels) if prior else None
         self.stages = nn.ModuleList(Stage(channels, global_branch, cpm, prior) for _ in range(stages))
         if sharing == "convolutions":
-            _share_convolutions(self.stages)
+            share_convolutions(self.stages)
         self.head = Head(channels)
         self.uses_bfloat16 = False
 
@@ -314,28 +308,14 @@ class RPFNet(nn.Module):
         """The trained network in eval mode.
 
         Args:
-            path: a name of CHECKPOINTS, after the recipes that trained them; or weights (`.pth`, with the recipe beside
+            path: a name of weights.CHECKPOINTS, after the recipes that trained them; or weights (`.pth`, with the recipe beside
                 it as `.json`); or a training checkpoint of train.py.
             device: where to put it.
         Raises:
             FileNotFoundError, ValueError: no such file, or not sound weights of this network; one line that names it.
         """
-        if path is None or str(path) in ("", ".") or device is None:
-            raise ValueError(f"path={path!r}, device={device!r}: leave out what is to have its default")
-        path = CHECKPOINTS.get(str(path), Path(path))
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such checkpoint; choose from {', '.join(CHECKPOINTS)}, or give a file "
-                                    "that train.py wrote")
         check_device(device)
-        weights, config, described_in = read_checkpoint(path)
-        try:
-            with torch.device("meta"):      # names and shapes alone: what does not fit takes no memory
-                plan = cls(**config)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'{described_in}: "config": {printable(first_line(error))}') from None
-        check_weights(path, weights, plan)
-        model = cls(**config)
-        model.load_state_dict(weights)
+        model = restored(cls, path)
         # Layout changes no value; a single image is convolved faster so, on CPUs and GPUs.
         return model.to(device).to(memory_format=torch.channels_last).eval()
 
@@ -352,12 +332,3 @@ class RPFNet(nn.Module):
             return fuse_pair(self.use_image_statistics(), ir, vis, studio_range, tile)
         finally:
             self.use_image_statistics(before)
-
-
-def _share_convolutions(stages: nn.ModuleList) -> None:
-    """Give all stages the convolutions (and linear layers) of the first; BatchNorm layers stay their own."""
-    for stage in stages[1:]:
-        for first, other in zip(stages[0].modules(), stage.modules()):
-            if isinstance(first, (nn.Conv2d, nn.Linear)):
-                for name, parameter in first.named_parameters(recurse=False):
-                    other.register_parameter(name, parameter)

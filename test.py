@@ -29,12 +29,13 @@ from torch import nn
 from dataset import DATASETS, find_chosen, positive
 from images import SUFFIXES, DataError
 from inference import MIN_TILE
-from net import CHECKPOINTS, RPFNet
+from net import RPFNet
 from pipeline import Fuser, compare_folder, explained
 from support.console import INTERRUPTED, ImageWarning, complain, given, given_path, grouped, printable, run
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, find_pairs
 from support.runtime import check_device, keep_freed_memory, team
+from weights import CHECKPOINTS
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 FORMATS = ("png", "bmp", "tif", "jpg")
@@ -197,7 +198,7 @@ class Result:
     """What came of a run, in this process; with torchrun, `gathered` in all."""
 
     def __init__(self):
-        self.pairs, self.lonely = [], []        # the same in all processes
+        self.pairs, self.unpaired = [], []        # the same in all processes
         self.fatal: list[str] = []              # of this process; the others go on
         self.fuser: Fuser | None = None
 
@@ -214,7 +215,7 @@ def fuse(args: argparse.Namespace, result: Result) -> None:
     with ExitStack() as held:
         try:
             check_device(args.device)
-            result.pairs, result.lonely = collect_pairs(args)
+            result.pairs, result.unpaired = collect_pairs(args)
             choose_output(args, result.pairs)
             if team.rank == 0:
                 held.enter_context(making(output_folders(args)))
@@ -234,7 +235,7 @@ def fuse(args: argparse.Namespace, result: Result) -> None:
 def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]]) -> int:
     """Print what came of the run; its exit code."""
     seconds = team.gathered(result.fuser.seconds if result.fuser else [])
-    problems = result.lonely + team.gathered(result.fuser.problems if result.fuser else [])
+    problems = result.unpaired + team.gathered(result.fuser.problems if result.fuser else [])
     written, fatal, notes = sum(team.gathered([result.written])), team.gathered(result.fatal), team.gathered(notes)
     if team.rank > 0:
         return 0    # rank 0 reports for all, and its exit code counts; it would be ended if another one failed first

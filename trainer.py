@@ -27,12 +27,12 @@ from dataset import CropDataset, PairDataset, crop_batches
 from images import to_image
 from layers import ExactStatistics
 from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
-from net import CHECKPOINTS, AuxiliaryDecoder, RPFNet
+from net import AuxiliaryDecoder, RPFNet
 from recipe import VERSION, TrainingError, recipe
 from support.console import INTERRUPTED
 from support.outputs import as_csv, write_atomically
 from support.runtime import team
-from weights import check_weights, load
+from weights import check_weights, find, load
 
 ROOT = Path(__file__).resolve().parent
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
@@ -229,7 +229,7 @@ class Trainer:
 
         Raises TrainingError, OSError, ValueError.
         """
-        start, path = RPFNet.from_pretrained(name), CHECKPOINTS.get(name, Path(name))
+        start, path = RPFNet.from_pretrained(name), find(name)
         other = {key: value for key, value in start.config.items() if value != self.model.config[key]}
         if other:       # with shared stages, the weights of 5 iterations would fit a network of 3
             raise TrainingError(f"--init {path}: its network has "

@@ -11,10 +11,10 @@ import re
 import reprlib
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from support.console import listed, printable
 from support.runtime import first_line
 
+CHECKPOINTS = {name: Path(__file__).resolve().parent / "checkpoints" / file for name, file in (
+    ("contrast", "rpfnet.pth"), ("paper", "rpfnet_paper.pth"), ("medical", "rpfnet_medical.pth"))}
 FIRST_LAYER = "stem_f.0.weight"     # every RPFNet has it
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"     # the number that files of torch.save before PyTorch 1.6 begin with
 
@@ -35,6 +37,7 @@ KINDS = (
     *((bytes([0x80, protocol]), "a pickle that torch.save did not write") for protocol in range(2, 6)))
 
 
+Network = TypeVar("Network", bound=nn.Module)
 LIMITS = {"channels": (4, 1024), "stages": (1, 64), "border": (0, 1024)}    # far beyond what is of use
 
 
@@ -254,3 +257,36 @@ def _problem(name: str, value: object, target: Tensor) -> str:
     if name.endswith("running_var") and (value < 0).any():
         return "holds negative numbers, and a variance has none"
     return ""
+
+
+def find(name: str | Path) -> Path:
+    """The file of a name in CHECKPOINTS, or a path as it is. Raises FileNotFoundError, ValueError."""
+    if name is None or str(name) in ("", "."):
+        raise ValueError(f"path={name!r}: leave it out for its default")
+    path = CHECKPOINTS.get(str(name), Path(name))
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such checkpoint; choose from {', '.join(CHECKPOINTS)}, or give a file "
+                                "that train.py wrote")
+    return path
+
+
+def restored(build: Callable[..., Network], name: str | Path) -> Network:
+    """The network that a checkpoint describes, with its weights.
+
+    Args:
+        build: makes the network from its config.
+        name: as in `find`.
+    Raises:
+        OSError, ValueError: no such file, or not sound weights of this network; one line that names it.
+    """
+    path = find(name)
+    weights, config, described_in = read_checkpoint(path)
+    try:
+        with torch.device("meta"):      # names and shapes alone: what does not fit takes no memory
+            plan = build(**config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{described_in}: "config": {printable(first_line(error))}') from None
+    check_weights(path, weights, plan)
+    model = build(**config)
+    model.load_state_dict(weights)
+    return model

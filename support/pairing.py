@@ -153,9 +153,9 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
     if not pairs:
         raise DataError(f"no file of {ir_dir} has the name of one of {vis_dir}: {_examples(ir)} against "
                         f"{_examples(vis)}; say what is common, as in --ir-pattern '*_ir' --vis-pattern '*_vis'")
-    lonely = [f"{path}: no visible partner in {vis_dir}" for name, path in ir.items() if name not in vis]
-    lonely += [f"{path}: no infrared partner in {ir_dir}" for name, path in vis.items() if name not in ir]
-    return pairs, lonely
+    unpaired = [f"{path}: no visible partner in {vis_dir}" for name, path in ir.items() if name not in vis]
+    unpaired += [f"{path}: no infrared partner in {ir_dir}" for name, path in vis.items() if name not in ir]
+    return pairs, unpaired
 
 
 def _sides(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -177,9 +177,9 @@ def match_pairs(ir_dir: str | Path, vis_dir: str | Path) -> list[Pair]:
     return all_paired(*find_pairs(ir_dir, vis_dir))
 
 
-def all_paired(pairs: list[Pair], lonely: list[str]) -> list[Pair]:
-    if lonely:
-        raise DataError(listing(f"{len(lonely)} image(s) without a partner of the same name", lonely))
+def all_paired(pairs: list[Pair], unpaired: list[str]) -> list[Pair]:
+    if unpaired:
+        raise DataError(listing(f"{len(unpaired)} image(s) without a partner of the same name", unpaired))
     return pairs
 
 

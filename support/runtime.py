@@ -36,6 +36,8 @@ def keep_freed_memory() -> None:
 
 def check_device(device: str | torch.device) -> None:
     """Raises ValueError, in one line, for a device that PyTorch cannot use here."""
+    if device is None:
+        raise ValueError("device=None: leave it out for its default")
     try:
         if torch.device(device).type == "meta":
             raise ValueError("device meta: it holds no values; choose cpu or cuda")

@@ -183,11 +183,11 @@ def test_two_single_files(folders, small):
 def test_bad_pairs_are_reported_and_the_others_written(folders, small, capsys):
     (folders / "ir" / "b.png").write_bytes(b"damaged")
     cv2.imwrite(str(folders / "vis" / "c.jpg"), np.zeros((9, 9), np.uint8))
-    cv2.imwrite(str(folders / "ir" / "lonely.png"), np.zeros((20, 20), np.uint8))
+    cv2.imwrite(str(folders / "ir" / "unpaired.png"), np.zeros((20, 20), np.uint8))
     assert fuse(folders, *small) == 1
     assert names(folders / "out") == ["a.png"]
     error = capsys.readouterr().err
-    assert "skipped: b: " in error and "skipped: c: " in error and "lonely.png" in error
+    assert "skipped: b: " in error and "skipped: c: " in error and "unpaired.png" in error
 
 
 def test_source_images_are_never_overwritten(folders, small, capsys):

@@ -61,8 +61,8 @@ def test_all_missing_partners_are_listed_at_once(tmp_path):
         match_pairs(tmp_path / "ir", tmp_path / "vis")
     for name in ("a.png", "b.png", "d.png"):
         assert name in str(caught.value)
-    pairs, lonely = find_pairs(tmp_path / "ir", tmp_path / "vis")
-    assert [p.name for p in pairs] == ["c"] and len(lonely) == 3
+    pairs, unpaired = find_pairs(tmp_path / "ir", tmp_path / "vis")
+    assert [p.name for p in pairs] == ["c"] and len(unpaired) == 3
 
 
 def test_ambiguous_names_and_empty_folders_are_refused(tmp_path):
@@ -287,8 +287,8 @@ def test_images_smaller_than_a_crop_are_mirrored_up_to_twice(pairs):
 
 def test_a_data_set_goes_without_folders_and_a_split_with_a_data_set(tmp_path):
     save(tmp_path / "IR1.bmp"), save(tmp_path / "VIS1.bmp")
-    pairs, lonely = find_chosen("tno", tmp_path, None, None, None)
-    assert [pair.name for pair in pairs] == ["1"] and not lonely
+    pairs, unpaired = find_chosen("tno", tmp_path, None, None, None)
+    assert [pair.name for pair in pairs] == ["1"] and not unpaired
     assert find_chosen(None, None, None, tmp_path, tmp_path) is None
     for arguments in (("tno", None, None, None, None), (None, tmp_path, None, None, None),
                       ("tno", tmp_path, None, tmp_path, tmp_path)):

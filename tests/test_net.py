@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import net
+import weights
 from dataset import PairDataset, named_pairs
 from layers import BatchNorm
 from net import CPM, FDFM, RPM, AuxiliaryDecoder, RPFNet, TransformerBlock
@@ -508,7 +509,7 @@ def shipped():
 
 
 def test_the_default_checkpoint_is_shipped():
-    assert net.CHECKPOINTS["contrast"] in [param.values[0] for param in shipped()]
+    assert weights.CHECKPOINTS["contrast"] in [param.values[0] for param in shipped()]
 
 
 @pytest.mark.parametrize("path", shipped())

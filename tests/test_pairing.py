@@ -36,8 +36,8 @@ def test_affixes(stem, name):
 ], ids=str)
 def test_names_of_real_folders_are_matched_and_said(tmp_path, ir, vis, names):
     with pytest.warns(ImageWarning, match="matched by"):
-        pairs, lonely = find_pairs(*folders(tmp_path, ir, vis))
-    assert [pair.name for pair in pairs] == names and not lonely
+        pairs, unpaired = find_pairs(*folders(tmp_path, ir, vis))
+    assert [pair.name for pair in pairs] == names and not unpaired
     assert len({pair.ir for pair in pairs}) == len({pair.vis for pair in pairs}) == len(names)
 
 
@@ -52,14 +52,14 @@ def test_a_guess_that_leaves_a_file_is_not_taken(tmp_path, ir, vis):
 def test_equal_stems_go_without_a_guess(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pairs, lonely = find_pairs(*folders(tmp_path, ["1", "01", "ir"], ["01", "1", "vis"]))
-    assert [pair.name for pair in pairs] == ["01", "1"] and len(lonely) == 2
+        pairs, unpaired = find_pairs(*folders(tmp_path, ["1", "01", "ir"], ["01", "1", "vis"]))
+    assert [pair.name for pair in pairs] == ["01", "1"] and len(unpaired) == 2
 
 
 def test_patterns(tmp_path):
     ir, vis = folders(tmp_path, ["2021_a_T", "2021_b_T", "mask"], ["a.V", "b.V", "c.V"])
-    pairs, lonely = find_pairs(ir, vis, "2021_*_T", "*.V.png")
-    assert [pair.name for pair in pairs] == ["a", "b"] and lonely == [f"{vis / 'c.V.png'}: no infrared partner in {ir}"]
+    pairs, unpaired = find_pairs(ir, vis, "2021_*_T", "*.V.png")
+    assert [pair.name for pair in pairs] == ["a", "b"] and unpaired == [f"{vis / 'c.V.png'}: no infrared partner in {ir}"]
     for pattern in ("none*", "mask", "*_*"):
         with pytest.raises(DataError, match="--ir-pattern"):
             find_pairs(ir, vis, pattern, None)

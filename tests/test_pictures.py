@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT))
 
 from dataset import find_pairs, load_pair  # noqa: E402
 from images import luma  # noqa: E402
-from net import CHECKPOINTS, RPFNet  # noqa: E402
+from net import RPFNet  # noqa: E402
+from weights import CHECKPOINTS  # noqa: E402
 
 STORED = ROOT / "tests" / "pictures"
 SIDE = (160, 120)       # of a stored picture, pixels: a quarter of the sample

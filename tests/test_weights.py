@@ -202,7 +202,7 @@ def test_missing_files_and_arguments_that_are_no_default(tmp_path, save):
     path.with_suffix(".json").unlink()
     assert "put the a.json" in refusal(path)
     for arguments in ({"path": ""}, {"path": None}, {"device": None}):
-        with pytest.raises(ValueError, match="leave out what is to have its default"):
+        with pytest.raises(ValueError, match="leave it out for its default"):
             RPFNet.from_pretrained(**arguments)
 
 

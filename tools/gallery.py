@@ -96,11 +96,11 @@ def match_methods(folders: dict[str, Path], pairs: Sequence[Pair]) -> tuple[dict
     """
     methods, problems = {}, []
     for method, folder in folders.items():
-        methods[method], lonely = match_fused(pairs, folder) if folder.is_dir() else ({}, [])
+        methods[method], unpaired = match_fused(pairs, folder) if folder.is_dir() else ({}, [])
         if pairs and not methods[method]:
             raise DataError(f"{folder}: no fused image here has the name of a pair, such as {pairs[0].name}; "
                             f"give the right folder with --fused {method}=DIR, or make it with test.py --out {folder}")
-        problems += lonely
+        problems += unpaired
     return methods, problems
 
 
@@ -285,8 +285,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if taken:
             raise ValueError(f"--fused {taken[0]}: the name of a source; write OTHER={folders[taken[0]]}")
         pairs, problems = collect_pairs(args)
-        methods, lonely = match_methods(folders, pairs)
-        problems += lonely
+        methods, unpaired = match_methods(folders, pairs)
+        problems += unpaired
         clear(args.out, [*(path for pair in pairs for path in (pair.ir, pair.vis)),
                          *(path for paths in methods.values() for path in paths.values())])
         gallery = Gallery(args.out, pairs, methods, BASELINES if args.baselines else (), problems)

@@ -391,8 +391,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pairs, problems = collect_pairs(args)
         fused = {}
         for name, folder in collect_methods(args.fused).items():
-            fused[name], lonely = match_fused(pairs, folder)
-            problems += lonely
+            fused[name], unpaired = match_fused(pairs, folder)
+            problems += unpaired
         network = load_network(args, [*fused, *BASELINES])
     except (DataError, ValueError, OSError) as error:
         print(f"naturalness.py: {error}", file=sys.stderr)

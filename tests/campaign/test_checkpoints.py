@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from net import CHECKPOINTS, RPFNet
+from net import RPFNet
 from tools.released import load_released
 from train import parse
-from weights import load
+from weights import CHECKPOINTS, load
 
 pytestmark = pytest.mark.campaign
 
