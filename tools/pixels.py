@@ -42,11 +42,11 @@ LOSSES = {
     "paper, spatial L_c": FusionLoss(FrequencyContrastiveLoss("spatial", weight="printed"), SSIMLoss()),
     "w with 1 + S, weighted windows": FusionLoss(FrequencyContrastiveLoss(), SSIMLoss(7, weighted=True)),
     "the same and the whole image": contrast_recipe(0),
-    "the same and luminance, lambda_3 2": contrast_recipe(2),
+    "the same and luminance, lambda_3 1": contrast_recipe(1),
+    "the same and luminance, lambda_3 2 (recipe contrast)": contrast_recipe(2),
     "the same and luminance, lambda_3 4": contrast_recipe(4),
-    "the same and luminance, lambda_3 8 (recipe contrast)": contrast_recipe(8),
-    "the same and luminance, lambda_3 16": contrast_recipe(16),
-    "recipe contrast, spatial L_c": contrast_recipe(8, domain="spatial"),
+    "the same and luminance, lambda_3 8": contrast_recipe(8),
+    "recipe contrast, spatial L_c": contrast_recipe(2, domain="spatial"),
 }
 
 
