@@ -1,4 +1,4 @@
-"""Losses of RPFNet (paper, section 3.2 Eq. 5-7 and section 3.3 Eq. 8-14).
+"""Losses of RPFNet (paper, section 3.2 Eq. 5-7 and section 3.3 Eq. 8-14), and two of our own by name.
 
 Every module returns `(total, terms)`: a scalar to minimise and a dict of its parts by name, for the log. Everything is
 computed in float32, under autocast too, and all statistics (mean, standard deviation, maximum, the ratio of Eq. 10) are
@@ -336,6 +336,34 @@ class LuminanceLoss(ImageLoss):
                                  for x in (fused - wanted, wanted))
             loss = (difference.abs() / (level + DARK)).mean()
         return loss, {"L_l": loss}
+
+
+class DistillationLoss(nn.Module):
+    """Ours, for small networks: how far F is from the picture T of a teacher, mean |F - T| + 1 - SSIM(F, T).
+
+    It is called as FusionLoss is. M' is not looked at, and the sources only through the teacher.
+
+    Args:
+        teacher: a trained network, called as teacher(ir, vis_y) in eval mode, (B, 1, H, W) in [0, 1] each.
+        window: side of SSIM's Gaussian window, pixels.
+    """
+
+    def __init__(self, teacher: nn.Module, window: int = 11):
+        super().__init__()
+        self.teacher, self.window = teacher.eval(), window
+
+    def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        """Arguments and result as of `FusionLoss.fusion`."""
+        with torch.no_grad():
+            wanted = self.teacher(ir, vis_y)
+        with torch.autocast(ir.device.type, enabled=False):
+            fused, wanted = fused.float(), wanted.float()
+            terms = {"L_1": F.l1_loss(fused, wanted), "L_ssim": 2 * ssim_loss(fused, wanted, self.window)}
+        return terms["L_1"] + terms["L_ssim"], terms
+
+    def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        total, terms = self.fusion(fused, ir, vis_y)
+        return total, {"L_total": total} | terms
 
 
 class FusionLoss(nn.Module):

@@ -26,11 +26,14 @@ TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in la
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
           "lr", "schedule", "clip", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
           "lambda_1", "saliency", "saliency_form", "weight", "contrast", "contrast_domain",
-          "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "amp", "val_every")
+          "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "teacher", "amp", "val_every")
+LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # what a teacher makes void
+NO_TEACHER = "none"
 PLACES = ("data", "ir", "vis", "init")      # stored too, but they may move
 # What last.pth holds; see Trainer.save.
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
-VERSION = 4     # of what the recipe means; one more when the same options begin to train something else. From 4: L_l relative
+# Of what the recipe means; one more when the same options begin to train something else. From 4 on, L_l is relative.
+VERSION = 4
 
 
 class TrainingError(Exception):
@@ -175,6 +178,9 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     loss.add_argument("--lambda-3", type=number(0), help="weight of the luminance term, which is ours; 0: off, as "
                       "the paper")
 
+    loss.add_argument("--teacher", type=given, metavar="NAME|FILE", help="distillation, for small networks: the loss is "
+                      "the distance to the picture of these weights, and the options of this group go without it; none: off")
+
     performance = parser.add_argument_group("performance")
     performance.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
                              help="cuda, cuda:1, cpu")
@@ -288,7 +294,8 @@ def _new(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: di
         args.data = args.dataset = None
     elif not args.dataset:
         raise TrainingError(f"--recipe {args.recipe}: it names no data set; give --ir and --vis, or --dataset")
-    args.saliency = args.saliency and args.prior        # M' is decoded from the residual features
+    # M' is decoded from the residual features, and a teacher has none to compare with.
+    args.saliency = args.saliency and args.prior and args.teacher == NO_TEACHER
     return args
 
 
@@ -302,6 +309,9 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
         parser.error(f"--epochs {args.epochs}: the recipe has --steps {args.steps}, which goes first; add --steps 0")
     if chosen.get("saliency") and not args.prior:
         parser.error("--saliency needs --prior: M' is decoded from the residual features")
+    void = [name for name in LOSS if name in chosen]
+    if args.teacher != NO_TEACHER and void:
+        parser.error(f"--{void[0].replace('_', '-')} goes without --teacher: the loss is the distance to its picture")
     if args.ssim_window > args.crop:
         parser.error(f"--ssim-window {args.ssim_window} is larger than --crop {args.crop}")
 

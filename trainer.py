@@ -26,9 +26,9 @@ import metrics
 from dataset import CropDataset, PairDataset, crop_batches
 from images import to_image
 from layers import ExactStatistics
-from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
+from loss import DistillationLoss, FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
 from net import AuxiliaryDecoder, RPFNet
-from recipe import VERSION, TrainingError, recipe
+from recipe import NO_TEACHER, VERSION, TrainingError, recipe
 from support.console import INTERRUPTED
 from support.outputs import as_csv, write_atomically
 from support.runtime import team
@@ -47,7 +47,10 @@ def to_unit(image: Tensor, device: str) -> Tensor:
     return image.to(device, non_blocking=True).float().div_(255)
 
 
-def build_loss(args: argparse.Namespace) -> FusionLoss:
+def build_loss(args: argparse.Namespace) -> FusionLoss | DistillationLoss:
+    """Raises OSError, ValueError: the teacher cannot be read."""
+    if args.teacher != NO_TEACHER:
+        return DistillationLoss(RPFNet.from_pretrained(args.teacher, args.device).optimize(args.amp))
     return FusionLoss(
         FrequencyContrastiveLoss(args.contrast_domain, args.contrast, args.weight),
         SSIMLoss(args.ssim_window, args.ssim_weighted, args.ssim_whole) if args.lambda_2 else None,
@@ -368,8 +371,11 @@ def over_all(sums: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def validate(model: RPFNet, loss: FusionLoss, val: PairDataset, device: torch.device) -> dict[str, float]:
-    """Mean fusion loss L_F and metrics (protocol definition, plain range) over whole validation pairs, eval mode."""
+def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDataset, device: torch.device) -> dict[str, float]:
+    """Means over whole validation pairs in eval mode: the loss (L_F, or the distance to the teacher) and metrics.
+
+    The metrics are of protocol definition, plain range.
+    """
     model.eval()
     rows = []
     own = team.share(range(len(val)))

@@ -4,9 +4,11 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
+from torch import nn
 
 from dataset import PairDataset, named_pairs
 from loss import (
+    DistillationLoss,
     FrequencyContrastiveLoss,
     FusionLoss,
     LuminanceLoss,
@@ -338,6 +340,20 @@ def test_luminance_loss_sees_local_means_alone():
     checks = 0.2 * (torch.arange(48)[:, None] + torch.arange(48)).fmod(2).sub(0.5)[None, None]
     flat = constant(0.5, 48)
     assert LuminanceLoss()(flat + checks, flat, flat)[0] < 1e-3
+
+
+def test_distillation_is_the_distance_to_the_teachers_picture():
+    """Of constants by hand: |0.2 - 0.6|, and SSIM's luminance factor alone."""
+    loss = DistillationLoss(nn.Bilinear(1, 1, 1))           # any module; its picture is set below
+    loss.teacher.forward = lambda ir, vis_y: 1 * vis_y
+    fused, ir, vis = (constant(value).requires_grad_() for value in (0.2, 0.9, 0.6))
+    total, terms = loss(fused, None, ir, vis)
+    ssim = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    assert terms["L_1"].item() == pytest.approx(0.4) and terms["L_ssim"].item() == pytest.approx(1 - ssim, rel=1e-3)
+    torch.testing.assert_close(total, terms["L_1"] + terms["L_ssim"])
+    total.backward()
+    assert fused.grad.abs().sum() > 0 and vis.grad is None          # nothing is taught to the teacher
+    assert loss(vis, None, ir, vis)[0] < 1e-6
 
 
 def test_total_is_the_weighted_sum_and_none_switches_a_term_off():

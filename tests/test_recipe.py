@@ -9,9 +9,10 @@ import torch
 from training import TINY
 
 import train
-from loss import FusionLoss
+from loss import DistillationLoss, FusionLoss
 from net import RPFNet
 from recipe import PLACES
+from weights import CHECKPOINTS
 
 ROOT = Path(train.__file__).parent
 
@@ -69,8 +70,22 @@ def test_each_recipe_file_has_all_options_and_is_what_its_name_stands_for(path):
     assert all(getattr(args, key) is None for key in PLACES if key != "data")
 
 
-def test_there_are_three_recipes():
-    assert [path.stem for path in RECIPE_FILES] == ["contrast", "medical", "paper"]
+def test_each_recipe_trains_a_checkpoint_that_is_known_by_its_name():
+    assert {path.stem for path in RECIPE_FILES} == {*CHECKPOINTS}
+
+
+def test_a_teacher_takes_the_place_of_the_loss():
+    args = options("--recipe", "tiny")
+    loss = train.build_loss(args)
+    assert isinstance(loss, DistillationLoss) and not loss.teacher.training
+    assert not options("--teacher", "contrast").saliency and options("--teacher", "none").saliency
+
+
+@pytest.mark.parametrize("option", [["--lambda-2", "4"], ["--saliency"], ["--lambda-3", "0"]])
+def test_options_of_the_loss_are_refused_beside_a_teacher(option, capsys):
+    with pytest.raises(SystemExit):
+        options("--teacher", "contrast", *option)
+    assert f"{option[0]} goes without --teacher" in capsys.readouterr().err
 
 
 def test_options_override_the_recipe():
@@ -129,7 +144,7 @@ def test_a_recipe_that_is_older_than_an_option_has_the_papers_value_for_it(tmp_p
 
 def test_an_unknown_recipe_says_which_are_known(capsys):
     assert train.main(["--recipe", "natural"]) == 1
-    assert "--recipe natural: choose from contrast, medical, paper" in capsys.readouterr().err
+    assert "--recipe natural: choose from contrast, medical, paper, small, tiny" in capsys.readouterr().err
 
 
 # --- options ---

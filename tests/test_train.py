@@ -211,6 +211,25 @@ def test_a_decoder_that_saturates_in_mid_epoch_ends_training_with_the_remedy(fol
     assert "saturated" in capsys.readouterr().err and len(calls) == 13
 
 
+def test_a_student_learns_the_picture_of_its_teacher(folders, tmp_path):
+    """A kill in the middle changes nothing; the teacher is neither trained nor stored."""
+    torch.manual_seed(1)
+    network = RPFNet(channels=4, stages=2)
+    (tmp_path / "teacher.json").write_text(json.dumps({"config": network.config}))
+    torch.save(network.state_dict(), tmp_path / "teacher.pth")
+    run = [*folders, *TINY, "--crops", "40", "--steps", "40", "--lr", "1e-2", "--teacher", str(tmp_path / "teacher.pth")]
+    assert train.main([*run, "--out", str(tmp_path / "whole")]) == 0
+    table = rows(tmp_path / "whole")
+    assert float(table[-1]["L_1"]) < float(table[0]["L_1"]) / 2 and "L_c" not in table[0]
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(7, patch)
+        assert train.main([*run, "--out", str(tmp_path / "parts")]) == 130
+    assert train.main(["--resume", "--out", str(tmp_path / "parts")]) == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    stored = torch.load(tmp_path / "whole" / "last.pth", weights_only=True)
+    assert stored["model"].keys() == network.state_dict().keys()
+
+
 def test_a_diverged_run_ends_with_an_error(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "CHECK_EVERY", 1)
     assert train.main([*folders, *TINY, "--steps", "9", "--lr", "1e30", "--clip", "0", "--out", str(tmp_path)]) == 1
