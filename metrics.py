@@ -79,7 +79,7 @@ from measures.tables import (
     table,
 )
 from measures.vif import VIF_MIN_SIDE
-from support.console import complain, run
+from support.console import collected, complain, grouped, run
 
 __all__ = [
     "AG", "CC", "CDDFUSE_COLUMNS", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "MS_SSIM_MIN_SIDE",
@@ -431,6 +431,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol = args.protocol or ("paper" if args.paper else "definition")
     protocols = ("definition", "toolbox") if protocol == "both" else (canonical(protocol),)
     problems: list[str] = []
+    notes: list[tuple[str, ...]] = []
     try:
         names = chosen_names(args.metrics, protocols[0])
         if args.paper and protocols != ("paper",):
@@ -439,7 +440,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not folders and not args.baselines:
             raise ValueError("nothing to score: give --fused [NAME=]DIR or --baselines")
         published = published_rows(args.paper, args.dataset) if args.paper else None
-        pairs, problems = collect_pairs(args)
+        with collected(notes):
+            pairs, problems = collect_pairs(args)
         methods = {}
         for name, folder in folders.items():
             methods[name], unpaired = match_fused(pairs, folder)
@@ -452,8 +454,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"metrics.py: {error}")
         return 1
     tasks = read_tasks(pairs, methods, baselines, problems)
-    interrupted = report.collect(tasks, protocols, args.workers, len(pairs), "scoring", problems)
+    with collected(notes):
+        interrupted = report.collect(tasks, protocols, args.workers, len(pairs), "scoring", problems)
     print_report(args, report, protocols, [*methods, *baselines], published)
+    complain(*(f"note: {line}" for line in grouped(notes)))
     report.complain_of_notes()
     for problem in problems:
         complain(f"skipped: {problem}")

@@ -142,12 +142,7 @@ class Features(NamedTuple):
 
 
 class Stage(nn.Module):
-    """One iteration of Figure 2: CPM, then FDFM and RPM side by side.
-
-    Args:
-        channels: width.
-        global_branch, cpm, prior: see RPFNet.
-    """
+    """One iteration of Figure 2: CPM, then FDFM and RPM side by side. Arguments as of RPFNet."""
 
     def __init__(self, channels: int, global_branch: str = "fourier", cpm: bool = True, prior: bool = True):
         super().__init__()

@@ -18,7 +18,6 @@ if __name__ == "__main__":
 import argparse
 import statistics
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +30,7 @@ from images import SUFFIXES, DataError
 from inference import MIN_TILE
 from net import RPFNet
 from pipeline import Fuser, compare_folder, explained
-from support.console import INTERRUPTED, ImageWarning, complain, given, given_path, grouped, printable, run
+from support.console import INTERRUPTED, collected, complain, given, given_path, grouped, printable, run
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, find_pairs
 from support.runtime import check_device, keep_freed_memory, team
@@ -198,7 +197,7 @@ class Result:
     """What came of a run, in this process; with torchrun, `gathered` in all."""
 
     def __init__(self):
-        self.pairs, self.unpaired = [], []        # the same in all processes
+        self.pairs, self.unpaired = [], []      # the same in all processes
         self.fatal: list[str] = []              # of this process; the others go on
         self.fuser: Fuser | None = None
 
@@ -253,16 +252,16 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, result = parse(argv), Result()
+    notes: list[tuple[str, ...]] = []
     team.join()
     keep_freed_memory()
-    with warnings.catch_warnings(record=True) as caught:
+    with collected(notes):
         try:
             fuse(args, result)
         except KeyboardInterrupt:
             complain("", f"test.py: interrupted; {result.counted()}")
             return INTERRUPTED
-    return report(args, result, [warning.message.args if isinstance(warning.message, ImageWarning)
-                                 else (str(warning.message),) for warning in caught])
+    return report(args, result, notes)
 
 
 if __name__ == "__main__":

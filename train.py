@@ -41,7 +41,7 @@ from recipe import (
     refuse_overwriting_a_run,
     whole,
 )
-from support.console import INTERRUPTED
+from support.console import INTERRUPTED, collected, grouped, printable
 from support.outputs import OutputError, locked, making
 from support.runtime import check_device, first_line, keep_freed_memory, team
 from trainer import (
@@ -141,7 +141,12 @@ def explained(error: Exception) -> str:
 
 def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
     """The run that the options name, from its start or from `state` to its end or to a signal."""
-    pairs, val = load_data(args)
+    notes: list[tuple[str, ...]] = []
+    with collected(notes):
+        pairs, val = load_data(args)
+    if team.rank == 0:
+        for line in grouped(notes):
+            say(f"note: {printable(line)}", sys.stderr)
     check_memory(args)
     trainer = Trainer(args)
     if state:

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 INTERRUPTED = 130       # exit code after Ctrl-C, as in a shell
@@ -119,8 +120,19 @@ class ImageWarning(UserWarning):
 
 
 def note(what: str, name: object) -> None:
-    """Warn about `name`. Commands list all names of the same `what` in one line, see `grouped`."""
+    """Warn about `name`. Commands list all names of the same `what` in one line, see `collected`."""
     warnings.warn(ImageWarning(what, str(name)), stacklevel=3)
+
+
+@contextmanager
+def collected(notes: list[tuple[str, ...]]) -> Iterator[None]:
+    """Adds the warnings of the block to `notes`, for `grouped`, in place of printing them."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield
+        finally:
+            notes += [warning.message.args if isinstance(warning.message, ImageWarning) else (str(warning.message),)
+                      for warning in caught]
 
 
 def grouped(notes: list[tuple[str, ...]], most: int = 20) -> list[str]:

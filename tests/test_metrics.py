@@ -178,6 +178,14 @@ def test_command_writes_every_image_and_protocol(tree, capsys):
     assert "MS-SSIM is undefined" in output.err
 
 
+def test_notes_name_images_that_were_taken_another_way(tree, capsys):
+    for n in (1, 2):
+        cv2.imwrite(str(tree / "pairs" / f"IR{n}.png"), np.arange(64 * 72, dtype=np.uint16).reshape(64, 72))
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--metrics", "EN", "--workers", 1) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert "16-bit infrared" in line and "IR1.png, IR2.png" in line
+
+
 def test_command_paper_table(tree, capsys):
     assert command(tree, "--fused", tree / "ours", "--paper", "4:TNO", "--markdown", "--workers", 1) == 0
     output = capsys.readouterr().out

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from training import TINY, fail_to_write, interrupt_at, rows, said, same_weights
@@ -201,3 +203,14 @@ def test_own_pairs_may_move_but_not_become_a_data_set(half, tmp_path, folders, c
             train.main(["--resume", *argv, "--out", str(half.parent)])
         assert "was trained on --ir and --vis" in capsys.readouterr().err
     assert train.parse(["--resume", "--ir", "moved", "--out", str(half.parent)])[0].ir == "moved"
+
+
+def test_notes_name_what_was_taken_another_way(tmp_path, capsys):
+    for name in "ab":
+        for side, kind in (("ir", np.uint16), ("vis", np.uint8)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / side / f"{name}.png"), np.arange(24 * 30, dtype=kind).reshape(24, 30))
+    options = ["--ir", str(tmp_path / "ir"), "--vis", str(tmp_path / "vis"), *TINY, "--steps", "1"]
+    assert train.main([*options, "--out", str(tmp_path / "run")]) == 0
+    (line,) = [line for line in re.split("[\r\n]", capsys.readouterr().err) if line.startswith("note: ")]
+    assert "16-bit infrared" in line and "a.png, b.png" in line
