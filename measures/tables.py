@@ -201,7 +201,7 @@ def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: 
             padding = " " * (width - len(text))
             padded.append(marked + padding if j == 0 else padding + marked)
         styled.append(padded)
-    return _layout(styled, widths, style)
+    return framed(styled, widths, style)
 
 
 def _ror(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
@@ -223,13 +223,18 @@ def _marks(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[int, int], i
     return found
 
 
-def _layout(cells: list[list[str]], widths: list[int], style: str) -> str:
+def framed(cells: Sequence[Sequence[str]], widths: Sequence[int], style: str, text_columns: int = 1) -> str:
+    """A table of padded cells, the first line its head; the first `text_columns` columns are text, the others numbers.
+
+    style: "latex" (booktabs), "markdown", or anything else for a terminal.
+    """
+    numbers = len(widths) - text_columns
     if style == "latex":
-        body = [" & ".join(line) + r" \\" for line in cells]
-        return "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(widths) - 1)}}}", r"\toprule", body[0], r"\midrule",
-                          *body[1:], r"\bottomrule", r"\end{tabular}"])
+        head, *body = (" & ".join(line) + r" \\" for line in cells)
+        return "\n".join([rf"\begin{{tabular}}{{{'l' * text_columns + 'r' * numbers}}}", r"\toprule", head, r"\midrule",
+                          *body, r"\bottomrule", r"\end{tabular}"])
     if style == "markdown":
-        lines = ["| " + " | ".join(line) + " |" for line in cells]
-        return "\n".join([lines[0], "|---" + "|---:" * (len(widths) - 1) + "|", *lines[1:]])
-    lines = ["  ".join(line) for line in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+        head, *body = ("| " + " | ".join(line) + " |" for line in cells)
+        return "\n".join([head, "|" + "---|" * text_columns + "---:|" * numbers, *body])
+    head, *body = ("  ".join(line).rstrip() for line in cells)
+    return "\n".join([head, "  ".join("-" * width for width in widths), *body])

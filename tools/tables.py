@@ -37,7 +37,9 @@ sys.path.insert(0, str(ROOT))
 import metrics
 import train
 from dataset import positive
-from images import DataError, write_atomically
+from images import DataError
+from measures.tables import framed
+from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
 from tools.table_rows import (
     DATA_SETS,
@@ -176,17 +178,7 @@ def layout(cells: Sequence[Sequence[str]], style: str, text_columns: int = 2) ->
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     padded = [[text.ljust(width) if i < text_columns else text.rjust(width)
                for i, (text, width) in enumerate(zip(line, widths))] for line in cells]
-    if style == "latex":
-        head, *body = (" & ".join(line) + r" \\" for line in padded)
-        columns = "l" * text_columns + "r" * (len(widths) - text_columns)
-        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body,
-                          r"\bottomrule", r"\end{tabular}"])
-    if style == "markdown":
-        rule = "|" + "---|" * text_columns + "---:|" * (len(widths) - text_columns)
-        head, *body = ("| " + " | ".join(line) + " |" for line in padded)
-        return "\n".join([head, rule, *body])
-    head, *body = ("  ".join(line).rstrip() for line in padded)
-    return "\n".join([head, "  ".join("-" * width for width in widths), *body])
+    return framed(padded, widths, style, text_columns)
 
 
 def _latex(text: str) -> str:
