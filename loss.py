@@ -62,7 +62,7 @@ def sobel(x: Tensor) -> Tensor:
 def max_normalised(x: Tensor) -> Tensor:
     """x over its own image's maximum, (B, 1, H, W) >= 0; what stays under FAINT everywhere is not blown up to 1.
 
-    So a map that fades below that is pulled back by its missing edges, and never ends as amplified rounding noise.
+    A map weaker than that is not amplified. The loss then asks for its missing edges.
     """
     return x / x.amax(IMAGE, keepdim=True).clamp_min(FAINT)
 
@@ -143,7 +143,7 @@ class SaliencyStructureLoss(ImageLoss):
         lambda_1: weight of the texture term.
         form: "l2" takes the l2 norms of one image that Eq. 6 and 7 print. "mean" takes means, which do not depend on
             the crop's size: the mean square of the difference of Sobel magnitudes, each over its own maximum, and
-            the means of M' under the masks. Its edge term knows no scale, so M' ends close to 1 with faint edges.
+            the means of M' under the masks. Its edge term is scale-invariant, so M' ends close to 1 with faint edges.
     """
 
     def __init__(self, lambda_1: float = 0.3, form: str = "mean"):
@@ -246,8 +246,8 @@ def global_ssim(fused: Tensor, sources: tuple[Tensor, Tensor]) -> Tensor:
     """Structure and contrast of SSIM with the whole image as its window, (B, 1, 1, 1) in [-1, 1].
 
     Structure is compared with each source and averaged, contrast with that of an image which shows what both
-    show: the sources' variances add up, and what they have in common counts once. Compared with the sources one by
-    one, an image that carries two different contents would be told to be as flat as one of them.
+    show: the sources' variances add up, and what they have in common counts once. A comparison with
+    each source by itself would penalise an image that carries the contents of both.
     """
     fused, first, second = (x - image_mean(x) for x in (fused, *sources))
     own, *variances = (image_mean(x * x) + EPSILON for x in (fused, first, second))

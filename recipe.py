@@ -1,7 +1,7 @@
 """Options of train.py, and the recipes that give them their values.
 
 The names in RECIPE decide the result of a run. A recipe is a JSON file with a value for each; checkpoints store theirs.
-What a stored recipe does not name, because it is older than the option, has the paper's value.
+Options missing from an older recipe get the value in recipes/paper.json.
 """
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NO_TEACHER = "none"
 PLACES = ("data", "ir", "vis", "init")      # stored too, but they may move
 # What last.pth holds; see Trainer.save.
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
-# Of what the recipe means; one more when the same options begin to train something else. From 4 on, L_l is relative.
+# Version of the recipe's meaning. Increase it when the same options train a different model, and see `is_current`.
 VERSION = 4
 
 
@@ -88,7 +88,7 @@ def odd(text: str) -> int:
 
 
 def device(text: str) -> str:
-    """A device that can hold values; whether this machine has it, `check_device` says."""
+    """Name of a device that can hold values. `check_device` tests whether this machine has it."""
     try:
         kind = torch.device(text).type
     except RuntimeError:
@@ -123,7 +123,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
 
     main = parser.add_argument_group("main")
     main.add_argument("--recipe", type=given, default="paper", metavar="NAME|FILE", help="defaults of all options "
-                      "below: paper, contrast, medical (in recipes/), or a JSON file, such as the best.json of a run")
+                      "below: paper, contrast, medical, small, tiny (in recipes/), or a JSON file, such as the "
+                      "best.json of a run")
     main.add_argument("--data", type=given, default="data/RoadScene", help="folder of the data set")
     main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, help="its layout")
     main.add_argument("--ir", type=given, metavar="DIR", help="train on your own two folders: infrared ...")
@@ -179,7 +180,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
                       "the paper")
 
     loss.add_argument("--teacher", type=given, metavar="NAME|FILE", help="distillation, for small networks: the loss is "
-                      "the distance to the picture of these weights, and the options of this group go without it; none: off")
+                      "the distance to the picture of these weights. Not allowed together with the other loss options; none: off")
 
     performance = parser.add_argument_group("performance")
     performance.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
@@ -223,6 +224,9 @@ def read_recipe(name: str) -> dict:
         raise TrainingError(f"--recipe {path}: not a recipe of this train.py: \"recipe\" is missing; "
                             "recipes/paper.json shows what one holds")
     stored = completed(content["recipe"], f"--recipe {path}")
+    if not is_current(content.get("version", VERSION), stored):
+        raise TrainingError(f"--recipe {path}: of another version of train.py, in which the same options train "
+                            "something else; take a recipe from recipes/ and give the options that differ")
     return {key: stored[key] for key in RECIPE}
 
 
@@ -243,6 +247,11 @@ def completed(stored: object, source: str) -> dict:
     options = {key: stored[key] for key in RECIPE if key in stored}
     _check_values(options, source)
     return {**read_json(RECIPES / "paper.json")["recipe"], **dict.fromkeys(PLACES), **stored}
+
+
+def is_current(version: object, stored: dict) -> bool:
+    """Whether a recipe of this version trains the same today. Version 3 had another luminance term."""
+    return type(version) is int and (version == VERSION or version == 3 and not stored["lambda_3"])
 
 
 def _check_values(options: dict, source: str) -> None:
@@ -364,7 +373,7 @@ def read_state(path: Path) -> dict:
     if missing:
         raise TrainingError(f"{path}: not a checkpoint of this train.py: it lacks {', '.join(missing)}; "
                             "it cannot be resumed")
-    if type(state["version"]) is not int or state["version"] != VERSION:
+    if not is_current(state["version"], completed(state["recipe"], f"{path}: cannot be resumed")):
         raise TrainingError(f"{path}: of another version of train.py, in which the same options train something else; "
                             "it cannot be resumed, but --init takes its weights")
     return state

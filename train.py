@@ -61,7 +61,7 @@ from trainer import (
     write_or_warn,
 )
 
-# What tools and notebooks take from here, wherever it stands.
+# Names that tools and notebooks import from here.
 __all__ = ["RECIPE", "VERSION", "Trainer", "TrainingError", "build_loss", "build_network", "build_parser", "commit",
            "device_name", "learning_rate", "main", "parse", "read_recipe", "whole"]
 
@@ -104,7 +104,7 @@ def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Sto
         trainer.save(write_once)
     finally:
         if team.world > 1:
-            distributed.barrier()       # torchrun ends all when one leaves with a code: not while rank 0 writes
+            distributed.barrier()       # torchrun ends all processes when one fails: wait until rank 0 has written
 
 
 def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, stop: Stop) -> None:
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def lasting() -> int:
-    """`main`, for which standard output may go away, as standard error may: neither ends a training."""
+    """`main`; a closed output stream does not end the training."""
     sys.stdout = console.Lasting(sys.stdout)
     try:
         return main()

@@ -37,9 +37,9 @@ from weights import check_weights, find, load
 ROOT = Path(__file__).resolve().parent
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
-LEAST = 60              # bytes that a step keeps for each pixel, channel and stage; 110 with bfloat16, more without
+LEAST = 60              # lower bound in bytes per pixel, channel and stage of a step; measured: 110 with bfloat16
 SMALLER = "lower --batch, --crop, --channels or --stages, or add --amp"
-FLAT = 1e-4             # largest Sobel magnitude of M' under which it has no edges left; the loss keeps it above
+FADED = 1e-4            # below this maximum Sobel magnitude, M' counts as flat
 
 
 def to_unit(image: Tensor, device: str) -> Tensor:
@@ -100,7 +100,7 @@ class Trainer:
         self.history: list[dict] = []           # the log's rows
         self.edge: Tensor | None = None         # M_edge of the last step: an epoch's mean would hide a collapse in it
         self.finished = False
-        self.updating = False                   # in the middle of a step's changes, when a save would not be one state
+        self.updating = False                   # parameters are being updated; saving now would mix two steps
         self._tick = time.monotonic()
 
     # --- one step ---
@@ -113,14 +113,14 @@ class Trainer:
         """
         model, decoder = self.wrapped or (self.model, self.decoder)
         size = size or len(ir)
-        own = len(team.share(range(size)))       # 0 where a last batch is too small: the crop is then a stand-in
+        own = len(team.share(range(size)))       # 0 if the last batch is too small: then one crop of weight 0
         rate = learning_rate(self.args.lr, self.args.schedule, self.progress)
         for optimiser in self.optimisers:
             optimiser.param_groups[0]["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
         fused, m_prime = self._forward(model, decoder, ir, vis_y)
         total, terms = self.loss(fused, m_prime, ir, vis_y)
-        # The processes' gradients are averaged; so weighted, to the gradient of the mean over all `size` crops.
+        # The processes' gradients are averaged. The weight makes that the gradient of the mean over all `size` crops.
         (total * (own * team.world / size)).backward()
         self.updating = True
         for net, optimiser in zip((self.model, self.decoder), self.optimisers):
@@ -198,7 +198,7 @@ class Trainer:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(f"step {self.step}: {', '.join(bad)} is not finite; {self._remedy}")
-        if self.edge is not None and float(over_all({"M_edge": self.edge})["M_edge"]) / team.world < FLAT:
+        if self.edge is not None and float(over_all({"M_edge": self.edge})["M_edge"]) / team.world < FADED:
             raise TrainingError(f"step {self.step}: the auxiliary decoder is saturated (M' is flat), so L_SS teaches "
                                 f"nothing any more; {self._remedy}, and start again")
         return values
@@ -224,7 +224,7 @@ class Trainer:
         if team.world == 1 and self.step and not self.updating:
             try:
                 self.save(write_or_warn)
-            except (TrainingError, RuntimeError, MemoryError):      # what ends the run is told, not this
+            except (TrainingError, RuntimeError, MemoryError):      # the first error is reported, not this one
                 pass
 
     def start_from(self, name: str) -> None:
@@ -325,7 +325,7 @@ class Stop:
     """
 
     def __init__(self):
-        self.received, self.agreed = 0, 0       # signal numbers; the second by Trainer.agree
+        self.received, self.agreed = 0, 0       # signal number of this process; of all, set by Trainer.agree
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)        # Windows has no SIGHUP
             if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
@@ -357,8 +357,8 @@ def leave_signals_to_the_parent(worker: int) -> None:
 def in_parallel(*nets: nn.Module) -> list[nn.Module]:
     """The networks, so wrapped that backward() leaves the processes' mean gradient in each."""
     if next(nets[0].parameters()).device.type == "cuda":
-        # In place: what it replaces are modules inside, the parameters and their names stay. There is none for CPUs,
-        # where each process normalises its share of the batch by itself.
+        # It replaces submodules in place; parameters and names stay. There is none for CPUs: there each process
+        # normalises its own share of the batch.
         nets = [nn.SyncBatchNorm.convert_sync_batchnorm(net) for net in nets]
     return [nn.parallel.DistributedDataParallel(net) for net in nets]
 

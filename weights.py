@@ -170,13 +170,13 @@ class Checkpoint(NamedTuple):
     """What a file of weights holds."""
     weights: dict[str, Tensor]
     config: dict        # the arguments of RPFNet
-    described_in: Path  # the file that holds them: for messages
+    described_in: Path  # the file that holds the arguments, for error messages
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a shipped checkpoint (`.pth`, and `.json` beside it) or a training checkpoint (last.pth).
 
-    Raises OSError, ValueError. Whether the weights fit the network, `check_weights` says.
+    Raises OSError, ValueError. `check_weights` tests whether the weights fit the network.
     """
     state, source = load(path), path
     if isinstance(state, dict) and {"model", "config"} <= state.keys():

@@ -38,7 +38,8 @@ def given_path(text: str) -> Path:
 def before_imports() -> None:
     """What a command does first: its imports take seconds, in which Ctrl-C needs no traceback.
 
-    The numbers of closed standard streams are taken, too: the next file would get them, and warnings of C libraries.
+    Closed standard streams are opened on the null device. Otherwise the next file would get their descriptors, and with
+    them the warnings of C libraries.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:      # nohup, or in the background
         signal.signal(signal.SIGINT, _leave)

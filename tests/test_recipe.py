@@ -142,6 +142,18 @@ def test_a_recipe_that_is_older_than_an_option_has_the_papers_value_for_it(tmp_p
     assert train.read_recipe(str(path)) == PAPER | {"lr": 0.5}
 
 
+@pytest.mark.parametrize(("version", "lambda_3", "same"), [
+    (train.VERSION, 2.0, True), (3, 0, True), (3, 2.0, False), (2, 0, False), (train.VERSION + 1, 0, False), ("4", 0, False)])
+def test_a_recipe_that_meant_something_else_is_refused(tmp_path, capsys, version, lambda_3, same):
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps({"version": version, "recipe": PAPER | {"lambda_3": lambda_3}}))
+    if same:
+        assert train.read_recipe(str(path))["lambda_3"] == lambda_3
+    else:
+        assert train.main(["--recipe", str(path)]) == 1
+        assert "best.json: of another version of train.py" in capsys.readouterr().err
+
+
 def test_an_unknown_recipe_says_which_are_known(capsys):
     assert train.main(["--recipe", "natural"]) == 1
     assert "--recipe natural: choose from contrast, medical, paper, small, tiny" in capsys.readouterr().err

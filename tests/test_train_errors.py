@@ -185,7 +185,8 @@ DAMAGED = [
     (put(["seconds"], math.nan), "do not fit together"),
     (put(["history"], []), "do not fit together"),
     (put(["version"], "3"), "another version"),
-    (put(["version"], train.VERSION - 1), "another version"),
+    (put(["version"], train.VERSION - 2), "another version"),
+    (put(["version"], None), "another version"),
 ]
 
 

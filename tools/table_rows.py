@@ -31,7 +31,7 @@ import train
 from dataset import Pair, load_pair, named_pairs
 from images import DataError, luma, read_gray
 from net import RPFNet
-from recipe import completed
+from recipe import completed, is_current
 from support.outputs import as_csv, write_atomically
 from support.runtime import first_line, processor
 
@@ -319,7 +319,7 @@ def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
         raise TableError(f"{path}: not a checkpoint of train.py ({type(error).__name__}); remove it") from None
     changed = [f"{key} {stored[key]} -> {getattr(wanted, key)}" for key in train.RECIPE
                if stored[key] != getattr(wanted, key)]
-    if changed or version != train.VERSION:
+    if changed or not is_current(version, stored):
         difference = f"recipe ({'; '.join(changed)})" if changed else "version of train.py"
         raise TableError(f"{path}: trained with another {difference}; remove it, or name another --out")
     return state
