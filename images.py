@@ -11,14 +11,10 @@ import numpy as np
 
 from support import headers
 from support.console import note
+from support.headers import DataError
 from support.outputs import write_atomically
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 COLOURFUL = 8.0     # mean difference of an infrared image's planes, in levels
-
-
-class DataError(Exception):
-    """Something is wrong with the user's images; the message names the files and the remedy."""
 
 
 # ---------------------------------------------------------------------------------------------

@@ -374,7 +374,7 @@ class FusionLoss(nn.Module):
     For a network that has no residual features, and so no M', leave `saliency` out, or take `fusion`, which needs the
     fused image alone:
 
-        loss = FusionLoss.printed()
+        loss = FusionLoss.paper()
         total, terms = loss.fusion(fused, ir, vis_y)
 
     Args:
@@ -387,14 +387,14 @@ class FusionLoss(nn.Module):
                  lambda_2: float = 5.0, lambda_3: float = 1.0):
         super().__init__()
         if all(term is None for term in (contrastive, structure, saliency, luminance)):
-            raise ValueError("FusionLoss() has no terms; FusionLoss.printed() is the paper's loss")
+            raise ValueError("FusionLoss() has no terms; FusionLoss.paper() is the paper's loss")
         _check_weight("lambda_2", lambda_2)
         _check_weight("lambda_3", lambda_3)
         self.contrastive, self.structure, self.saliency, self.luminance = contrastive, structure, saliency, luminance
         self.lambda_2, self.lambda_3 = lambda_2, lambda_3
 
     @classmethod
-    def printed(cls) -> FusionLoss:
+    def paper(cls) -> FusionLoss:
         """The loss of the paper, as recipes/paper.json has it."""
         return cls(FrequencyContrastiveLoss(weight="printed"), SSIMLoss(), SaliencyStructureLoss())
 

@@ -39,7 +39,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import find_chosen, find_pairs, list_images, load_pair
-from images import SUFFIXES, DataError, luma, read_gray
+from images import DataError, luma, read_gray
 from measures import (
     AG,
     CC,
@@ -80,6 +80,7 @@ from measures.tables import (
 )
 from measures.vif import VIF_MIN_SIDE
 from support.console import collected, complain, grouped, run
+from support.headers import SUFFIXES
 
 __all__ = [
     "AG", "CC", "CDDFUSE_COLUMNS", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "MS_SSIM_MIN_SIDE",

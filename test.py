@@ -26,11 +26,12 @@ import torch
 from torch import nn
 
 from dataset import DATASETS, find_chosen, positive
-from images import SUFFIXES, DataError
+from images import DataError
 from inference import MIN_TILE
 from net import RPFNet
 from pipeline import Fuser, compare_folder, explained
 from support.console import INTERRUPTED, collected, complain, given, given_path, grouped, printable, run
+from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, find_pairs
 from support.runtime import check_device, keep_freed_memory, team

@@ -1,1 +1,1 @@
-"""What the commands need and what has nothing to do with fusion: terminal, files, names of pairs, processes."""
+"""What the commands need besides fusion: the terminal, image files and their names, outputs, processes."""

@@ -1,4 +1,4 @@
-"""What OpenCV passes over in image files: orientation, TIFF's min-is-white, damage."""
+"""Image files: which are read, and what OpenCV passes over in them: orientation, TIFF's min-is-white, damage."""
 from __future__ import annotations
 
 import io
@@ -9,12 +9,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 ORIENTATION, PHOTOMETRIC = 274, 262     # tags of TIFF 6.0, and so of Exif
 MIN_IS_WHITE = 0
 
 # After entropy-coded data: an FF that is neither escaped (00), nor a restart, nor fill.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _AFTER_SCAN = {0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
+
+
+class DataError(Exception):
+    """Something is wrong with the user's images; the message names the files and the remedy."""
 
 
 def orientation(data: bytes) -> int:

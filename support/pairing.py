@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from images import SUFFIXES, DataError
 from support.console import listed, note
+from support.headers import SUFFIXES, DataError
 
 # What folders add to the two names of one scene, in any case: a_ir and a_vis, IR1 and VIS1, x-thermal and x-rgb.
 INFRARED = ("infrared", "thermal", "lwir", "mwir", "tir", "inf", "ir", "mri")

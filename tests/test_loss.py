@@ -358,7 +358,7 @@ def test_distillation_is_the_distance_to_the_teachers_picture():
 
 def test_total_is_the_weighted_sum_and_none_switches_a_term_off():
     fused, m_prime, ir, vis = (noise(i) for i in range(4))
-    total, terms = FusionLoss.printed()(fused, m_prime, ir, vis)
+    total, terms = FusionLoss.paper()(fused, m_prime, ir, vis)
     expected = terms["L_c"] + 5 * terms["L_s"] + terms["L_grad"] + terms["L_reg"]
     torch.testing.assert_close(total, expected)
     assert terms.keys() == {"L_total", "L_c", "D_pos", "D_neg", "L_s", "L_grad", "L_reg", "M_edge"}
@@ -380,7 +380,7 @@ def test_the_fusion_terms_are_those_that_need_no_decoder():
 
 
 @pytest.mark.parametrize("loss", [
-    FusionLoss.printed(),
+    FusionLoss.paper(),
     FusionLoss(FrequencyContrastiveLoss(), SSIMLoss(**OURS), SaliencyStructureLoss(form="mean"), LuminanceLoss(), 5, 5),
 ], ids=["paper", "contrast"])
 def test_loss_of_a_batch_is_the_mean_of_its_images(loss):
@@ -399,7 +399,7 @@ SOURCES = {
     "one pixel": (torch.nn.functional.pad(torch.ones(1, 1, 1, 1), (3, 20, 5, 18)), noise(1)),
 }
 LOSSES = {
-    "paper": FusionLoss.printed(),
+    "paper": FusionLoss.paper(),
     "contrast recipe": FusionLoss(FrequencyContrastiveLoss(), SSIMLoss(**OURS), SaliencyStructureLoss(form="mean"),
                                   LuminanceLoss(), 5, 5),
     "spatial": FusionLoss(FrequencyContrastiveLoss("spatial")),
@@ -518,10 +518,10 @@ def test_weights_that_are_no_weights_are_refused(value):
 
 
 def test_a_loss_without_terms_or_without_its_decoder_says_what_to_do():
-    with pytest.raises(ValueError, match=r"no terms; FusionLoss.printed\(\)"):
+    with pytest.raises(ValueError, match=r"no terms; FusionLoss.paper\(\)"):
         FusionLoss()
     fused, ir, vis = (noise(i) for i in range(3))
-    loss = FusionLoss.printed()
+    loss = FusionLoss.paper()
     with pytest.raises(ValueError, match="m_prime is None.*FusionLoss.fusion"):
         loss(fused, None, ir, vis)
     total, terms = loss.fusion(fused, ir, vis)      # the way for a network that has no M'

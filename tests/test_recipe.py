@@ -47,7 +47,7 @@ def test_the_default_recipe_is_the_papers():
 
 def test_the_papers_recipe_builds_the_printed_loss():
     inputs = [torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
-    ours, printed = train.build_loss(options())(*inputs), FusionLoss.printed()(*inputs)
+    ours, printed = train.build_loss(options())(*inputs), FusionLoss.paper()(*inputs)
     torch.testing.assert_close(ours, printed)
     assert "L_l" not in ours[1]
     # Eq. 13 in the sum of (1 - SSIM), by value: of constant images, SSIM is the luminance factor alone.
