@@ -125,19 +125,23 @@ class Cuts:
 
     The change is the mean absolute difference of both sources, averaged down to 32 x 24 pixels. It is a cut above 10 gray
     levels and above 3 times the usual change, which is the exponential average of all changes so far.
+
+    Attributes:
+        change: from the last frame but one to the last, gray levels.
+        usual: the usual change before that.
     """
 
     def __init__(self):
-        self._before: np.ndarray | None = None
-        self._usual = 0.0
+        self.change = self.usual = 0.0
+        self._thumbnails: np.ndarray | None = None
 
     def is_cut(self, ir: np.ndarray, vis: np.ndarray) -> bool:
         """Whether a new scene begins with this frame, uint8 (H, W) and (H, W) or (H, W, 3); never with the first."""
         small = np.stack([cv2.resize(luma(x), THUMBNAIL, interpolation=cv2.INTER_AREA) for x in (ir, vis)]).astype(np.float32)
-        change = 0.0 if self._before is None else float(np.abs(small - self._before).mean())
-        cut = change > max(CUT_LEAST, CUT_FACTOR * self._usual)
-        self._before, self._usual = small, KEEP * self._usual + (1 - KEEP) * change
-        return cut
+        self.usual = KEEP * self.usual + (1 - KEEP) * self.change
+        self.change = 0.0 if self._thumbnails is None else float(np.abs(small - self._thumbnails).mean())
+        self._thumbnails = small
+        return self.change > max(CUT_LEAST, CUT_FACTOR * self.usual)
 
 
 class Steady:
