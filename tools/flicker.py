@@ -21,9 +21,10 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
-from itertools import islice, permutations
+from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,22 +129,35 @@ class Change:
         return float(np.abs(np.diff(self._means)).max())
 
 
-def measured(clip: Clip, model: RPFNet, keep: float, progress: tqdm) -> dict[str, float]:
-    """The columns NUMBERS of a clip that is fused with `Steady(model, keep)`; and frames, size."""
-    ir, vis, fused = changes = [Change(clip.background) for _ in range(3)]
-    seconds = []
-    with Steady(model, keep) as steady:
+class Method:
+    """A network with one weight of the past, its changes and its times; frames go through several in turn."""
+
+    def __init__(self, steady: Steady, clip: Clip):
+        self.steady, self.seconds, self.fused = steady, [], Change(clip.background)
+
+    def fuse(self, ir: np.ndarray, vis: np.ndarray) -> None:
+        start = time.process_time()
+        result = self.steady.fuse(ir, vis)
+        self.seconds.append(time.process_time() - start)
+        self.fused.add(result)
+
+
+def measured(clip: Clip, networks: Sequence[RPFNet], keeps: Sequence[float], progress: tqdm) -> Iterator[dict]:
+    """A row for each weight of the past, with a network of its own."""
+    ir, vis = Change(clip.background), Change(clip.background)
+    with ExitStack() as stack:
+        methods = [Method(stack.enter_context(Steady(network, keep)), clip) for network, keep in zip(networks, keeps)]
         for images in clip.frames():
-            start = time.process_time()
-            result = steady.fuse(*images)
-            seconds.append(time.process_time() - start)
-            for change, image in zip(changes, (*images, result)):
+            for change, image in zip((ir, vis), images):
                 change.add(image)
+            for method in methods:      # in turn, so that a busy machine slows all
+                method.fuse(*images)
             progress.update()
     height, width = clip.background.shape
-    return {"sequence": clip.name, "frames": len(seconds), "size": f"{width}x{height}", "steady": keep,
-            "ir": ir.rms, "vis": vis.rms, "fused": fused.rms, "limit": 1.2 * (ir.rms + vis.rms) / 2 + 1,
-            "jump": fused.jump, "ms": 1000 * statistics.median(seconds)}
+    for method in methods:
+        yield {"sequence": clip.name, "frames": len(method.seconds), "size": f"{width}x{height}", "steady": method.steady.keep,
+               "ir": ir.rms, "vis": vis.rms, "fused": method.fused.rms, "limit": 1.2 * (ir.rms + vis.rms) / 2 + 1,
+               "jump": method.fused.jump, "ms": 1000 * statistics.median(method.seconds)}
 
 
 def cut_rows(clips: Sequence[Sequence[str]]) -> Iterator[dict]:
@@ -194,16 +208,17 @@ def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> Non
     print(framed(padded, widths, "markdown", text_columns))
 
 
-def flicker_rows(args: argparse.Namespace) -> Iterable[dict]:
+def flicker_rows(args: argparse.Namespace) -> list[dict]:
     """Raises DataError, OSError, ValueError."""
     if args.clip:
         clips = [recorded(files, args.size, args.frames) for files in args.clip]
     else:
         pairs = match_pairs(args.ir, args.vis)
         clips = [generated(pair, args.size, args.frames) for pair in pairs[::max(1, len(pairs) // args.pairs)][:args.pairs]]
-    model = RPFNet.from_pretrained(args.checkpoint)
-    with tqdm(total=2 * len(clips) * args.frames, unit="frame", desc="measuring") as progress:
-        return [measured(clip, model, keep, progress) for clip in clips for keep in (0.0, args.steady)]
+    keeps = 0.0, args.steady
+    networks = [RPFNet.from_pretrained(args.checkpoint) for _ in keeps]
+    with tqdm(total=len(clips) * args.frames, unit="frame", desc="measuring") as progress:
+        return [row for clip in clips for row in measured(clip, networks, keeps, progress)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
