@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,8 @@ ORIGIN = ("weights", "command", "commit", "machine")
 COLUMNS = ("sequence", "frames", "size", "steady", *NUMBERS, *ORIGIN)
 CUT_COLUMNS = ("from", "to", "change", "ratio", "command", "commit")
 
+WIDTH = 320         # pixels
+
 Images = tuple[np.ndarray, np.ndarray]
 
 
@@ -76,14 +78,18 @@ def resized(image: np.ndarray, width: int) -> np.ndarray:
 
 
 def generated(pair: Pair, width: int, frames: int) -> Clip:
+    """Raises DataError; ValueError for frames so small that no pixel is far from the target."""
     ir, vis = (resized(luma(x), width) for x in load_pair(pair))
-    return Clip(pair.name, partial(entering_target, ir, vis, frames), static_background(ir.shape, frames))
+    background = static_background(ir.shape, frames)
+    if not background.any():
+        raise ValueError(f"{pair.name}, {ir.shape[1]}x{ir.shape[0]}: no pixel stays far from the target; give a larger --size")
+    return Clip(pair.name, partial(entering_target, ir, vis, frames), background)
 
 
-def read_frames(files: Sequence[str], width: int, frames: int | None) -> Iterator[Images]:
-    """The first `frames` of two video files; None: all. Raises DataError."""
+def read_frames(files: Sequence[str], width: int) -> Iterator[Images]:
+    """All frames of two video files. Raises DataError."""
     sources = [Capture(Path(file)) for file in files]
-    for _ in range(frames) if frames else iter(int, 1):
+    while True:
         ir, vis = (source.read() for source in sources)
         if ir is None or vis is None:
             return
@@ -91,12 +97,12 @@ def read_frames(files: Sequence[str], width: int, frames: int | None) -> Iterato
 
 
 def recorded(files: Sequence[str], width: int, frames: int) -> Clip:
-    """Raises DataError."""
-    read = partial(read_frames, files, width, frames)
-    sources = read()
-    first = np.float32(next(sources, np.zeros((2, 1, 1))))
-    change = sum((np.square(np.float32(images) - first).sum(0) for images in sources), np.zeros(first.shape[1:]))
-    return Clip(Path(files[1]).stem, read, change <= np.median(change))
+    """The first `frames` of two video files. Raises DataError."""
+    stacks = [np.float32(images) for images in islice(read_frames(files, width), frames)]
+    if len(stacks) < 2:
+        raise DataError(f"{files[1]}: fewer than 2 frames could be read")
+    change = np.square(np.stack(stacks) - stacks[0]).sum((0, 1))
+    return Clip(Path(files[1]).stem, lambda: islice(read_frames(files, width), frames), change <= np.median(change))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -161,20 +167,19 @@ def measured(clip: Clip, networks: Sequence[RPFNet], keeps: Sequence[float], pro
 
 
 def cut_rows(clips: Sequence[Sequence[str]]) -> Iterator[dict]:
-    """The largest change inside each clip, with its ratio to the usual one; and from the end of one to the next's begin."""
-    ends = {}
+    """The largest change inside each clip, with its ratio to the usual one; and from each clip's end to the others' start."""
+    ends: dict[str, list[Images]] = {}
     for files in tqdm(clips, unit="clip"):
-        cuts, worst = Cuts(), (0.0, 0.0)
-        frames = list(read_frames(files, 320, None))
-        for images in frames:
+        name, cuts, largest = Path(files[1]).stem, Cuts(), (0.0, 0.0)
+        for images in read_frames(files, WIDTH):
             cuts.is_cut(*images)
-            worst = max(worst, (cuts.change, cuts.change / cuts.usual if cuts.usual else 0.0))
-        name = Path(files[1]).stem
-        ends[name] = frames[0], frames[-1]
-        yield dict(zip(CUT_COLUMNS, (name, name, *worst)))
-    for (first, (_, last)), (second, (begin, _)) in permutations(ends.items(), 2):
+            largest = max(largest, (cuts.change, cuts.change / cuts.usual if cuts.usual else 0.0))
+            ends[name] = [ends.get(name, [images])[0], images]
+        yield dict(zip(CUT_COLUMNS, (name, name, *largest)))
+    for (first, (_, last)), (second, (start, _)) in permutations(ends.items(), 2):
         cuts = Cuts()
-        cuts.is_cut(*last), cuts.is_cut(*begin)
+        for images in (last, start):
+            cuts.is_cut(*images)
         yield dict(zip(CUT_COLUMNS, (first, second, cuts.change)))
 
 
@@ -188,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--vis", type=Path, default=ROOT / "samples" / "vis", help="visible folder")
     parser.add_argument("--pairs", type=positive, default=4, help="of the folders, spread over the list (default: %(default)s)")
     parser.add_argument("--clip", nargs=2, action="append", metavar=("IR", "VIS"), help="two video files; can be repeated")
-    parser.add_argument("--size", type=positive, default=320, metavar="WIDTH", help="frames are brought to this width "
+    parser.add_argument("--size", type=positive, default=WIDTH, metavar="WIDTH", help="frames are brought to this width "
                         "(default: %(default)s)")
     parser.add_argument("--frames", type=positive, default=20, help="of each sequence, at least 2 (default: %(default)s)")
     parser.add_argument("--checkpoint", default="contrast", help="weights, as for test.py (default: %(default)s)")
