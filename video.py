@@ -42,8 +42,8 @@ KEEP = 0.9              # weight of the past in the steady pools
 RATE = 25.0             # frames a second, where the sources have no rate
 SAME_RATE = 0.005       # frames a second; what headers round
 
-# A scene cut. Inside five clips of M3SVD the change is at most 6.0 gray levels, and where it is above 2, at most 3.3 times
-# the usual one; from one clip to another it is at least 22 (results/cuts.csv).
+# A scene cut. Inside five clips of M3SVD the largest change is 6.0, where the camera's gain jumps; from the end of one to the
+# start of another the smallest is 22 (results/cuts.csv). The factor is for a camera that pans.
 CUT_LEAST = 10.0        # gray levels
 CUT_FACTOR = 3.0        # times the usual change
 THUMBNAIL = 32, 24      # pixels

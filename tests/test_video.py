@@ -7,20 +7,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import random_pair
+from conftest import random_pair, write_clip
 
 import test as fuse_command
 import video
 from images import DataError, infrared_span
 from net import RPFNet
 from support.console import INTERRUPTED
-from support.outputs import OutputError
 from tools.naturalness import entering_target, flicker_measures
 from video import Cuts, FolderClip, Steady, VideoFile
 
 SIZE = 64, 80
 LENGTH = 10
-RATE = 12.5
+RATE = 12.5      # frames a second
 
 
 def scene(seed=0, low=30, high=120):
@@ -53,15 +52,6 @@ def small(tmp_path_factory):
     return ["--checkpoint", str(path)]
 
 
-def write_clip(path, frames, rate=RATE):
-    with VideoFile(path, rate) as file:
-        try:
-            for number, frame in enumerate(frames):
-                file.write(str(number), frame)
-        except OutputError as error:
-            pytest.skip(str(error))     # a codec is missing
-
-
 def read_clip(path):
     capture = cv2.VideoCapture(str(path))
     frames = []
@@ -72,14 +62,14 @@ def read_clip(path):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """ir.avi and vis.avi of 10 frames, vis.mp4 of 7, slow.avi with half the rate, large.avi. Not to be written to."""
+    """ir.avi and vis.avi of 10 frames, short.avi of 7, slow.avi with half the rate, large.avi. Not to be written to."""
     folder = tmp_path_factory.mktemp("clips")
     ir, vis = zip(*entering_target(*scene(), LENGTH))
-    write_clip(folder / "ir.avi", ir)
-    write_clip(folder / "vis.avi", vis)
-    write_clip(folder / "short.avi", vis[:7])
+    write_clip(folder / "ir.avi", ir, RATE)
+    write_clip(folder / "vis.avi", vis, RATE)
+    write_clip(folder / "short.avi", vis[:7], RATE)
     write_clip(folder / "slow.avi", vis, RATE / 2)
-    write_clip(folder / "large.avi", [cv2.resize(frame, None, fx=2, fy=2) for frame in vis])
+    write_clip(folder / "large.avi", [cv2.resize(frame, None, fx=2, fy=2) for frame in vis], RATE)
     return folder
 
 
