@@ -288,8 +288,8 @@ def fuse_video(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             code, problems = INTERRUPTED, ["test.py: interrupted"]
     if fuser and fuser.written:
-        print(printable(f"{fuser.written} frames in {fuser.place}, {fuser.written / fuser.seconds:.1f} frames a second on "
-                        f"{device_name(args)}"))
+        print(printable(f"{fuser.written} frame{'s' * (fuser.written > 1)} in {fuser.place}, "
+                        f"{fuser.written / fuser.seconds:.1f} frames a second on {device_name(args)}"))
     complain(*(f"note: {line}" for line in grouped(notes)), *(line for text in problems for line in text.splitlines()))
     return code
 

@@ -208,7 +208,9 @@ class FolderClip:
     A range for each frame would make the sequence flicker.
 
     Attributes:
-        name, rate, length: frames a second, number of frames.
+        name: of the visible folder.
+        rate: frames a second.
+        length: number of frames.
         inputs: the files.
     Raises:
         DataError: no folder, no frames, or frames without a partner; when iterated, a frame that cannot be read.
@@ -276,7 +278,11 @@ class Capture:
 class CaptureClip:
     """Two video files or two cameras; iterates over `Frame`s.
 
-    Attributes: as of FolderClip; length is None for cameras, and for files whose header does not tell.
+    Attributes:
+        name: of the visible file, without suffix; or "camera".
+        rate: frames a second.
+        length: number of frames; None for cameras, and for files whose header does not tell.
+        inputs: the files.
     Raises:
         DataError: as Capture, or lengths or rates that differ; when iterated, sizes and lengths that differ.
     """
@@ -284,8 +290,6 @@ class CaptureClip:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.ir, self.vis = Capture(args.ir), Capture(args.vis)
-        if self.ir.is_camera != self.vis.is_camera:
-            raise DataError(f"{self.ir.name} and {self.vis.name}: give two files, two folders or two cameras")
         self.name = "camera" if self.vis.is_camera else args.vis.stem
         self.inputs = [] if self.vis.is_camera else [args.ir, args.vis]
         self.length, self.rate = self.vis.length, args.fps or self.vis.rate or (RATE if self.vis.is_camera else 0.0)
@@ -326,7 +330,10 @@ def _check_lengths(*sides: tuple[object, int]) -> None:
 
 def open_clip(args: argparse.Namespace) -> FolderClip | CaptureClip:
     """The sources that --ir and --vis name. Raises DataError."""
-    if args.ir.is_dir() and args.vis.is_dir():
+    kinds = [(source.is_dir(), _camera(source) is not None) for source in (args.ir, args.vis)]
+    if kinds[0] != kinds[1]:
+        raise DataError(f"{args.ir} and {args.vis}: give two files, two folders or two cameras")
+    if args.ir.is_dir():
         return FolderClip(args)
     if args.ir_pattern or args.vis_pattern or args.ir_range:
         raise DataError("--ir-pattern, --vis-pattern and --ir-range go with folders in --ir and --vis")

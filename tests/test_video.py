@@ -126,7 +126,8 @@ def test_colour_is_that_of_the_visible_and_gray_has_none(clips, tmp_path, small)
     ("ir.avi", "slow.avi", "ir.avi has 12.5 frames a second and .*slow.avi 6.25; .*--fps"),
     ("ir.avi", "large.avi", "infrared is 80x64 and visible 160x128.*--resize"),
     ("ir.avi", "none.avi", "none.avi: no such file"),
-    ("ir.avi", "7", "camera 7: cannot be opened"),
+    ("ir.avi", "7", "give two files, two folders or two cameras"),
+    ("ir.avi", ".", "give two files, two folders or two cameras"),
 ])
 def test_sources_that_differ_are_named_with_both_numbers(clips, tmp_path, small, ir, vis, message, capsys):
     vis = vis if vis.isdigit() else clips / vis
@@ -148,6 +149,11 @@ def test_a_length_that_only_the_end_tells_is_an_error_after_a_file_that_can_be_p
     assert fuse(clips / "ir.avi", clips / "short.avi", tmp_path / "fused.avi", *small) == 1
     assert "ir.avi has 10 frames and" in capsys.readouterr().err
     assert len(read_clip(tmp_path / "fused.avi")[0]) == 7 and names(tmp_path) == ["fused.avi"]
+
+
+def test_a_camera_that_is_not_there_is_named(tmp_path, small, capsys):
+    assert fuse("97", "98", tmp_path / "fused.avi", *small) == 1
+    assert "camera 97: cannot be opened; is it connected, and free?" in capsys.readouterr().err
 
 
 def test_damage_is_named(clips, tmp_path, small, capsys):
