@@ -161,7 +161,11 @@ def load_pair(pair: Pair, resize: str | None = None,
     Raises:
         DataError: a file cannot be read. SizeError: the sizes differ.
     """
-    ir, vis = read_ir(pair.ir, span), read_vis(pair.vis)
+    return of_one_size(pair, read_ir(pair.ir, span), read_vis(pair.vis), resize)
+
+
+def of_one_size(pair: Pair, ir: np.ndarray, vis: np.ndarray, resize: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a pair as they are, or brought to one size by `resize`; arguments and errors as of `load_pair`."""
     if ir.shape == vis.shape[:2]:
         return ir, vis
     sizes = f"{pair.name}: infrared is {ir.shape[1]}x{ir.shape[0]} and visible {vis.shape[1]}x{vis.shape[0]}"

@@ -92,10 +92,7 @@ def read_ir(path: str | Path, span: tuple[int, int] | None = None) -> np.ndarray
     sensors fill only a part of 16 bits.
     Colour becomes BT.601 luma, with a warning where the planes differ: a colour map is no temperature.
     """
-    pixels = _decode(path)
-    if pixels.ndim == 3 and _colourful(pixels):
-        note("infrared in colour, taken as its luma; a colour map needs the original gray image", Path(path).name)
-    image = luma(pixels)
+    image = infrared_luma(_decode(path), Path(path).name)
     if image.dtype == np.uint8:
         if span:
             raise DataError(f"{path}: 8-bit infrared; a range (--ir-range) is for 16 bits")
@@ -107,6 +104,19 @@ def read_ir(path: str | Path, span: tuple[int, int] | None = None) -> np.ndarray
     low, high = span
     scaled = (image.astype(np.float64) - low) * (255.0 / max(high - low, 1))
     return np.round(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+
+def infrared_luma(pixels: np.ndarray, name: str) -> np.ndarray:
+    """Infrared pixels, gray or RGB, as gray (H, W). Warns of `name` where the planes differ."""
+    if pixels.ndim == 3 and _colourful(pixels):
+        note("infrared in colour, taken as its luma; a colour map needs the original gray image", name)
+    return luma(pixels)
+
+
+def infrared_span(path: str | Path) -> tuple[int, int] | None:
+    """Darkest and brightest pixel of a 16-bit infrared image; None for one of 8 bits. Raises DataError."""
+    image = luma(_decode(path))
+    return (int(image.min()), int(image.max())) if image.dtype == np.uint16 else None
 
 
 def _colourful(image: np.ndarray) -> bool:
@@ -207,6 +217,14 @@ def apparent_shift(ir: np.ndarray, vis: np.ndarray) -> float | None:
     first, second = (cv2.blur(edges, (3, 3)) for edges in (first, second))
     there, here = (_correlation(first, second, *place) for place in ((round(right), round(down)), (0, 0)))
     return float(np.hypot(right, down)) / scale if there > max(here + 0.05, 0.15) else None
+
+
+def note_shift(name: str, ir: np.ndarray, vis: np.ndarray) -> None:
+    """Warn of the pair `name` if its images seem to be shifted by more than ALIGNED pixels."""
+    shift = apparent_shift(ir, vis)
+    if shift and shift > ALIGNED:
+        note("the sources seem to be shifted against each other (--no-alignment-check silences this)",
+             f"{name} by about {shift:.0f} pixels")
 
 
 def _edges(image: np.ndarray, scale: float) -> np.ndarray:

@@ -28,9 +28,11 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
-def image_pools(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Average and maximum over the image, each (B, C, 1, 1)."""
-    return F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)
+class ImagePools(nn.Module):
+    """Average and maximum over the image, each (B, C, 1, 1). A module, so that video.Steady finds all of a network."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)
 
 
 def channel_pools(x: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from inference import check_batch, fuse_pair
 from layers import (
     BatchNorm,
+    ImagePools,
     TransformerBlock,
     at_least_float32,
     channel_pools,
     fold_batch_norm,
-    image_pools,
     inside,
     irfft2_of_channels,
     mirror_pads,
@@ -58,12 +58,12 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 4):
         super().__init__()
+        self.pools = ImagePools()
         self.mlp = nn.Sequential(
             nn.Conv2d(channels, channels // reduction, 1), nn.ReLU(), nn.Conv2d(channels // reduction, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        average, maximum = image_pools(x)                               # (B, C, 1, 1)
-        return x * torch.sigmoid(self.mlp(average) + self.mlp(maximum))
+        return x * torch.sigmoid(sum(self.mlp(pooled) for pooled in self.pools(x)))     # two of (B, C, 1, 1)
 
 
 class SpatialAttention(nn.Module):

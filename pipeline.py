@@ -19,9 +19,8 @@ from torch import nn
 from tqdm import tqdm
 
 from dataset import SizeError, load_pair
-from images import ALIGNED, DataError, apparent_shift, luma, write_image
+from images import DataError, luma, note_shift, write_image
 from inference import fuse_luminance, in_colour_of, prepare
-from support.console import note
 from support.outputs import DISK_ERRORS
 from support.pairing import Pair
 from support.runtime import first_line, team
@@ -47,15 +46,9 @@ class Item(NamedTuple):
 
 def read_item(pair: Pair, args: argparse.Namespace) -> Item:
     """Raises PAIR_ERRORS."""
-    try:
-        ir, vis = load_pair(pair, args.resize, args.ir_range)
-    except SizeError as error:
-        raise DataError(f"{error}, or bring one to the other with --resize ir or --resize vis") from None
+    ir, vis = load_pair(pair, args.resize, args.ir_range)
     if not args.no_alignment_check:
-        shift = apparent_shift(ir, vis)
-        if shift and shift > ALIGNED:
-            note("the sources seem to be shifted against each other (--no-alignment-check silences this)",
-                 f"{pair.name} by about {shift:.0f} pixels")
+        note_shift(pair.name, ir, vis)
     vis = luma(vis) if args.gray else vis
     return Item(pair, ir, vis, prepare(ir, vis))
 
@@ -194,13 +187,15 @@ class Fuser:
         self._writing.clear()
 
     def _failed(self, pair: Pair, error: Exception) -> None:
-        self.problems.append(f"{pair.name}: {explained(error, self.args.tile)}")
+        self.problems.append(f"{pair.name}: {explained(error, self.args)}")
 
 
-def explained(error: Exception, tile: int) -> str:
+def explained(error: Exception, args: argparse.Namespace) -> str:
     """What went wrong, with the remedy."""
     text = str(error) if isinstance(error, DataError) else first_line(error)
-    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in text
-    if memory:
-        return f"out of memory ({text}); try " + (f"a smaller --tile than {tile}" if tile else "--tile 1024")
+    if isinstance(error, SizeError):
+        return f"{text}, or bring one to the other with --resize ir or --resize vis"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in text:
+        tiles = f"a smaller --tile than {args.tile}" if args.tile else "--tile 1024"
+        return f"out of memory ({text}); try {'smaller frames' if args.video else tiles}"
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else text

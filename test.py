@@ -4,6 +4,7 @@
     python test.py --ir DIR --vis DIR                               your own folders, matched by file name
     python test.py --ir a.png --vis b.png                           one pair
     python test.py --dataset roadscene --data data/RoadScene        a published data set
+    python test.py --ir ir.mp4 --vis vis.mp4 --out fused.mp4        video: files, folders of frames, cameras
     torchrun --nproc_per_node=4 test.py ...                         the same, shared among four processes
 
 Colour comes from the visible image; names and sizes are kept.
@@ -25,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import video
 from dataset import DATASETS, find_chosen, positive
 from images import DataError
 from inference import MIN_TILE
@@ -113,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
                          "because each tile gets a contrast of its own")
     network.add_argument("--device", type=given, default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cuda, cuda:1, cpu (default: cuda where there is one)")
+    video.add_options(parser)
     return parser
 
 
@@ -121,6 +124,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.ir_range and not 0 <= args.ir_range[0] < args.ir_range[1] <= 65535:
         parser.error(f"--ir-range {args.ir_range[0]} {args.ir_range[1]}: LOW below HIGH, both from 0 to 65535")
+    try:
+        video.check_options(args)
+    except ValueError as error:
+        parser.error(str(error))
     args.batch = args.batch or (4 if on_gpu(args) else 1)
     return args
 
@@ -176,6 +183,10 @@ def on_gpu(args: argparse.Namespace) -> bool:
     return args.device.startswith("cuda")
 
 
+def device_name(args: argparse.Namespace) -> str:
+    return torch.cuda.get_device_name(args.device) if on_gpu(args) else args.device.upper()
+
+
 def load_network(args: argparse.Namespace) -> nn.Module:
     if args.released and (args.checkpoint or args.fast or args.compile or args.as_published):
         raise DataError("--released goes without --checkpoint, --as-published, --fast and --compile")
@@ -222,13 +233,13 @@ def fuse(args: argparse.Namespace, result: Result) -> None:
                 held.enter_context(locked(args.out))
             result.fuser = Fuser(args, load_network(args))
         except FATAL as error:
-            result.fatal = [explained(error, args.tile)]
+            result.fatal = [explained(error, args)]
         if team.gathered(result.fatal):
             return
         try:
             result.fuser.fuse_all(team.share(result.pairs))
         except FATAL as error:
-            result.fatal = [f"{explained(error, args.tile)}; {result.counted()}"]
+            result.fatal = [f"{explained(error, args)}; {result.counted()}"]
         team.gathered([])       # the lock is rank 0's, and for all
 
 
@@ -240,22 +251,20 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
     if team.rank > 0:
         return 0    # rank 0 reports for all, and its exit code counts; it would be ended if another one failed first
     if written:
-        device = torch.cuda.get_device_name(args.device) if on_gpu(args) else args.device.upper()
         # The first batch of each process pays for memory and kernel choices.
         mean = statistics.mean(seconds[team.world * args.batch:] or seconds)
         place = args.out_file or f"{args.out}{'/' if args.out.name else ''}"
-        print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on {device}"
+        print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on {device_name(args)}"
                         + (f", {team.world} processes side by side" if team.world > 1 else "")))
     complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems),
              *(line for text in dict.fromkeys(fatal) for line in f"test.py: {text}".splitlines()))
     return 1 if problems or fatal else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args, result = parse(argv), Result()
+def fuse_images(args: argparse.Namespace) -> int:
+    """Fuse pairs of images; the exit code."""
+    result = Result()
     notes: list[tuple[str, ...]] = []
-    team.join()
-    keep_freed_memory()
     with collected(notes):
         try:
             fuse(args, result)
@@ -263,6 +272,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain("", f"test.py: interrupted; {result.counted()}")
             return INTERRUPTED
     return report(args, result, notes)
+
+
+def fuse_video(args: argparse.Namespace) -> int:
+    """Fuse a video; the exit code. What was fused before an error or Ctrl-C is kept."""
+    fuser, code, problems = None, 0, []
+    notes: list[tuple[str, ...]] = []
+    with collected(notes):
+        try:
+            check_device(args.device)
+            fuser = video.VideoFuser(args)
+            with making([fuser.folder]), locked(fuser.folder):
+                fuser.fuse_all(load_network(args))
+        except FATAL as error:
+            code, problems = 1, [f"test.py: {explained(error, args)}"]
+        except KeyboardInterrupt:
+            code, problems = INTERRUPTED, ["test.py: interrupted"]
+    if fuser and fuser.written:
+        print(printable(f"{fuser.written} frame{'s' * (fuser.written > 1)} in {fuser.place}, "
+                        f"{fuser.written / fuser.seconds:.1f} frames a second on {device_name(args)}"))
+    complain(*(f"note: {line}" for line in grouped(notes)), *(line for text in problems for line in text.splitlines()))
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    team.join()
+    keep_freed_memory()
+    return fuse_video(args) if args.video else fuse_images(args)
 
 
 if __name__ == "__main__":

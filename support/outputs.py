@@ -65,7 +65,7 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
     if file:
         for source in homes.get(_identity(file.parent), []):
             if source.stem.casefold() == file.stem.casefold():
-                raise OutputError(f"{file}: {source.name} is a source image; choose another name for --out")
+                raise OutputError(f"{file}: {source.name} is a source; choose another name for --out")
         folders = [folder for folder in folders if folder != file.parent]
     for folder in folders:
         if _identity(folder) in homes:

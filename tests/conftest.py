@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from support.outputs import OutputError
+from video import VideoFile
+
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -50,6 +53,16 @@ def write_pairs(root, names, size):
             smooth = cv2.GaussianBlur(rng.integers(0, 256, size, np.uint8), (0, 0), 1.5)
             cv2.imwrite(str(root / side / f"{name}.png"), cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX))
     return ["--ir", str(root / "ir"), "--vis", str(root / "vis")]
+
+
+def write_clip(path, frames, rate=25.0):
+    """A video file of uint8 frames; skips the test where the codec is missing."""
+    with VideoFile(path, rate) as file:
+        try:
+            for number, frame in enumerate(frames):
+                file.write(str(number), frame)
+        except OutputError as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -300,7 +300,7 @@ def test_one_pair_goes_to_the_file_that_out_names(folders, small, capsys):
     assert fuse_command.main([*one, "--out", str(folders / "new" / "one.bmp")]) == 0
     assert read_vis(folders / "new" / "one.bmp").shape == (20, 31, 3)
     for options, message in ((["one.webp"], "results are written as"), (["one.png", "--format", "bmp"], "two formats"),
-                             (["vis/a.png"], "a.jpg is a source image")):
+                             (["vis/a.png"], "a.jpg is a source")):
         assert fuse_command.main([*one, "--out", str(folders / options[0]), *options[1:]]) == 1
         assert message in capsys.readouterr().err
     several = ["--ir", str(folders / "ir"), "--vis", str(folders / "vis"), *small]

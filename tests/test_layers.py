@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from layers import (
     BatchNorm,
     ExactStatistics,
+    ImagePools,
     at_least_float32,
     channel_pools,
     fast_length,
     fold_batch_norm,
-    image_pools,
     irfft2_of_channels,
     rfft2_as_channels,
 )
@@ -59,7 +59,7 @@ def test_fast_lengths_have_no_large_prime_factor():
 
 def test_pools_are_averages_and_maxima():
     x = torch.randn(2, 7, 9, 10)
-    average, maximum = image_pools(x)
+    average, maximum = ImagePools()(x)
     torch.testing.assert_close(average, x.mean((2, 3), keepdim=True))
     torch.testing.assert_close(maximum, x.amax((2, 3), keepdim=True))
     torch.testing.assert_close(channel_pools(x), torch.stack([x.mean(1), x.amax(1)], 1))

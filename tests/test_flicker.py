@@ -1,0 +1,103 @@
+"""tools/flicker.py: changes with known values, and the command on small sequences."""
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_clip, write_pairs
+
+from net import RPFNet
+from tools import flicker
+from tools.flicker import Change
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "small.pth"
+    torch.manual_seed(0)
+    model = RPFNet(channels=4, stages=1)
+    torch.save({"model": model.state_dict(), "config": model.config}, path)
+    return ["--checkpoint", str(path)]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"), "ab", (120, 160))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """ir.avi and vis.avi: the right half changes from frame to frame, the left half by nothing that is seen."""
+    folder = tmp_path_factory.mktemp("clip")
+    for side, low in (("ir", 40), ("vis", 90)):
+        images = [np.full((48, 64), low, np.uint8) for _ in range(4)]
+        for number, image in enumerate(images):
+            image[:, 32:] += np.uint8(20 * number)
+        write_clip(folder / f"{side}.avi", images)
+    return [str(folder / "ir.avi"), str(folder / "vis.avi")]
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_changes_are_since_frame_0_and_over_the_background_alone():
+    background = np.array([[True, True, False]])
+    change = Change(background)
+    for levels in ([10, 20, 0], [12, 20, 99], [10, 16, 255]):
+        change.add(np.array([levels], np.uint8))
+    assert change.rms == pytest.approx(math.sqrt((4 / 2 + 16 / 2) / 2))
+    assert change.jump == pytest.approx(3)      # the means are 15, 16 and 13
+
+
+def test_generated_sequences_are_measured_without_and_with_steady_pools(pairs, small, tmp_path, capsys):
+    path = tmp_path / "flicker.csv"
+    assert flicker.main([*pairs, *small, "--pairs", "1", "--frames", "3", "--csv", str(path)]) == 0
+    table, first = capsys.readouterr().out, rows(path)
+    assert table.startswith("| sequence | frames |") and table.count("\n") == 4
+    assert [(row["sequence"], row["steady"], row["size"]) for row in first] == [("a", keep, "160x120")
+                                                                               for keep in ("0.000", "0.900")]
+    for row in first:
+        assert float(row["ir"]) == float(row["vis"]) == 0 and float(row["limit"]) == 1 and float(row["ms"]) > 0
+        assert row["command"].startswith("python tools/flicker.py") and row["weights"] == "small.pth"
+    assert flicker.main([*pairs, *small, "--pairs", "1", "--frames", "3", "--csv", str(path)]) == 0
+    assert len(rows(path)) == 2         # in place of those of the same sequence
+
+
+def test_the_background_of_a_clip_is_the_half_that_changes_least(clip, small, tmp_path):
+    found = flicker.recorded(clip, 64, 3)
+    assert len(list(found.frames())) == 3
+    assert found.background[:, :24].all() and not found.background[:, 40:].any()
+    assert flicker.main(["--clip", *clip, *small, "--frames", "3", "--csv", str(tmp_path / "a.csv")]) == 0
+    for row in rows(tmp_path / "a.csv"):
+        assert row["sequence"] == "vis" and float(row["ir"]) < 2
+        assert float(row["limit"]) == pytest.approx(1 + 0.6 * (float(row["ir"]) + float(row["vis"])), abs=0.002)
+
+
+def test_cuts_lists_changes_inside_and_between_clips(clip, tmp_path):
+    second = str(tmp_path / "dark.avi")
+    write_clip(tmp_path / "dark.avi", 3 * [np.zeros((48, 64), np.uint8)])
+    assert flicker.main(["--cuts", "--clip", *clip, "--clip", second, second, "--csv", str(tmp_path / "cuts.csv")]) == 0
+    changes = {(row["from"], row["to"]): float(row["change"]) for row in rows(tmp_path / "cuts.csv")}
+    assert changes["vis", "vis"] == pytest.approx(10, abs=1) and changes["dark", "dark"] == 0
+    assert changes["dark", "vis"] == pytest.approx((40 + 90) / 2, abs=2)
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--frames", "1"], "at least 2"),
+    (["--cuts"], "--cuts needs --clip"),
+    (["--ir", "none", "--vis", "none"], "none: no such folder"),
+    (["--clip", "none.avi", "none.avi"], "none.avi: no such file"),
+    (["--size", "32"], "no pixel stays far from the target"),
+])
+def test_errors_are_one_line(options, message, capsys):
+    assert flicker.main(options) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("flicker.py: ") and said.count("\n") == 1
+
+
+def test_frames_are_not_enlarged():
+    image = np.zeros((30, 40), np.uint8)
+    assert flicker.resized(image, 80) is image and flicker.resized(image, 20).shape == (15, 20)

@@ -1,0 +1,354 @@
+"""Video: frames in and out, errors, Ctrl-C, and pools that follow an average over the frames."""
+import re
+import signal
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import random_pair, write_clip
+
+import test as fuse_command
+import video
+from images import DataError, infrared_span
+from net import RPFNet
+from support.console import INTERRUPTED
+from tools.naturalness import entering_target, flicker_measures
+from video import Cuts, FolderClip, Steady, VideoFile
+
+SIZE = 64, 80
+LENGTH = 10
+RATE = 12.5      # frames a second
+
+
+def scene(seed=0, low=30, high=120):
+    """A smooth random pair, infrared and colour visible."""
+    rng = np.random.default_rng(seed)
+    smooth = cv2.GaussianBlur(rng.random((*SIZE, 4)), (0, 0), 6)
+    levels = np.uint8(low + (high - low) * (smooth - smooth.min()) / np.ptp(smooth))
+    return levels[..., 0].copy(), levels[..., 1:].copy()
+
+
+def network():
+    """A small one, whose picture depends on the attention's pools strongly; running statistics are not the initial ones."""
+    torch.manual_seed(1)
+    model = RPFNet(channels=4, stages=2)
+    with torch.no_grad():
+        for layer in model.stages[0].rpm.ca.mlp[::2]:       # the stages share them
+            layer.weight *= 4
+        model.stages[0].rpm.ca.mlp[0].weight.abs_()
+        for seed in range(10):
+            model(*random_pair(2, 32, 32, seed=seed))
+        model.head.last.weight *= 40
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "last.pth"
+    model = network()
+    torch.save({"model": model.state_dict(), "config": model.config}, path)
+    return ["--checkpoint", str(path)]
+
+
+def read_clip(path):
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (frame := capture.read()[1]) is not None:
+        frames.append(frame)
+    return frames, capture.get(cv2.CAP_PROP_FPS)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """ir.avi and vis.avi of 10 frames, short.avi of 7, slow.avi with half the rate, large.avi. Not to be written to."""
+    folder = tmp_path_factory.mktemp("clips")
+    ir, vis = zip(*entering_target(*scene(), LENGTH))
+    write_clip(folder / "ir.avi", ir, RATE)
+    write_clip(folder / "vis.avi", vis, RATE)
+    write_clip(folder / "short.avi", vis[:7], RATE)
+    write_clip(folder / "slow.avi", vis, RATE / 2)
+    write_clip(folder / "large.avi", [cv2.resize(frame, None, fx=2, fy=2) for frame in vis], RATE)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """The same sequence as frames, with 16-bit infrared from 1000 to 3000 and more."""
+    for side in ("ir", "vis"):
+        (tmp_path / side).mkdir()
+    for number, (ir, vis) in enumerate(entering_target(*scene(), LENGTH)):
+        cv2.imwrite(str(tmp_path / "ir" / f"{number}.png"), 1000 + np.uint16(ir) * 10)
+        cv2.imwrite(str(tmp_path / "vis" / f"{number}.png"), vis[..., ::-1])
+    return tmp_path
+
+
+def fuse(ir, vis, out, *options):
+    return fuse_command.main(["--ir", str(ir), "--vis", str(vis), "--out", str(out), *options])
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("name", ["fused.mp4", "fused.avi"])
+def test_two_files_become_one_of_the_same_length_rate_and_size(clips, tmp_path, small, name, capsys):
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "out" / name, *small) == 0
+    frames, rate = read_clip(tmp_path / "out" / name)
+    assert len(frames) == LENGTH and rate == RATE and frames[0].shape == (*SIZE, 3)
+    assert names(tmp_path / "out") == [name]        # and no temporary file
+    said = capsys.readouterr()
+    assert f"10 frames in {tmp_path / 'out' / name}" in said.out and "frames a second on CPU" in said.out
+    assert "10/10" in said.err
+
+
+def test_a_folder_as_the_output_of_files_gets_one_named_after_the_visible(clips, tmp_path, small):
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path, *small) == 0
+    assert names(tmp_path) == ["vis.mp4"]
+
+
+def test_colour_is_that_of_the_visible_and_gray_has_none(clips, tmp_path, small):
+    vis = read_clip(clips / "vis.avi")[0]
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "colour.avi", *small) == 0
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "gray.avi", *small, "--gray") == 0
+    colour, gray, source = (np.int32(cv2.blur(frames[5], (9, 9))) for frames in
+                            (*(read_clip(tmp_path / name)[0] for name in ("colour.avi", "gray.avi")), vis))
+    assert np.corrcoef(*((x[..., 2] - x[..., 0]).ravel() for x in (colour, source)))[0, 1] > 0.9
+    assert np.ptp(gray, axis=2).max() <= 2
+
+
+@pytest.mark.parametrize("ir, vis, message", [
+    ("ir.avi", "short.avi", "ir.avi has 10 frames and .*short.avi has 7"),
+    ("ir.avi", "slow.avi", "ir.avi has 12.5 frames a second and .*slow.avi 6.25; .*--fps"),
+    ("ir.avi", "large.avi", "infrared is 80x64 and visible 160x128.*--resize"),
+    ("ir.avi", "none.avi", "none.avi: no such file"),
+    ("ir.avi", "7", "give two files, two folders or two cameras"),
+    ("ir.avi", ".", "give two files, two folders or two cameras"),
+])
+def test_sources_that_differ_are_named_with_both_numbers(clips, tmp_path, small, ir, vis, message, capsys):
+    vis = vis if vis.isdigit() else clips / vis
+    assert fuse(clips / ir, vis, tmp_path / "out" / "fused.avi", *small) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert names(tmp_path) == []
+
+
+def test_rates_and_sizes_that_differ_go_together_where_the_user_says_so(clips, tmp_path, small):
+    assert fuse(clips / "ir.avi", clips / "slow.avi", tmp_path / "a.avi", *small, "--fps", "10") == 0
+    assert read_clip(tmp_path / "a.avi")[1] == 10
+    assert fuse(clips / "ir.avi", clips / "large.avi", tmp_path / "b.avi", *small, "--resize", "vis") == 0
+    assert read_clip(tmp_path / "b.avi")[0][0].shape == (*SIZE, 3)
+
+
+def test_a_length_that_only_the_end_tells_is_an_error_after_a_file_that_can_be_played(clips, tmp_path, small, capsys,
+                                                                                      monkeypatch):
+    monkeypatch.setattr(video, "COUNTED", set())        # as for .mkv
+    assert fuse(clips / "ir.avi", clips / "short.avi", tmp_path / "fused.avi", *small) == 1
+    assert "ir.avi has 10 frames and" in capsys.readouterr().err
+    assert len(read_clip(tmp_path / "fused.avi")[0]) == 7 and names(tmp_path) == ["fused.avi"]
+
+
+def test_a_camera_that_is_not_there_is_named(tmp_path, small, capsys):
+    assert fuse("97", "98", tmp_path / "fused.avi", *small) == 1
+    assert "camera 97: cannot be opened; is it connected, and free?" in capsys.readouterr().err
+
+
+def test_damage_is_named(clips, tmp_path, small, capsys):
+    (tmp_path / "ir.avi").write_bytes(b"no video")
+    assert fuse(tmp_path / "ir.avi", clips / "vis.avi", tmp_path / "fused.avi", *small) == 1
+    assert "ir.avi: cannot be opened; damaged" in capsys.readouterr().err
+
+
+def test_a_source_is_not_written_over(clips, small, capsys):
+    before = (clips / "vis.avi").read_bytes()
+    for out in (clips / "vis.avi", clips / "vis.mp4", clips):
+        assert fuse(clips / "ir.avi", clips / "vis.avi", out, *small) == 1
+        assert "vis.avi is a source" in capsys.readouterr().err
+    assert (clips / "vis.avi").read_bytes() == before
+
+
+def test_ctrl_c_leaves_a_file_that_can_be_played(clips, tmp_path, small, capsys, monkeypatch):
+    whole = Steady.fuse
+    fused = []
+
+    def interrupted(*args):
+        if len(fused) == 4:
+            signal.raise_signal(signal.SIGINT)
+        fused.append(whole(*args))
+        return fused[-1]
+    monkeypatch.setattr(Steady, "fuse", interrupted)
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small) == INTERRUPTED
+    assert len(read_clip(tmp_path / "fused.mp4")[0]) == 4 and names(tmp_path) == ["fused.mp4"]
+    said = capsys.readouterr()
+    assert "4 frames in" in said.out and "test.py: interrupted" in said.err
+
+
+def test_a_writer_that_cannot_be_opened_names_the_remedy(clips, tmp_path, small, capsys, monkeypatch):
+    monkeypatch.setitem(video.CODECS, ".mp4", "????")
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small) == 1
+    assert "does not write ????; choose .avi, or install opencv-python" in capsys.readouterr().err
+    assert names(tmp_path) == []
+
+
+def test_frames_are_read_one_at_a_time(clips, tmp_path, monkeypatch):
+    """Between two frames that are written, each source is read once."""
+    events = []
+    read, write = video.Capture.read, VideoFile.write
+    monkeypatch.setattr(video.Capture, "read", lambda self: events.append("read") or read(self))
+    monkeypatch.setattr(VideoFile, "write", lambda *args: events.append("write") or write(*args))
+    monkeypatch.setattr(fuse_command, "load_network", lambda args: network())
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.avi") == 0
+    assert events == ["read", "read", "write"] * LENGTH + ["read", "read"]
+
+
+# --- folders of frames ---
+
+
+def test_folders_of_frames_become_frames_or_a_file(folders, small):
+    assert fuse(folders / "ir", folders / "vis", folders / "out", *small, "--video") == 0
+    assert names(folders / "out") == [f"{number}.png" for number in range(LENGTH)]
+    assert fuse(folders / "ir", folders / "vis", folders / "fused.mp4", *small, "--video", "--fps", "30") == 0
+    frames, rate = read_clip(folders / "fused.mp4")
+    assert len(frames) == LENGTH and rate == 30
+    (folders / "ir" / "9.png").unlink()
+    assert fuse(folders / "ir", folders / "vis", folders / "out", *small, "--video") == 1
+
+
+def test_folders_of_two_lengths_are_named_with_both(folders, small, capsys):
+    (folders / "ir" / "9.png").unlink()
+    assert fuse(folders / "ir", folders / "vis", folders / "out", *small, "--video") == 1
+    assert "ir has 9 frames and" in capsys.readouterr().err
+
+
+def test_16_bit_infrared_has_one_range_for_the_sequence(folders):
+    options = SimpleNamespace(ir=folders / "ir", vis=folders / "vis", ir_pattern=None, vis_pattern=None, fps=None,
+                              resize=None, ir_range=None)
+    ir = [frame.ir for frame in FolderClip(options)]
+    spans = [infrared_span(folders / "ir" / f"{number}.png") for number in range(LENGTH)]
+    low, high = min(span[0] for span in spans), max(span[1] for span in spans)
+    assert spans[0] != (low, high)      # the hot target is not in the first frame
+    for number, frame in enumerate(ir):
+        raw = cv2.imread(str(folders / "ir" / f"{number}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_allclose(frame, (raw - float(low)) * 255 / (high - low), atol=0.501)
+    options.ir_range = 0, 65535
+    assert max(frame.ir.max() for frame in FolderClip(options)) == round(high / 257)
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--ir", "a.mp4", "--vis", "b.mp4", "--tile", "64", "--batch", "2"], "goes without --tile, --batch"),
+    (["--ir", "a.mp4"], "needs --ir and --vis"),
+    (["--ir", "a", "--vis", "b", "--steady", "0.5"], "for video"),
+    (["--ir", "0", "--vis", "1", "--steady", "1"], "not from 0 to below 1"),
+    (["--ir", "0", "--vis", "1", "--fps", "0"], "frames a second"),
+    (["--ir", "0", "--vis", "1", "--released", "x.pth", "--steady", "0.5"], "no global pools"),
+])
+def test_options_that_do_not_go_together(options, message, capsys):
+    with pytest.raises(SystemExit):
+        fuse_command.main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_folders_are_refused_for_files(clips, tmp_path, small, capsys):
+    for options in (["--ir-range", "0", "9"], ["--format", "png"]):
+        assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, *options) == 1
+        assert options[0] in capsys.readouterr().err
+
+
+def test_a_window_without_a_display_is_one_line(clips, tmp_path, small, capsys, monkeypatch):
+    monkeypatch.setattr(video.sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, "--show") == 1
+    assert capsys.readouterr().err == "test.py: --show: there is no display here (DISPLAY is not set); leave --show out\n"
+
+
+def test_q_in_the_window_ends_the_result(clips, tmp_path, small, monkeypatch):
+    shown = []
+    monkeypatch.setattr(video, "check_display", lambda: None)
+    monkeypatch.setattr(cv2, "imshow", lambda window, image: shown.append(image))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: ord("q") if len(shown) == 3 else -1)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, "--show") == 0
+    assert len(read_clip(tmp_path / "fused.mp4")[0]) == 3
+
+
+# --- steady ---
+
+
+def test_off_is_the_image_path_to_the_bit_and_so_is_the_first_frame():
+    model = network()
+    frames = list(entering_target(*scene(), 5))
+    alone = [model.fuse(*frame) for frame in frames]
+    with Steady(model, 0) as steady:
+        assert all((steady.fuse(*frame) == image).all() for frame, image in zip(frames, alone))
+    with Steady(model, 0.9) as steady:
+        together = [steady.fuse(*frame) for frame in frames]
+    assert (together[0] == alone[0]).all() and (together[4] != alone[4]).any()
+    assert (model.fuse(*frames[4]) == alone[4]).all()       # the hooks are gone
+
+
+def test_the_pools_are_an_exponential_average():
+    model = network()
+    module = model.stages[1].rpm.ca.pools
+    frames = list(entering_target(*scene(), 3))
+    with Steady(model, 0.75) as steady:
+        seen = []
+        # Called after the hook of Steady, so with what the attention gets.
+        handle = module.register_forward_hook(lambda module, inputs, pools: seen.append((inputs[0], pools)))
+        for frame in frames:
+            steady.fuse(*frame)
+        handle.remove()
+    for kind, pool in enumerate((lambda x: x.mean((2, 3), keepdim=True), lambda x: x.amax((2, 3), keepdim=True))):
+        expected = pool(seen[0][0])
+        for x, pools in seen[1:]:
+            expected = 0.75 * expected + 0.25 * pool(x)
+            assert torch.allclose(pools[kind], expected)
+
+
+def test_the_static_background_moves_less():
+    model = network()
+    changes = []
+    ir, vis = scene(1)
+    ir, vis = (cv2.resize(x, (160, 128)) for x in (ir, vis))
+    for keep in (0, 0.9):
+        with Steady(model, keep) as steady:
+            changes.append(flicker_measures(steady, ir, vis, 6))
+    assert changes[1]["jump"] < 0.5 * changes[0]["jump"] and changes[1]["flicker"] < changes[0]["flicker"]
+
+
+def test_a_cut_begins_a_new_average():
+    model = network()
+    first, second = list(entering_target(*scene(1), 4)), list(entering_target(*scene(2, 90, 220), 4))
+    with Steady(model) as steady:
+        fused = [steady.fuse(*frame) for frame in first + second]
+    assert (fused[4] == model.fuse(*second[0])).all() and (fused[5] != model.fuse(*second[1])).any()
+
+
+def test_cuts_are_large_changes_and_steady_motion_has_none():
+    rng = np.random.default_rng(0)
+    wide = cv2.GaussianBlur(rng.random((64, 800)), (0, 0), 12)
+    wide = np.uint8(255 * (wide - wide.min()) / np.ptp(wide))
+    pan = [wide[:, 3 * step:][:, :80] for step in range(60)]
+    cuts = Cuts()
+    assert not any(cuts.is_cut(frame, frame) for frame in pan)
+    assert cuts.is_cut(255 - pan[-1], 255 - pan[-1])
+    assert not cuts.is_cut(255 - pan[-1], 255 - pan[-1])
+
+
+def test_keep_is_checked():
+    for keep in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="from 0 to below 1"):
+            Steady(network(), keep)
+
+
+def test_a_frame_of_another_size_ends_the_file(tmp_path):
+    with pytest.raises(DataError, match="b is 40x32.*80x64"), VideoFile(tmp_path / "a.avi", RATE) as file:
+        file.write("a", np.zeros(SIZE, np.uint8))
+        file.write("b", np.zeros((32, 40), np.uint8))
+    assert len(read_clip(tmp_path / "a.avi")[0]) == 1

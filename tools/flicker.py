@@ -1,0 +1,250 @@
+"""Measure whether a fused video flickers: how much its static background changes, beside the sources' own change.
+
+    python tools/flicker.py                                     sequences generated from samples/
+    python tools/flicker.py --ir DIR --vis DIR --pairs 4        from pairs of images
+    python tools/flicker.py --clip ir.mp4 vis.mp4               a clip of a camera that stands still
+    python tools/flicker.py --cuts --clip ... --clip ...        how much frames change inside clips, and from one to another
+
+A generated sequence is a still scene through which a hot target moves (naturalness.entering_target). Its background is
+what stays far from the target; there the sources do not change at all. In a clip it is the half of the pixels whose
+sources change least. Each sequence is fused twice: each frame as an image alone (steady 0), and with steady pools.
+
+Columns, in gray levels of the luma over the background: "ir", "vis" and "fused" are the RMS change since frame 0. "limit"
+is what fused may have, 1.2 times the mean of the sources' and 1 more. "jump" is the largest change of the fused mean from
+one frame to the next. "ms" is the median CPU time of a frame.
+"""
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import islice, permutations
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dataset import Pair, load_pair, positive
+from images import DataError, luma
+from measures.tables import framed
+from net import RPFNet
+from support.pairing import match_pairs
+from support.runtime import processor
+from tools.naturalness import entering_target, static_background
+from tools.table_rows import TableError, record
+from trainer import commit
+from video import KEEP, Capture, Cuts, Steady
+
+NUMBERS = ("ir", "vis", "fused", "limit", "jump", "ms")
+ORIGIN = ("weights", "command", "commit", "machine")
+COLUMNS = ("sequence", "frames", "size", "steady", *NUMBERS, *ORIGIN)
+CUT_COLUMNS = ("from", "to", "change", "ratio", "command", "commit")
+
+WIDTH = 320         # pixels
+
+Images = tuple[np.ndarray, np.ndarray]
+
+
+class Clip(NamedTuple):
+    """A sequence that can be read again and again.
+
+    frames: gives (ir, vis) of each frame, uint8 (H, W).
+    background: bool (H, W).
+    """
+    name: str
+    frames: Callable[[], Iterator[Images]]
+    background: np.ndarray
+
+
+# ---------------------------------------------------------------------------------------------
+# Sequences
+
+
+def resized(image: np.ndarray, width: int) -> np.ndarray:
+    """At most so wide, with its proportions."""
+    height = round(image.shape[0] * width / image.shape[1])
+    return image if image.shape[1] <= width else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def generated(pair: Pair, width: int, frames: int) -> Clip:
+    """Raises DataError; ValueError for frames so small that no pixel is far from the target."""
+    ir, vis = (resized(luma(x), width) for x in load_pair(pair))
+    background = static_background(ir.shape, frames)
+    if not background.any():
+        raise ValueError(f"{pair.name}, {ir.shape[1]}x{ir.shape[0]}: no pixel stays far from the target; give a larger --size")
+    return Clip(pair.name, partial(entering_target, ir, vis, frames), background)
+
+
+def read_frames(files: Sequence[str], width: int) -> Iterator[Images]:
+    """All frames of two video files. Raises DataError."""
+    sources = [Capture(Path(file)) for file in files]
+    while True:
+        ir, vis = (source.read() for source in sources)
+        if ir is None or vis is None:
+            return
+        yield resized(luma(ir), width), resized(luma(vis), width)
+
+
+def recorded(files: Sequence[str], width: int, frames: int) -> Clip:
+    """The first `frames` of two video files. Raises DataError."""
+    stacks = [np.float32(images) for images in islice(read_frames(files, width), frames)]
+    if len(stacks) < 2:
+        raise DataError(f"{files[1]}: fewer than 2 frames could be read")
+    change = np.square(np.stack(stacks) - stacks[0]).sum((0, 1))
+    return Clip(Path(files[1]).stem, lambda: islice(read_frames(files, width), frames), change <= np.median(change))
+
+
+# ---------------------------------------------------------------------------------------------
+# Measures
+
+
+class Change:
+    """RMS change of the background since frame 0, and of its mean from frame to frame."""
+
+    def __init__(self, background: np.ndarray):
+        self._background = background
+        self._first: np.ndarray | None = None
+        self._squares: list[float] = []
+        self._means: list[float] = []
+
+    def add(self, image: np.ndarray) -> None:
+        level = image[self._background].astype(np.float64)
+        if self._first is None:
+            self._first = level
+        else:
+            self._squares.append(float(np.mean((level - self._first)**2)))
+        self._means.append(level.mean())
+
+    @property
+    def rms(self) -> float:
+        return math.sqrt(statistics.mean(self._squares))
+
+    @property
+    def jump(self) -> float:
+        return float(np.abs(np.diff(self._means)).max())
+
+
+class Method:
+    """A network with one weight of the past, its changes and its times; frames go through several in turn."""
+
+    def __init__(self, steady: Steady, clip: Clip):
+        self.steady, self.seconds, self.fused = steady, [], Change(clip.background)
+
+    def fuse(self, ir: np.ndarray, vis: np.ndarray) -> None:
+        start = time.process_time()
+        result = self.steady.fuse(ir, vis)
+        self.seconds.append(time.process_time() - start)
+        self.fused.add(result)
+
+
+def measured(clip: Clip, networks: Sequence[RPFNet], keeps: Sequence[float], progress: tqdm) -> Iterator[dict]:
+    """A row for each weight of the past, with a network of its own."""
+    ir, vis = Change(clip.background), Change(clip.background)
+    with ExitStack() as stack:
+        methods = [Method(stack.enter_context(Steady(network, keep)), clip) for network, keep in zip(networks, keeps)]
+        for images in clip.frames():
+            for change, image in zip((ir, vis), images):
+                change.add(image)
+            for method in methods:      # in turn, so that a busy machine slows all
+                method.fuse(*images)
+            progress.update()
+    height, width = clip.background.shape
+    for method in methods:
+        yield {"sequence": clip.name, "frames": len(method.seconds), "size": f"{width}x{height}", "steady": method.steady.keep,
+               "ir": ir.rms, "vis": vis.rms, "fused": method.fused.rms, "limit": 1.2 * (ir.rms + vis.rms) / 2 + 1,
+               "jump": method.fused.jump, "ms": 1000 * statistics.median(method.seconds)}
+
+
+def cut_rows(clips: Sequence[Sequence[str]]) -> Iterator[dict]:
+    """The largest change inside each clip, with its ratio to the usual one; and from each clip's end to the others' start."""
+    ends: dict[str, list[Images]] = {}
+    for files in tqdm(clips, unit="clip"):
+        name, cuts, largest = Path(files[1]).stem, Cuts(), (0.0, 0.0)
+        for images in read_frames(files, WIDTH):
+            cuts.is_cut(*images)
+            largest = max(largest, (cuts.change, cuts.change / cuts.usual if cuts.usual else 0.0))
+            ends[name] = [ends.get(name, [images])[0], images]
+        yield dict(zip(CUT_COLUMNS, (name, name, *largest)))
+    for (first, (_, last)), (second, (start, _)) in permutations(ends.items(), 2):
+        cuts = Cuts()
+        for images in (last, start):
+            cuts.is_cut(*images)
+        yield dict(zip(CUT_COLUMNS, (first, second, cuts.change)))
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ir", type=Path, default=ROOT / "samples" / "ir", help="infrared folder (default: samples/)")
+    parser.add_argument("--vis", type=Path, default=ROOT / "samples" / "vis", help="visible folder")
+    parser.add_argument("--pairs", type=positive, default=4, help="of the folders, spread over the list (default: %(default)s)")
+    parser.add_argument("--clip", nargs=2, action="append", metavar=("IR", "VIS"), help="two video files; can be repeated")
+    parser.add_argument("--size", type=positive, default=WIDTH, metavar="WIDTH", help="frames are brought to this width "
+                        "(default: %(default)s)")
+    parser.add_argument("--frames", type=positive, default=20, help="of each sequence, at least 2 (default: %(default)s)")
+    parser.add_argument("--checkpoint", default="contrast", help="weights, as for test.py (default: %(default)s)")
+    parser.add_argument("--steady", type=float, default=KEEP, help="weight of the past (default: %(default)s)")
+    parser.add_argument("--cuts", action="store_true", help="no network: the changes that scene cuts are known by")
+    parser.add_argument("--csv", type=Path, help="where rows are added, in place of those of the same sequence, frames, size, "
+                        "weights and steady")
+    return parser
+
+
+def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> None:
+    cells = [list(columns), *([f"{value:.2f}" if isinstance(value, float) else str(value)
+                               for value in (row.get(column, "") for column in columns)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    padded = [[cell.ljust(width) if i < text_columns else cell.rjust(width)
+               for i, (cell, width) in enumerate(zip(line, widths))] for line in cells]
+    print(framed(padded, widths, "markdown", text_columns))
+
+
+def flicker_rows(args: argparse.Namespace) -> list[dict]:
+    """Raises DataError, OSError, ValueError."""
+    if args.clip:
+        clips = [recorded(files, args.size, args.frames) for files in args.clip]
+    else:
+        pairs = match_pairs(args.ir, args.vis)
+        clips = [generated(pair, args.size, args.frames) for pair in pairs[::max(1, len(pairs) // args.pairs)][:args.pairs]]
+    keeps = 0.0, args.steady
+    networks = [RPFNet.from_pretrained(args.checkpoint) for _ in keeps]
+    with tqdm(total=len(clips) * args.frames, unit="frame", desc="measuring") as progress:
+        return [row for clip in clips for row in measured(clip, networks, keeps, progress)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    command = shlex.join(["python", "tools/flicker.py", *(sys.argv[1:] if argv is None else argv)])
+    origin = {"command": command, "commit": commit(), "weights": Path(args.checkpoint).name, "machine": processor()}
+    columns, key = (CUT_COLUMNS, CUT_COLUMNS[:2]) if args.cuts else (COLUMNS, (*COLUMNS[:4], "weights"))
+    try:
+        if args.frames < 2 or args.cuts and not args.clip:
+            raise ValueError("--frames: at least 2" if args.frames < 2 else "--cuts needs --clip IR VIS")
+        rows = list(cut_rows(args.clip) if args.cuts else flicker_rows(args))
+        show(rows, columns[:4] if args.cuts else columns[:10], 2 if args.cuts else 1)
+        if args.csv:
+            rounded = [{name: f"{x:.3f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in rows]
+            record(args.csv, columns, [row | {name: origin[name] for name in origin if name in columns} for row in rounded],
+                   lambda row: tuple(row[name] for name in key))
+    except (DataError, TableError, ValueError, OSError) as error:
+        print(f"flicker.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
