@@ -82,20 +82,21 @@ def _voc_box(path: Path, name: str, corners: Sequence[float], size: Sequence[flo
 
 def read_yolo(path: Path, classes: Sequence[str]) -> list[Box]:
     """Boxes of a YOLO text file; an empty file is an image without objects. Raises DataError."""
-    boxes = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                label, x, y, width, height = map(float, line.split())
-                boxes.append(Box(int(label), x, y, width, height))
-                if not (label.is_integer() and 0 <= label < len(classes)):
-                    raise DataError(f"{path}: line {number}: class {line.split()[0]} is none of 0 to {len(classes) - 1}; "
-                                    "name all with --classes")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:      # too few numbers, or none; also of what is no UTF-8
-        raise DataError(f"{path}: line {len(boxes) + 1}: expected class, x, y, width, height; correct it") from None
-    return [checked(path, box) for box in boxes]
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); copy it again") from None
+    return [_yolo_box(path, number, line, classes) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _yolo_box(path: Path, number: int, line: str, classes: Sequence[str]) -> Box:
+    try:
+        label, x, y, width, height = map(float, line.split())
+    except ValueError:
+        raise DataError(f"{path}: line {number}: expected class, x, y, width, height; correct it") from None
+    if label not in range(len(classes)):
+        raise DataError(f"{path}: line {number}: class {label:g} is none of 0 to {len(classes) - 1}; name all with --classes")
+    return checked(path, Box(int(label), x, y, width, height))
 
 
 def checked(path: Path, box: Box) -> Box:
