@@ -148,13 +148,15 @@ def test_what_cannot_be_used_is_left_out_of_all_methods_and_named(root, capsys):
     (root / "ir/3.png").unlink()
     (root / "labels/4.txt").unlink()
     cv2.imwrite(str(root / "ir/5.png"), np.full((20, 40), 3000, np.uint16))
+    write_image(root / "fused/6.png", 0, size=(16, 40))
     assert prepare(root) == 1
     text = capsys.readouterr().err
     for line in ("1.txt: line 1: expected", "2.png: not an image", "infrared: 1 without an image: 3",
-                 "infrared: 1 without a label: 4", "RPFNet: 1 without a label: 4", "5.png: 16 bits"):
+                 "infrared: 1 without a label: 4", "RPFNet: 1 without a label: 4", "5.png: 16 bits",
+                 "6.png: is 40x16 and "):
         assert line in text
     used = sorted(sum((listed(root, part) for part in ("train", "val", "test")), []))
-    assert used == ["0", "6", "7", "8", "9"]
+    assert used == ["0", "7", "8", "9"]
     assert {path.stem for path in (root / "set/infrared/images").rglob("*.png")} == set(used)
 
 
@@ -332,11 +334,11 @@ def test_yolov5_is_trained_and_measured_without_network(root, monkeypatch):
     assert attempts == []
 
 
-ROWS = """dataset,method,seed,person,car,mAP@.5,split,model,weights,epochs,size,batch,images,date
-MSRS,visible,0,0.5000,0.7000,0.6000,abc,yolov5n,scratch,9,320,16,72,2026-01-01
-MSRS,visible,1,0.6000,0.8000,0.7000,abc,yolov5n,scratch,9,320,16,72,2026-01-01
-MSRS,infrared,0,0.4000,,0.4000,abc,yolov5n,scratch,9,320,16,72,2026-01-01
-MSRS,visible,0,0.1000,0.1000,0.1000,abc,yolov5n,scratch,2,320,16,72,2026-01-01
+ROWS = """dataset,method,seed,person,car,mAP@.5,split,model,epochs,size,batch,images,date
+MSRS,visible,0,0.5000,0.7000,0.6000,abc,yolov5n,9,320,16,72,2026-01-01
+MSRS,visible,1,0.6000,0.8000,0.7000,abc,yolov5n,9,320,16,72,2026-01-01
+MSRS,infrared,0,0.4000,,0.4000,abc,yolov5n,9,320,16,72,2026-01-01
+MSRS,visible,0,0.1000,0.1000,0.1000,abc,yolov5n,2,320,16,72,2026-01-01
 """
 
 

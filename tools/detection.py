@@ -49,7 +49,7 @@ from tools.table_rows import RESULTS, TableError, device, digits, machine, read_
 from tools.tables import show
 
 MEAN = "mAP@.5"
-COMPARABLE = ("dataset", "split", "model", "weights", "epochs", "size", "batch")    # equal in the lines of one table
+COMPARABLE = ("dataset", "split", "model", "epochs", "size", "batch")    # equal in the lines of one table
 IDENTITY = ("method", "seed", *COMPARABLE)
 ABOUT = ("images", "minutes", "package", "command", "commit", "machine", "date")
 MODELS = ("yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x")
@@ -65,7 +65,7 @@ def run_prepare(args: argparse.Namespace) -> list[str]:
         raise DataError(f"--images: the name {max(names, key=names.count)} stands twice")
     made = prepare(dict(args.images), args.labels, args.classes, args.out, args.seed)
     print(f"{len(names)} methods, " + ", ".join(f"{len(some)} {part}" for part, some in made.parts.items()) + " images; "
-          "boxes: " + ", ".join(f"{count} {name}" for name, count in made.boxes.items()))
+          "boxes: " + ", ".join(f"{count} {name}" for name, count in made.counts.items()))
     print(f"python tools/detection.py train --data {shlex.quote(str(args.out))}")
     return made.problems
 
@@ -106,10 +106,9 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
     if unknown:
         raise DataError(f"{args.data / unknown[0]}: no data.yaml; there are {', '.join(found)}")
     dataset = args.data.resolve().name
-    common = {"dataset": dataset, "split": split_code(args.data), "model": args.model, "epochs": str(args.epochs),
-              "size": str(args.size), "batch": str(args.batch), "weights": args.weights.name if args.weights else "scratch"}
-    place = "_".join([common["model"], common["weights"], f"{args.size}px", f"{args.epochs}epochs", f"batch{args.batch}",
-                      common["split"]])
+    common = {"dataset": dataset, "split": split_code(args.data), "model": args.weights.name if args.weights else args.model,
+              "epochs": str(args.epochs), "size": str(args.size), "batch": str(args.batch)}
+    place = f"{common['model']}_{args.size}px_{args.epochs}epochs_batch{args.batch}_{common['split']}"
     return [Run(method, seed, args.out / dataset / place / f"{method}_seed{seed}", found[method],
                 common | {"method": method, "seed": str(seed)})
             for method in args.methods or found for seed in args.seeds]
@@ -146,7 +145,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
 
 def measured_row(run: Run, args: argparse.Namespace) -> dict[str, str]:
     """The row of a run; `train` trains it first. Raises DetectorError."""
-    schedule = Schedule(args.model, args.weights, args.epochs, args.size, args.batch, args.device, args.workers)
+    schedule = Schedule(args.weights or f"{args.model}.yaml", args.epochs, args.size, args.batch, args.device, args.workers)
     minutes = ""
     if args.action == "train" and (args.again or not run.weights.exists()):
         minutes = f"{detector.train(run.data, run.folder, schedule, run.seed):.1f}"
@@ -199,7 +198,7 @@ def run_table(args: argparse.Namespace) -> list[str]:
 def show_group(rows: Sequence[dict[str, str]], style: str) -> None:
     """One table of the rows that can be compared."""
     first = rows[0]
-    start = "from scratch" if first["weights"] == "scratch" else f"from {first['weights']}"
+    start = "from random weights" if first["model"] in MODELS else "from the weights of this file"
     seeds = sorted({row["seed"] for row in rows}, key=int)
     notes = [f"{first['model']} ({start}), {first['epochs']} epochs, {first['size']} pixels, batches of {first['batch']}; "
              f"split {first['split']}, {first['images']} test images",
@@ -273,14 +272,15 @@ def build_parser() -> argparse.ArgumentParser:
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=given_path, required=True, metavar="DIR", help="the --out of prepare")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these (default: all in --data)")
-    parser.add_argument("--seeds", "--seed", type=int, nargs="+", default=[0], metavar="SEED", help="(default: 0)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="(default: 0)")
     parser.add_argument("--epochs", type=positive, default=100, help="(default: 100)")
     parser.add_argument("--size", type=positive, default=320, help="longer side of the images, pixels (default: 320)")
     parser.add_argument("--batch", type=positive, default=16, help="images a step (default: 16)")
-    parser.add_argument("--model", choices=MODELS, default="yolov5n",
-                        help="a configuration of ultralytics, its YOLOv5 with an anchor-free head (default: yolov5n)")
-    parser.add_argument("--weights", type=given_path, metavar="FILE", help="begin with these instead of from scratch; "
-                        "a .pt file is a program: take it from people you trust")
+    beginning = parser.add_mutually_exclusive_group()
+    beginning.add_argument("--model", choices=MODELS, default="yolov5n", help="from random weights: ultralytics' YOLOv5, with an "
+                           "anchor-free head, of this size (default: yolov5n)")
+    beginning.add_argument("--weights", type=given_path, metavar="FILE", help="begin with this .pt file, which is a program: "
+                           "take it from people you trust")
     parser.add_argument("--device", default=device(), help="cpu, cuda or cuda:1 (default: what is there)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, for CPUs)")
     parser.add_argument("--again", action="store_true", help="also what has its row; the row is replaced")

@@ -121,7 +121,7 @@ def as_yolo(boxes: Sequence[Box]) -> bytes:
 class Prepared(NamedTuple):
     """What `prepare` made."""
     parts: dict[str, list[str]]     # names of the images
-    boxes: dict[str, int]           # by class
+    counts: dict[str, int]          # of boxes, by class
     problems: list[str]             # a line for each thing that was left out
 
 
@@ -140,23 +140,21 @@ def prepare(images: Mapping[str, Path], labels: Path, classes: Sequence[str] | N
         OSError: `out` cannot be written.
     """
     found = find_labels(labels)
-    kind = next(iter(found.values())).suffix.lower()
-    if classes is None and kind == ".txt":
+    if classes is None and next(iter(found.values())).suffix.lower() == ".txt":
         raise DataError(f"{labels}: YOLO files hold numbers; name the classes in their order, as in "
                         "--classes person bicycle car")
     classes = classes or M3FD_CLASSES
     methods = {method: list_images(folder) for method, folder in images.items()}
-    refuse_overwriting([out / method / kind / part for method in methods for kind in ("images", "labels")
-                        for part in SHARES], None,
-                       [*found.values(), *(path for files in methods.values() for path in files.values())])
+    refuse_overwriting([out / method / kind / part for method in methods for kind in ("images", "labels") for part in SHARES],
+                       None, [path for files in (found, *methods.values()) for path in files.values()])
     names, problems = in_common(found, methods)
     boxes = readable(names, found, methods, classes, problems)
     parts = split(list(boxes), seed)
     write_split(out, parts)
     for method, files in methods.items():
         write_method(out / method, files, boxes, parts, classes)
-    counts = [box.label for some in boxes.values() for box in some]
-    return Prepared(parts, {name: counts.count(label) for label, name in enumerate(classes)}, problems)
+    present = [box.label for some in boxes.values() for box in some]
+    return Prepared(parts, {name: present.count(label) for label, name in enumerate(classes)}, problems)
 
 
 def in_common(labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Path]]) -> tuple[list[str], list[str]]:
@@ -180,8 +178,7 @@ def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[
     for name in tqdm(names, desc="checking", unit="image", leave=False, disable=None):
         try:
             some = READERS[labels[name].suffix.lower()](labels[name], classes)
-            for files in methods.values():
-                check_image(files[name])
+            check_images([files[name] for files in methods.values()])
             boxes[name] = some
         except DataError as error:
             problems.append(str(error))
@@ -190,11 +187,15 @@ def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[
     return boxes
 
 
-def check_image(path: Path) -> None:
-    """Raises DataError for what the detector would read otherwise than `read_vis`, or not at all."""
-    read_vis(path)
-    if cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED).dtype != np.uint8:
-        raise DataError(f"{path}: 16 bits, which the detector would cut; convert it to 8 bits")
+def check_images(paths: Sequence[Path]) -> None:
+    """One scene's images. Raises DataError for what cannot be read, or not as here, and for images of several sizes."""
+    sizes = []
+    for path in paths:
+        sizes.append(read_vis(path).shape[1::-1])
+        if cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED).dtype != np.uint8:
+            raise DataError(f"{path}: 16 bits, which the detector would cut; convert it to 8 bits")
+        if sizes[-1] != sizes[0]:       # a cropped image would need other boxes
+            raise DataError("{}: is {}x{} and {} {}x{}; fuse it at that size".format(path, *sizes[-1], paths[0], *sizes[0]))
 
 
 def split(names: Sequence[str], seed: int) -> dict[str, list[str]]:

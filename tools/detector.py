@@ -34,8 +34,7 @@ class DetectorError(Exception):
 @dataclass(frozen=True)
 class Schedule:
     """How a detector is trained; the same for all methods."""
-    model: str                  # yolov5n, ...: a configuration of the package
-    weights: Path | None        # to begin with; None: from scratch
+    model: str | Path           # a configuration of the package, yolov5n.yaml, from random weights; or a file of weights
     epochs: int
     size: int                   # longer side of the images, pixels
     batch: int
@@ -83,7 +82,7 @@ def train(data: Path, folder: Path, schedule: Schedule, seed: int) -> float:
         DetectorError: the package is missing, or training fails.
     """
     start = time.monotonic()
-    model = _load(package(), schedule.weights or f"{schedule.model}.yaml")
+    model = _load(schedule.model)
     with tqdm(desc=folder.name, unit="batch", disable=None) as bar:
         _show_progress(model, bar, schedule.epochs)
         # nbs: the package would gather gradients up to 64 images, few steps for a small set.
@@ -102,9 +101,9 @@ def score(weights: Path, data: Path, folder: Path, schedule: Schedule) -> dict[s
     Raises:
         DetectorError: the package or the weights are missing, or measuring fails.
     """
-    model = _load(package(), weights)
+    model = _load(weights)
     box = _call(data, model.val, data=str(data.resolve()), split="test", imgsz=schedule.size, batch=schedule.batch,
-                **_common(folder / "test", schedule)).box
+                **_common(folder, schedule)).box
     return {model.names[label]: float(value) for label, value in zip(box.ap_class_index, box.ap50)} | {
         "mAP@.5": float(box.map50)}
 
@@ -116,10 +115,10 @@ def _common(folder: Path, schedule: Schedule) -> dict[str, Any]:
             "device": schedule.device, "workers": schedule.workers}
 
 
-def _load(ultralytics: ModuleType, source: Path | str) -> Any:
+def _load(source: Path | str) -> Any:
     if isinstance(source, Path) and not source.is_file():       # the package would download one of that name
         raise DetectorError(f"{source}: no such file of weights")
-    return _call(source, ultralytics.YOLO, str(source), task="detect")
+    return _call(source, package().YOLO, str(source), task="detect")
 
 
 def _show_progress(model: Any, bar: tqdm, epochs: int) -> None:
