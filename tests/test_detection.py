@@ -314,8 +314,9 @@ def test_a_missing_package_is_named_with_the_remedy(root, capsys):
 
 
 @pytest.mark.parametrize("arguments, problem", [
-    ([], "no METHOD/data.yaml; make it with"), (["--methods", "Other"], "Other: no data.yaml; there are RPFNet")])
-def test_a_data_set_that_is_not_there_is_named(root, capsys, arguments, problem):
+    ([], "no METHOD/data.yaml; make it with"), (["--methods", "Other"], "Other: no data.yaml; there are RPFNet"),
+    (["--device", "warp"], "device warp: ")])
+def test_a_data_set_or_device_that_is_not_there_is_named(root, capsys, arguments, problem):
     if arguments:
         prepare(root)
     assert train(root, *arguments) == 1

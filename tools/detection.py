@@ -42,6 +42,7 @@ from metrics import Running
 from support.console import ImageWarning, complain, given_path, grouped
 from support.console import run as run_command
 from support.outputs import OutputError
+from support.runtime import check_device
 from tools import detector
 from tools.detection_data import SHARES, prepare, write_averages
 from tools.detector import DetectorError, Schedule
@@ -126,7 +127,8 @@ def split_code(data: Path) -> str:
 def run_all(args: argparse.Namespace) -> list[str]:
     """train and score: each method and seed that has no row yet. Returns a line for each that failed."""
     runs, problems = planned_runs(args), []
-    detector.package()        # its absence is no matter of one run
+    check_device(args.device)
+    detector.package()      # one error for all runs where it is missing
     for number, run in enumerate(runs, 1):
         done = next((row for row in read_rows(args.csv) if identity(row) == identity(run.row)), None)
         if done and not args.again:
@@ -298,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(record=True) as caught:
             problems = ACTIONS[args.action](args)
-    except (DataError, OutputError, DetectorError, TableError, OSError) as error:
+    except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:
         complain(f"detection.py: {error}")
         return 1
     except KeyboardInterrupt:
