@@ -1,0 +1,369 @@
+"""tools/detection.py: data sets from VOC and YOLO boxes, one split for all methods, recorded rows, the printed table."""
+import csv
+import importlib.util
+import os
+import random
+import socket
+
+import cv2
+import numpy as np
+import pytest
+
+from images import DataError, read_vis
+from tools import detection, detector
+from tools.detection_data import M3FD_CLASSES, Box, find_labels, read_voc, read_yolo, split
+
+INSTALLED = importlib.util.find_spec("ultralytics") is not None      # imported by tools/detector.py alone, which sets it up
+NAMES = [str(number) for number in range(10)]
+VOC = """<annotation><size><width>40</width><height>20</height><depth>3</depth></size>
+{}</annotation>"""
+OBJECT = """<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+
+
+def write_image(path, seed, size=(20, 40)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Ten images of two methods, with YOLO boxes."""
+    (tmp_path / "labels").mkdir()
+    for seed, name in enumerate(NAMES):
+        write_image(tmp_path / "ir" / f"{name}.png", seed)
+        write_image(tmp_path / "fused" / f"{name}.png", 100 + seed)
+        (tmp_path / "labels" / f"{name}.txt").write_text("0 0.5 0.5 0.25 0.5\n2  0.1 0.2 0.1 0.1  \n")
+    return tmp_path
+
+
+def prepare(root, *options, images=("infrared=ir", "RPFNet=fused"), labels="labels", classes=("person", "bicycle", "car")):
+    specs = [f"{name}={root / folder}" for name, folder in (text.split("=") for text in images)]
+    return detection.main(["prepare", "--images", *specs, "--labels", str(root / labels), "--out", str(root / "set"),
+                           *(["--classes", *classes] if classes else []), *options])
+
+
+def listed(root, part):
+    return (root / "set" / f"{part}.txt").read_text().split()
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+# ---------------------------------------------------------------------------------------------
+# Boxes
+
+
+def test_voc_boxes_become_shares_of_the_image(tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text(VOC.format(OBJECT.format("Lamp", 10, 5, 30, 15) + OBJECT.format("People", -4, 0, 8, 40)))
+    assert read_voc(path, M3FD_CLASSES) == [Box(4, 0.5, 0.5, 0.5, 0.5), Box(0, 0.1, 0.5, 0.2, 1.0)]    # cut at the borders
+
+
+def test_a_voc_file_without_objects_is_an_image_without_boxes(tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text(VOC.format(""))
+    assert read_voc(path, M3FD_CLASSES) == []
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("<annotation>", "not a VOC file"),
+    ("<annotation/>", "not a VOC file"),
+    (VOC.format(OBJECT.format("Tram", 1, 1, 2, 2)), "class 'Tram' is none of People Car .*--classes"),
+    (VOC.format(OBJECT.format("Car", 1, "x", 2, 2)), "not a VOC file"),
+    (VOC.format(OBJECT.format("Car", 5, 1, 5, 2)), "no area"),
+    (VOC.format("").replace("<width>40", "<width>0"), "not positive"),
+])
+def test_a_broken_voc_file_is_named(tmp_path, text, problem):
+    path = tmp_path / "a.xml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"a.xml: .*{problem}"):
+        read_voc(path, M3FD_CLASSES)
+
+
+@pytest.mark.parametrize("line, problem", [
+    ("0 0.5 0.5 0.1", "line 2: expected"), ("0 0.5 0.5 0.1 x", "line 2: expected"), ("3 0.5 0.5 0.1 0.1", "none of 0 to 2"),
+    ("0.5 0.5 0.5 0.1 0.1", "class 0.5"), ("0 1.5 0.5 0.1 0.1", "leaves the image"), ("0 0.5 0.5 0 0.1", "no area"),
+    ("0 nan 0.5 0.1 0.1", "leaves the image"), ("inf 0.5 0.5 0.1 0.1", "class inf"),
+])
+def test_a_broken_yolo_file_is_named(tmp_path, line, problem):
+    path = tmp_path / "a.txt"
+    path.write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
+    with pytest.raises(DataError, match=f"a.txt: .*{problem}"):
+        read_yolo(path, ("person", "bicycle", "car"))
+
+
+def test_labels_of_two_kinds_are_refused_and_class_lists_are_no_labels(tmp_path):
+    for name in ("10.txt", "9.txt", "classes.txt", "notes.md"):
+        (tmp_path / name).touch()
+    assert list(find_labels(tmp_path)) == ["9", "10"]
+    (tmp_path / "9.xml").touch()
+    with pytest.raises(DataError, match="both .xml and .txt"):
+        find_labels(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------
+# prepare
+
+
+def test_the_split_has_the_shares_and_depends_on_names_and_seed_alone():
+    names = [str(number) for number in range(361)]
+    parts = split(names, 0)
+    assert [len(some) for some in parts.values()] == [217, 72, 72]
+    assert sorted(sum(parts.values(), [])) == sorted(names)
+    assert parts == split(random.Random(1).sample(names, 361), 0) != split(names, 1)
+    assert [len(some) for some in split(names[:3], 0).values()] == [1, 1, 1]
+
+
+def test_a_data_set_for_each_method_with_one_split(root, capsys):
+    assert prepare(root) == 0
+    assert "6 train, 2 val, 2 test images; boxes: 10 person, 0 bicycle, 10 car" in capsys.readouterr().out
+    assert sorted(sum((listed(root, part) for part in ("train", "val", "test")), [])) == NAMES
+    for method, source in (("infrared", "ir"), ("RPFNet", "fused")):
+        folder = root / "set" / method
+        assert files(folder) == sorted(["data.yaml", *(f"{kind}/{part}/{name}.{suffix}" for part in ("train", "val", "test")
+                                        for name in listed(root, part)
+                                        for kind, suffix in (("images", "png"), ("labels", "txt")))])
+        name = listed(root, "test")[0]
+        assert (read_vis(folder / f"images/test/{name}.png") == read_vis(root / source / f"{name}.png")).all()
+        label, *shares = (folder / f"labels/test/{name}.txt").read_text().splitlines()[1].split()
+        assert (label, *map(float, shares)) == ("2", 0.1, 0.2, 0.1, 0.1)
+        assert 'names: ["person", "bicycle", "car"]' in (folder / "data.yaml").read_text()
+
+
+@pytest.mark.parametrize("missing", [(), ("symlink",), ("symlink", "link")])
+def test_images_are_linked_or_copied(root, monkeypatch, missing):
+    def refuse(*_):
+        raise OSError("not here")
+    for name in missing:
+        monkeypatch.setattr(os, name, refuse)
+    assert prepare(root) == 0
+    name = listed(root, "train")[0]
+    made, source = root / f"set/RPFNet/images/train/{name}.png", root / f"fused/{name}.png"
+    assert made.read_bytes() == source.read_bytes()
+    assert made.is_symlink() == (not missing) and made.samefile(source) == (len(missing) < 2)
+
+
+def test_what_cannot_be_used_is_left_out_of_all_methods_and_named(root, capsys):
+    (root / "labels/1.txt").write_text("seven\n")
+    (root / "fused/2.png").write_bytes(b"\x89PNG")
+    (root / "ir/3.png").unlink()
+    (root / "labels/4.txt").unlink()
+    cv2.imwrite(str(root / "ir/5.png"), np.full((20, 40), 3000, np.uint16))
+    write_image(root / "fused/6.png", 0, size=(16, 40))
+    assert prepare(root) == 1
+    text = capsys.readouterr().err
+    for line in ("1.txt: line 1: expected", "2.png: not an image", "infrared: 1 without an image: 3",
+                 "infrared: 1 without a label: 4", "RPFNet: 1 without a label: 4", "5.png: 16 bits",
+                 "6.png: is 40x16 and "):
+        assert line in text
+    used = sorted(sum((listed(root, part) for part in ("train", "val", "test")), []))
+    assert used == ["0", "7", "8", "9"]
+    assert {path.stem for path in (root / "set/infrared/images").rglob("*.png")} == set(used)
+
+
+def test_a_method_that_comes_later_needs_the_same_split(root, capsys):
+    assert prepare(root, images=["infrared=ir"]) == 0
+    assert prepare(root, images=["RPFNet=fused"]) == 0
+    assert prepare(root, "--seed", "1", images=["RPFNet=fused"]) == 1
+    assert "the split there is another one" in capsys.readouterr().err
+    (root / "fused/0.png").unlink()
+    assert prepare(root, images=["Other=fused"]) == 1
+    assert "the split there is another one" in capsys.readouterr().err and not (root / "set/Other").exists()
+
+
+def test_files_of_another_data_set_are_never_mixed_in(root, capsys):
+    write_image(root / "set/RPFNet/images/train/old.png", 0)
+    assert prepare(root) == 1
+    assert "holds files of another data set (old.png); remove" in capsys.readouterr().err
+
+
+def test_sources_are_never_written_over(root, capsys):
+    place = root / "set/RPFNet/images/train"
+    place.parent.mkdir(parents=True)
+    (root / "fused").rename(place)
+    assert prepare(root, images=["RPFNet=set/RPFNet/images/train"]) == 1
+    assert "holds source images" in capsys.readouterr().err and files(place) == [f"{name}.png" for name in NAMES]
+
+
+@pytest.mark.parametrize("options, problem", [
+    ({"classes": ()}, "name the classes in their order"),
+    ({"labels": "nowhere"}, "nowhere: no such folder"),
+    ({"labels": "ir"}, "ir: no labels; expected"),
+    ({"images": ["a=ir", "a=fused"]}, "the name a stands twice"),
+    ({"images": ["a=labels"]}, "no label has an image of the same name"),
+])
+def test_one_line_says_what_is_wrong(root, capsys, options, problem):
+    assert prepare(root, **options) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_the_classes_of_m3fd_are_the_default_for_voc(root):
+    for path in (root / "labels").iterdir():
+        path.with_suffix(".xml").write_text(VOC.format(OBJECT.format("Truck", 10, 5, 30, 15)))
+        path.unlink()
+    assert prepare(root, classes=()) == 0
+    name = listed(root, "val")[0]
+    assert (root / f"set/RPFNet/labels/val/{name}.txt").read_text() == "5 0.500000 0.500000 0.500000 0.500000\n"
+
+
+def test_the_average_has_the_visible_colours(tmp_path, capsys):
+    for side, level in (("ir", (200, 200, 200)), ("vis", (60, 100, 80))):
+        (tmp_path / side).mkdir()
+        cv2.imwrite(str(tmp_path / side / "a.png"), np.full((8, 8, 3), level, np.uint8))
+    write_image(tmp_path / "vis/lonely.png", 0)
+    sides = ["--ir", str(tmp_path / "ir"), "--vis", str(tmp_path / "vis")]
+    assert detection.main(["average", *sides, "--out", str(tmp_path / "out")]) == 1
+    assert "lonely.png: no infrared partner" in capsys.readouterr().err
+    luma = 0.299 * 80 + 0.587 * 100 + 0.114 * 60
+    expected = np.array([80, 100, 60]) + (200 - luma) / 2
+    np.testing.assert_allclose(read_vis(tmp_path / "out/a.png")[0, 0], expected, atol=1.5)
+
+
+# ---------------------------------------------------------------------------------------------
+# train, score and table
+
+
+def train(root, *options, action="train"):
+    return detection.main([action, "--data", str(root / "set"), "--epochs", "1", "--batch", "2", "--size", "64",
+                           "--device", "cpu", "--out", str(root / "runs"), "--csv", str(root / "rows.csv"), *options])
+
+
+def rows_in(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def fake_detector(monkeypatch):
+    """A trainer that writes weights, and a measure that counts; returns the calls."""
+    calls = []
+
+    def fake_train(data, folder, schedule, seed):
+        calls.append(f"train {data.parent.name} {seed}")
+        (folder / "weights").mkdir(parents=True, exist_ok=True)
+        (folder / "weights" / "best.pt").write_text("weights")
+        return 1.0
+
+    def fake_score(weights, data, folder, schedule):
+        if not weights.exists():
+            raise detector.DetectorError(f"{weights}: no such file of weights")
+        calls.append(f"score {data.parent.name}")
+        return {"person": 0.25, "car": 0.75, "mAP@.5": 0.5}
+
+    monkeypatch.setattr(detector, "package", lambda: None)
+    monkeypatch.setattr(detector, "version", lambda: "fake 1")
+    monkeypatch.setattr(detector, "train", fake_train)
+    monkeypatch.setattr(detector, "score", fake_score)
+    return calls
+
+
+def test_a_row_for_each_method_and_seed_and_no_training_twice(root, fake_detector, capsys):
+    prepare(root)
+    assert train(root, "--seeds", "0", "1") == 0
+    assert fake_detector == [call for method in ("RPFNet", "infrared") for seed in (0, 1)
+                             for call in (f"train {method} {seed}", f"score {method}")]
+    rows = rows_in(root / "rows.csv")
+    assert [(row["method"], row["seed"], row["person"], row["mAP@.5"], row["images"]) for row in rows] == [
+        (method, seed, "0.2500", "0.5000", "2") for method in ("RPFNet", "infrared") for seed in "01"]
+    assert rows[0]["command"].startswith("python tools/detection.py train") and rows[0]["minutes"] == "1.0"
+    fake_detector.clear()
+    assert train(root, "--seeds", "0", "1", "2", "--methods", "RPFNet") == 0
+    assert fake_detector == ["train RPFNet 2", "score RPFNet"]
+    assert "RPFNet, seed 1: measured on" in capsys.readouterr().out
+    assert train(root, "--again", "--methods", "RPFNet") == 0 and "train RPFNet 0" in fake_detector
+    assert len(rows_in(root / "rows.csv")) == 5
+
+
+def test_another_schedule_has_a_row_and_weights_of_its_own(root, fake_detector):
+    prepare(root)
+    assert train(root) == train(root, "--epochs", "2") == 0
+    assert [row["epochs"] for row in rows_in(root / "rows.csv")] == ["1", "1", "2", "2"]
+    assert len(list((root / "runs").rglob("detector.pt"))) == 4
+
+
+def test_score_measures_what_is_trained_and_names_what_is_not(root, fake_detector, capsys):
+    prepare(root)
+    assert train(root, "--methods", "RPFNet") == 0
+    (root / "rows.csv").unlink()
+    fake_detector.clear()
+    assert train(root, action="score") == 1
+    assert fake_detector == ["score RPFNet"] and [row["method"] for row in rows_in(root / "rows.csv")] == ["RPFNet"]
+    assert "infrared, seed 0: " in capsys.readouterr().err
+
+
+def test_a_training_that_was_stopped_leaves_no_row_and_is_made_again(root, fake_detector, monkeypatch, capsys):
+    prepare(root)
+    honest = detector.train
+
+    def stopped(*args):
+        honest(*args)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(detector, "train", stopped)
+        train(root)
+    assert "interrupted; the same command goes on" in capsys.readouterr().err and not (root / "rows.csv").exists()
+    assert train(root) == 0 and len(rows_in(root / "rows.csv")) == 2
+
+
+@pytest.mark.skipif(INSTALLED, reason="ultralytics is installed")
+def test_a_missing_package_is_named_with_the_remedy(root, capsys):
+    prepare(root)
+    assert train(root) == 1
+    assert "ultralytics is missing; python -m pip install -r requirements-detection.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, problem", [
+    ([], "no METHOD/data.yaml; make it with"), (["--methods", "Other"], "Other: no data.yaml; there are RPFNet"),
+    (["--device", "warp"], "device warp: ")])
+def test_a_data_set_or_device_that_is_not_there_is_named(root, capsys, arguments, problem):
+    if arguments:
+        prepare(root)
+    assert train(root, *arguments) == 1
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not INSTALLED, reason="ultralytics is not installed (requirements-detection.txt)")
+def test_yolov5_is_trained_and_measured_without_network(root, monkeypatch):
+    attempts = []
+    monkeypatch.setenv("HOME", str(root / "home"))
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, lambda *args, **_: attempts.append(args))
+    prepare(root)
+    assert train(root, "--methods", "RPFNet") == 0
+    (row,) = rows_in(root / "rows.csv")
+    assert row["person"] and row["car"] and "bicycle" not in row        # no image has one
+    assert 0 <= float(row["mAP@.5"]) <= 1 and row["package"].startswith("ultralytics ")
+    assert attempts == [] and not list((root / "home").rglob("Ultralytics"))      # settings
+
+
+ROWS = """dataset,method,seed,person,car,mAP@.5,split,model,epochs,size,batch,images,date
+MSRS,visible,0,0.5000,0.7000,0.6000,abc,yolov5n,9,320,16,72,2026-01-01
+MSRS,visible,1,0.6000,0.8000,0.7000,abc,yolov5n,9,320,16,72,2026-01-01
+MSRS,infrared,0,0.4000,,0.4000,abc,yolov5n,9,320,16,72,2026-01-01
+MSRS,visible,0,0.1000,0.1000,0.1000,abc,yolov5n,2,320,16,72,2026-01-01
+"""
+
+
+def test_the_table_has_means_and_spread_and_never_mixes_schedules(tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text(ROWS)
+    assert detection.main(["table", "--csv", str(tmp_path / "rows.csv"), "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == ["method", "seeds", "person", "car", "mAP@.5"]
+    assert lines[2] == ["visible", "2", "0.550 ± 0.071", "0.750 ± 0.071", "0.650 ± 0.071"]
+    assert lines[3] == ["infrared", "1", "0.400", "-", "0.400"]
+    assert ["visible", "1", "0.100", "0.100", "0.100"] in lines[4:]
+    assert "9 epochs, 320 pixels, batches of 16; split abc, 72 test images" in text and "Seeds 0, 1; mean ±" in text
+    assert lines[-12] == ["method", "People", "Car", "Bus", "Motorcycle", "Truck", "Lamp", "mAP@.5"]       # the paper's
+    assert lines[-1] == ["RPFNet", "0.796", "0.911", "0.895", "0.725", "0.806", "0.8", "0.822"]
+
+
+def test_the_table_without_rows_is_the_papers(tmp_path, capsys):
+    assert detection.main(["table", "--csv", str(tmp_path / "rows.csv")]) == 0
+    text = capsys.readouterr().out
+    assert "no measured rows yet" in text and "Conti-Fuse" in text
+
+
+def test_the_classes_of_m3fd_are_those_of_the_papers_table():
+    assert sorted(detection.classes_of(detection.read_rows(detection.RESULTS / "paper_detection.csv"))) == sorted(M3FD_CLASSES)

@@ -1,0 +1,315 @@
+"""Object detection on fused images, as in the paper's Table 5: average precision at IoU 0.5 of YOLOv5, for each method.
+
+    python tools/detection.py average --ir DIR --vis DIR --out average
+    python tools/detection.py prepare --images infrared=DIR visible=DIR RPFNet=Fused --labels DIR --out detection/M3FD
+    python tools/detection.py train --data detection/M3FD --epochs 100 --seeds 0 1 2
+    python tools/detection.py table
+
+prepare  links the images of each method and their boxes into one YOLO data set a method, all with the same split
+average  writes the average of each pair in the visible image's colours: the trivial fusion to compare with
+train    trains a detector for each method and seed, measures it on the test part, and records a row
+score    measures trained detectors again, without training
+table    prints the recorded rows beside the paper's
+
+A method and seed that has its row is not trained again, so the same command goes on after Ctrl-C. All methods have the
+same images, split, seeds and schedule. The detector is trained from scratch, unless --weights names a file.
+
+train and score need the ultralytics package: python -m pip install -r requirements-detection.txt
+Its licence is AGPL-3.0, which differs from that of this project; it matters to those who pass on or offer what they
+build with it. It runs without network access here: no downloads, no analytics, no installations.
+"""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+import train
+from dataset import positive
+from images import DataError
+from metrics import Running
+from support.console import ImageWarning, complain, given_path, grouped
+from support.console import run as run_command
+from support.outputs import OutputError
+from support.runtime import check_device
+from tools import detector
+from tools.detection_data import SHARES, prepare, write_averages
+from tools.detector import DetectorError, Schedule
+from tools.table_rows import RESULTS, TableError, device, digits, machine, read_rows, record
+from tools.tables import show
+
+MEAN = "mAP@.5"
+COMPARABLE = ("dataset", "split", "model", "epochs", "size", "batch")    # equal in the lines of one table
+IDENTITY = ("method", "seed", *COMPARABLE)
+ABOUT = ("images", "minutes", "package", "command", "commit", "machine", "date")
+MODELS = ("yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x")
+
+
+# ---------------------------------------------------------------------------------------------
+# prepare, average
+
+
+def run_prepare(args: argparse.Namespace) -> list[str]:
+    names = [name for name, _ in args.images]
+    if len(names) > len({*names}):
+        raise DataError(f"--images: the name {max(names, key=names.count)} stands twice")
+    made = prepare(dict(args.images), args.labels, args.classes, args.out, args.seed)
+    print(f"{len(names)} methods, " + ", ".join(f"{len(some)} {part}" for part, some in made.parts.items()) + " images; "
+          "boxes: " + ", ".join(f"{count} {name}" for name, count in made.counts.items()))
+    print(f"python tools/detection.py train --data {shlex.quote(str(args.out))}")
+    return made.problems
+
+
+def run_average(args: argparse.Namespace) -> list[str]:
+    written, problems = write_averages(args.ir, args.vis, args.out)
+    print(f"{written} images in {args.out}")
+    return problems
+
+
+# ---------------------------------------------------------------------------------------------
+# train, score
+
+
+class Run(NamedTuple):
+    """A detector of one method with one seed."""
+    method: str
+    seed: int
+    folder: Path        # of its weights
+    data: Path          # data.yaml
+    row: dict[str, str]     # IDENTITY
+
+    @property
+    def weights(self) -> Path:
+        """Of the best epoch. It is renamed to this after the last one, so it is of a whole training."""
+        return self.folder / "detector.pt"
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+
+def planned_runs(args: argparse.Namespace) -> list[Run]:
+    """All seeds of the first method, then those of the next. Raises DataError."""
+    found = {path.parent.name: path for path in sorted(args.data.glob("*/data.yaml"))}
+    if not found:
+        raise DataError(f"{args.data}: no METHOD/data.yaml; make it with tools/detection.py prepare")
+    unknown = [name for name in args.methods or () if name not in found]
+    if unknown:
+        raise DataError(f"{args.data / unknown[0]}: no data.yaml; there are {', '.join(found)}")
+    dataset = args.data.resolve().name
+    common = {"dataset": dataset, "split": split_code(args.data), "model": args.weights.name if args.weights else args.model,
+              "epochs": str(args.epochs), "size": str(args.size), "batch": str(args.batch)}
+    place = f"{common['model']}_{args.size}px_{args.epochs}epochs_batch{args.batch}_{common['split']}"
+    return [Run(method, seed, args.out / dataset / place / f"{method}_seed{seed}", found[method],
+                common | {"method": method, "seed": str(seed)})
+            for method in args.methods or found for seed in args.seeds]
+
+
+def split_code(data: Path) -> str:
+    """Eight hexadecimal digits that tell one split from another. Raises DataError."""
+    try:
+        lists = [(data / f"{part}.txt").read_bytes() for part in SHARES]
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}; make it with tools/detection.py prepare") from None
+    return hashlib.sha256(b"\0".join(lists)).hexdigest()[:8]
+
+
+def run_all(args: argparse.Namespace) -> list[str]:
+    """train and score: each method and seed that has no row yet. Returns a line for each that failed."""
+    runs, problems = planned_runs(args), []
+    check_device(args.device)
+    detector.package()      # one error for all runs where it is missing
+    for number, run in enumerate(runs, 1):
+        done = next((row for row in read_rows(args.csv) if identity(row) == identity(run.row)), None)
+        if done and not args.again:
+            print(f"[{number}/{len(runs)}] {run}: measured on {done['date']}, {MEAN} {done[MEAN]}; --again does it again",
+                  flush=True)
+            continue
+        print(f"[{number}/{len(runs)}] {run}", flush=True)
+        try:
+            row = measured_row(run, args)
+            record_row(args.csv, row)
+            print(f"    {MEAN} {row[MEAN]}", flush=True)
+        except DetectorError as error:
+            problems.append(f"{run}: {error}")
+    return problems
+
+
+def measured_row(run: Run, args: argparse.Namespace) -> dict[str, str]:
+    """The row of a run; `train` trains it first. Raises DetectorError."""
+    schedule = Schedule(args.weights or f"{args.model}.yaml", args.epochs, args.size, args.batch, args.device, args.workers)
+    minutes = ""
+    if args.action == "train" and (args.again or not run.weights.exists()):
+        minutes = f"{detector.train(run.data, run.folder, schedule, run.seed):.1f}"
+        (run.folder / "weights" / "best.pt").replace(run.weights)
+    values = detector.score(run.weights, run.data, run.folder, schedule)
+    tested = len((args.data / "test.txt").read_text(encoding="utf-8").splitlines())
+    return run.row | digits(values) | {
+        "images": str(tested), "minutes": minutes, "package": detector.version(), "command": args.command,
+        "commit": train.commit(), "machine": machine(train.device_name(torch.device(args.device))),
+        "date": date.today().isoformat()}
+
+
+def identity(row: dict[str, str]) -> tuple[str, ...]:
+    """What a newer measurement replaces."""
+    return tuple(row[key] for key in IDENTITY)
+
+
+def classes_of(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The classes that rows have values of; each data set has its own."""
+    return [name for name in dict.fromkeys(name for row in rows for name, value in row.items() if value)
+            if name not in (*IDENTITY, *ABOUT, MEAN, "table")]
+
+
+def record_row(path: Path, row: dict[str, str]) -> None:
+    columns = ("dataset", "method", "seed", *classes_of([*read_rows(path), row]), MEAN, *COMPARABLE[1:], *ABOUT)
+    record(path, columns, [row], identity)
+
+
+# ---------------------------------------------------------------------------------------------
+# table
+
+
+def run_table(args: argparse.Namespace) -> list[str]:
+    paper = read_rows(RESULTS / "paper_detection.csv")
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in read_rows(args.csv):
+        groups.setdefault(tuple(row[key] for key in COMPARABLE), []).append(row)
+    for rows in groups.values():
+        show_group(rows, args.format)
+    if not groups:
+        print(f"{args.csv}: no measured rows yet\n")
+    names = ["method", *classes_of(paper), MEAN]
+    cells = [names, *([row[name] for name in names] for row in paper)]
+    show("Table 5 of the paper, M3FD; average precision at IoU 0.5", cells,
+         ["Trained otherwise than here, and on other images. Compare methods within one table only."], args.format,
+         text_columns=1)
+    return []
+
+
+def show_group(rows: Sequence[dict[str, str]], style: str) -> None:
+    """One table of the rows that can be compared."""
+    first = rows[0]
+    start = "from random weights" if first["model"] in MODELS else "from the weights of this file"
+    seeds = sorted({row["seed"] for row in rows}, key=int)
+    notes = [f"{first['model']} ({start}), {first['epochs']} epochs, {first['size']} pixels, batches of {first['batch']}; "
+             f"split {first['split']}, {first['images']} test images",
+             f"Seeds {', '.join(seeds)}; mean ± standard deviation of the seeds where a method has several"]
+    show(f"{first['dataset']}, measured here; average precision at IoU 0.5",
+         cells_of(rows, [*classes_of(rows), MEAN]), notes, style)
+
+
+def cells_of(rows: Sequence[dict[str, str]], names: Sequence[str]) -> list[list[str]]:
+    """A header, and a line for each method: means over its rows, which are seeds."""
+    cells = [["method", "seeds", *names]]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        cells.append([method, str(len(own)), *(mean_of(own, name) for name in names)])
+    return cells
+
+
+def mean_of(rows: Sequence[dict[str, str]], name: str) -> str:
+    """0.812 ± 0.010; without spread for one value, "-" for none."""
+    values = Running()
+    for row in rows:
+        if row[name]:
+            values.add(float(row[name]))
+    spread = f" ± {values.std:.3f}" if values.count > 1 else ""
+    return f"{values.mean:.3f}{spread}" if values.count else "-"
+
+
+# ---------------------------------------------------------------------------------------------
+# python tools/detection.py
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """NAME=DIR, for argparse. The name becomes a folder's."""
+    name, equals, folder = text.partition("=")
+    if not (equals and folder) or not name.strip() or name.startswith(".") or "/" in name or "\\" in name:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DIR, the name without slashes")
+    return name, Path(folder)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="prepare|average|train|score|table")
+
+    average = actions.add_parser("average", help="write the average of each pair")
+    average.add_argument("--ir", type=given_path, required=True, metavar="DIR", help="infrared folder")
+    average.add_argument("--vis", type=given_path, required=True, metavar="DIR", help="visible folder")
+    average.add_argument("--out", type=given_path, required=True, metavar="DIR", help="where NAME.png is written")
+
+    preparing = actions.add_parser("prepare", help="make a YOLO data set of each method's images")
+    preparing.add_argument("--images", type=named_folder, nargs="+", required=True, metavar="NAME=DIR",
+                           help="methods and their images (8-bit), which have the names of the label files")
+    preparing.add_argument("--labels", type=given_path, required=True, metavar="DIR",
+                           help="boxes, NAME.xml (VOC) or NAME.txt (YOLO)")
+    preparing.add_argument("--classes", nargs="+", metavar="NAME", help="in the order of their numbers (default, VOC alone: "
+                           "M3FD's People Car Bus Motorcycle Lamp Truck)")
+    preparing.add_argument("--out", type=given_path, required=True, metavar="DIR",
+                           help="where the data sets are made; its name becomes that of the set in the results")
+    preparing.add_argument("--seed", type=int, default=0, help="of the 60/20/20 split (default: 0)")
+
+    for name, text in (("train", "train, measure and record"), ("score", "measure trained detectors again")):
+        add_training_options(actions.add_parser(name, help=text))
+
+    table = actions.add_parser("table", help="print the recorded rows beside the paper's")
+    table.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
+    for action in (actions.choices[name] for name in ("train", "score", "table")):
+        action.add_argument("--csv", type=given_path, default=RESULTS / "detection.csv", metavar="FILE",
+                            help="the recorded rows (default: results/detection.csv of the repository)")
+    return parser
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=given_path, required=True, metavar="DIR", help="the --out of prepare")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these (default: all in --data)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="(default: 0)")
+    parser.add_argument("--epochs", type=positive, default=100, help="(default: 100)")
+    parser.add_argument("--size", type=positive, default=320, help="longer side of the images, pixels (default: 320)")
+    parser.add_argument("--batch", type=positive, default=16, help="images a step (default: 16)")
+    beginning = parser.add_mutually_exclusive_group()
+    beginning.add_argument("--model", choices=MODELS, default="yolov5n", help="from random weights: ultralytics' YOLOv5, with an "
+                           "anchor-free head, of this size (default: yolov5n)")
+    beginning.add_argument("--weights", type=given_path, metavar="FILE", help="begin with this .pt file, which is a program: "
+                           "take it from people you trust")
+    parser.add_argument("--device", default=device(), help="cpu, cuda or cuda:1 (default: what is there)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, for CPUs)")
+    parser.add_argument("--again", action="store_true", help="also what has its row; the row is replaced")
+    parser.add_argument("--out", type=given_path, default=Path("runs/detection"), metavar="DIR",
+                        help="where detectors are kept (default: runs/detection)")
+
+
+ACTIONS = {"prepare": run_prepare, "average": run_average, "train": run_all, "score": run_all, "table": run_table}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(argv)
+    args.command = shlex.join(["python", "tools/detection.py", *argv])
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            problems = ACTIONS[args.action](args)
+    except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:
+        complain(f"detection.py: {error}")
+        return 1
+    except KeyboardInterrupt:
+        complain("detection.py: interrupted; the same command goes on from here")
+        raise
+    notes = [one.message.args if isinstance(one.message, ImageWarning) else (str(one.message),) for one in caught]
+    complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,143 @@
+"""YOLOv5 through the ultralytics package, without network access: train, measure. The command is tools/detection.py.
+
+The package's licence is AGPL-3.0. It is imported only where it is used, after its downloads, analytics, logging services
+and installations have been turned off. Its settings are written to a folder of their own.
+"""
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tqdm import tqdm
+
+from support.runtime import first_line
+
+# With fewer optimiser steps than some thousands, the package's own "auto" takes AdamW as well. Written down, so that it
+# does not depend on the number of images.
+OPTIMISER = {"optimizer": "AdamW", "lr0": 1e-3, "lrf": 0.01, "momentum": 0.9}
+FONTS = ("Arial.ttf", "Arial.Unicode.ttf")
+
+
+class DetectorError(Exception):
+    """A detector cannot be trained or measured; one line."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a detector is trained; the same for all methods."""
+    model: str | Path           # a configuration of the package, yolov5n.yaml, from random weights; or a file of weights
+    epochs: int
+    size: int                   # longer side of the images, pixels
+    batch: int
+    device: str
+    workers: int                # processes that read images
+
+
+@cache
+def package() -> ModuleType:
+    """ultralytics, with everything off that leaves this machine. Raises DetectorError where it is missing.
+
+    Its settings are in a temporary folder, so that the user's own are neither used nor changed.
+    """
+    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false",
+                   "YOLO_CONFIG_DIR": _settings_folder()}
+    os.environ.pop("ULTRALYTICS_API_KEY", None)     # with it, trainings are sent to the package's makers
+    try:
+        import ultralytics
+        from matplotlib import font_manager
+        from ultralytics.utils import SETTINGS, USER_CONFIG_DIR
+    except ModuleNotFoundError as error:
+        raise DetectorError(f"{error.name} is missing; python -m pip install -r requirements-detection.txt") from None
+    SETTINGS.update({name: False for name, value in SETTINGS.items() if value is True})
+    for name in FONTS:      # looked for on the network where it is not there, even if nothing is drawn
+        shutil.copyfile(font_manager.findfont("DejaVu Sans"), USER_CONFIG_DIR / name)
+    return ultralytics
+
+
+def _settings_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="detection-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def version() -> str:
+    return f"ultralytics {metadata.version('ultralytics')}"
+
+
+def train(data: Path, folder: Path, schedule: Schedule, seed: int) -> float:
+    """Train on the train part of data.yaml; the epoch that is best on the val part is kept in weights/best.pt of `folder`.
+
+    Returns:
+        Minutes.
+    Raises:
+        DetectorError: the package is missing, or training fails.
+    """
+    start = time.monotonic()
+    model = _load(schedule.model)
+    with tqdm(desc=folder.name, unit="batch", disable=None) as bar:
+        _show_progress(model, bar, schedule.epochs)
+        # nbs: the package would gather gradients up to 64 images, few steps for a small set.
+        # amp: its check downloads a model. patience: no early end, all methods have the same schedule.
+        _call(data, model.train, data=str(data.resolve()), epochs=schedule.epochs, imgsz=schedule.size,
+              batch=schedule.batch, nbs=schedule.batch, seed=seed, deterministic=True, amp=False,
+              patience=schedule.epochs, **OPTIMISER, **_common(folder, schedule))
+    return (time.monotonic() - start) / 60
+
+
+def score(weights: Path, data: Path, folder: Path, schedule: Schedule) -> dict[str, float]:
+    """Average precision at IoU 0.5 on the test part of data.yaml.
+
+    Returns:
+        {class: average precision} of the classes that occur there, and their mean as "mAP@.5".
+    Raises:
+        DetectorError: the package or the weights are missing, or measuring fails.
+    """
+    model = _load(weights)
+    box = _call(data, model.val, data=str(data.resolve()), split="test", imgsz=schedule.size, batch=schedule.batch,
+                **_common(folder, schedule)).box
+    return {model.names[label]: float(value) for label, value in zip(box.ap_class_index, box.ap50)} | {
+        "mAP@.5": float(box.map50)}
+
+
+def _common(folder: Path, schedule: Schedule) -> dict[str, Any]:
+    """Options of both: where files are written, on what it runs, no pictures."""
+    folder = folder.resolve()
+    return {"project": str(folder.parent), "name": folder.name, "exist_ok": True, "plots": False, "verbose": False,
+            "device": schedule.device, "workers": schedule.workers}
+
+
+def _load(source: Path | str) -> Any:
+    if isinstance(source, Path) and not source.is_file():       # the package would download one of that name
+        raise DetectorError(f"{source}: no such file of weights")
+    return _call(source, package().YOLO, str(source), task="detect")
+
+
+def _show_progress(model: Any, bar: tqdm, epochs: int) -> None:
+    """A bar over all batches, with the mAP@.5 on the val part after each epoch."""
+    def begin(trainer: Any) -> None:
+        bar.reset(epochs * len(trainer.train_loader))
+
+    def measured(trainer: Any) -> None:
+        bar.set_postfix_str(f"epoch {trainer.epoch + 1}/{epochs}, val mAP@.5 "
+                            f"{trainer.metrics.get('metrics/mAP50(B)', 0):.3f}")
+
+    model.add_callback("on_train_start", begin)
+    model.add_callback("on_train_batch_end", lambda trainer: bar.update())
+    model.add_callback("on_fit_epoch_end", measured)
+
+
+def _call(about: object, function: Any, *args: Any, **options: Any) -> Any:
+    """Call the package; what it raises, of any type, becomes one line about a file."""
+    try:
+        return function(*args, **options)
+    except Exception as error:
+        raise DetectorError(f"{about}: {first_line(error)}") from error
