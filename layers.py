@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -112,21 +113,22 @@ def _dft(x: Tensor, length: int, outputs: int, sign: int, parts: int = 2) -> Ten
     *batch, given, inputs, others = x.shape
     count = _divisor(length)
     step, columns = length // count if count > 1 else inputs, -(-outputs // count)
-    j2, k1, k2 = (torch.arange(n, device=x.device) for n in (step, count, columns))
+    library = torch if isinstance(length, torch.SymInt) else np     # NumPy's results are constants of the graph
+    j2, k1, k2 = (library.arange(n, dtype=library.float64) for n in (step, count, columns))
     # The product with exp(i a) is a 2 x 2 matrix of real numbers, the cosines of a plus these.
-    quarters = torch.tensor([[0, 1], [-1, 0]], device=x.device) * (math.pi / 2)
+    quarters = library.asarray([[0, 1], [-1, 0]], dtype=library.float64) * (math.pi / 2)
     turn = sign * 2 * math.pi / length
     if count > 1:
         rows = -(-inputs // step)
-        j1 = torch.arange(rows, device=x.device)
-        angles = (step * k1[:, None, None, None] * j1).double() * turn + quarters[:, :given, None]      # (k1, 2, given, j1)
-        first = angles.cos().to(x).reshape(count * 2, given * rows)
+        j1 = library.arange(rows, dtype=library.float64)
+        angles = turn * step * k1[:, None, None, None] * j1 + quarters[:, :given, None]     # (k1, 2, given, j1)
+        first = torch.as_tensor(library.cos(angles).reshape(count * 2, given * rows)).to(x)
         x = F.pad(x, (0, 0, 0, rows * step - inputs)).reshape(*batch, given * rows, step * others)
-        x, given = first @ x, 2                                                                         # (..., k1 2, j2 N)
-    angles = ((k1[:, None, None, None, None] + count * k2[:, None, None]) * j2).double() * turn
+        x, given = first @ x, 2                                                             # (..., k1 2, j2 N)
+    angles = turn * (k1[:, None, None, None, None] + count * k2[:, None, None]) * j2
     angles = angles + quarters[:parts, None, :given, None]                                  # (k1, parts, k2, given, j2)
-    second = (angles.cos() / length**0.5).to(x).reshape(count, parts * columns, given * step)
-    x = second @ x.reshape(*batch, count, given * step, others)                             # (..., k1, parts k2, N)
+    second = library.cos(angles).reshape(count, parts * columns, given * step) / length**0.5
+    x = torch.as_tensor(second).to(x) @ x.reshape(*batch, count, given * step, others)      # (..., k1, parts k2, N)
     x = x.reshape(*batch, count, parts, columns, others).movedim(-4, -2)                    # (..., parts, k2, k1, N)
     return x.reshape(*batch, parts, columns * count, others)[..., :outputs, :]
 
