@@ -79,14 +79,14 @@ def irfft2_of_channels(parts: Tensor, size: Sequence[int]) -> Tensor:
     return torch.fft.irfft2(torch.complex(*parts.chunk(2, 1)), s=size, norm="ortho")
 
 
-# In ONNX the same transforms are matrix products. Its runtimes have no inverse of a half spectrum, and their DFT of a
-# whole one is slow (docs/export.md).
+# In ONNX the same transforms are matrix products. Its runtimes refuse the inverse of a half spectrum, and their DFT of
+# a whole one is slow (docs/export.md).
 
 
 def _rfft2_as_products(x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     spectrum = _dft(x.mT.unsqueeze(-3), width, width // 2 + 1, -1).mT           # (B, C, 2, H, W/2+1)
-    return _dft(spectrum, height, height, -1).transpose(1, 2).flatten(1, 2)
+    return _dft(spectrum, height, height, -1).transpose(1, 2).flatten(1, 2)      # (B, 2C, H, W/2+1)
 
 
 def _irfft2_as_products(parts: Tensor, size: Sequence[int]) -> Tensor:
@@ -140,26 +140,20 @@ def _divisor(length: int) -> int:
     return max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
 
 
-FAST_LENGTHS = sorted(2**i * 3**j * 5**k for i in range(16) for j in range(11) for k in range(8)
-                      if 2**i * 3**j * 5**k <= 2**15)
+# Numbers without a prime factor above 5, far beyond the side of any image.
+FAST_LENGTHS = sorted(n for i in range(21) for j in range(13) for k in range(9) if (n := 2**i * 3**j * 5**k) <= 2**20)
 
 
 def fast_length(length: int) -> int:
     """The smallest number from `length` on without a prime factor above 5; FFTs of such a length are fast."""
-    if isinstance(length, torch.SymInt):        # of torch.export, for which the search would be one of a fixed size
-        numbers = torch.tensor(FAST_LENGTHS)
-        found = numbers[(numbers < length).sum()].item()
-        torch._check(found >= length)
-        torch._check(found <= 2 * length)
-        return found
-    while True:
-        rest = length
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest = rest // prime        # not in place: torch.jit.trace hands over sizes as tensors
-        if rest == 1:
-            return length
-        length = length + 1
+    if not isinstance(length, torch.SymInt):
+        return next(n for n in FAST_LENGTHS if n >= length)
+    # torch.export leaves the length open, so the search has to be part of the graph.
+    numbers = torch.tensor(FAST_LENGTHS)
+    found = numbers[(numbers < length).sum()].item()
+    torch._check(found >= length)
+    torch._check(found <= 2 * length)
+    return found
 
 
 def mirror_pads(size: Sequence[int], border: int) -> tuple[int, ...]:
