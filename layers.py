@@ -4,8 +4,10 @@ net.py is the network as the paper prints it. Here stands what PyTorch does not 
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,6 +66,8 @@ def rfft2_as_channels(x: Tensor) -> Tensor:
 
     float32 or float64: there is no FFT of bfloat16.
     """
+    if torch.onnx.is_in_onnx_export():
+        return _rfft2_as_products(x)
     # Plane by plane: the transform of a channels_last tensor is slower (docs/speed.md).
     spectrum = torch.fft.rfft2(as_nchw(x), norm="ortho")
     return torch.cat([spectrum.real, spectrum.imag], 1)
@@ -71,20 +75,87 @@ def rfft2_as_channels(x: Tensor) -> Tensor:
 
 def irfft2_of_channels(parts: Tensor, size: Sequence[int]) -> Tensor:
     """The inverse of `rfft2_as_channels`: (B, 2C, H, W/2+1) -> (B, C, H, W)."""
+    if torch.onnx.is_in_onnx_export():
+        return _irfft2_as_products(parts, size)
     # s: without it an odd width would come back one pixel short.
     return torch.fft.irfft2(torch.complex(*parts.chunk(2, 1)), s=size, norm="ortho")
 
 
+# In ONNX the same transforms are matrix products. Its runtimes refuse the inverse of a half spectrum, and their DFT of
+# a whole one is slow (docs/export.md).
+
+
+def _rfft2_as_products(x: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    spectrum = _dft(x.mT.unsqueeze(-3), width, width // 2 + 1, -1).mT           # (B, C, 2, H, W/2+1)
+    return _dft(spectrum, height, height, -1).transpose(1, 2).flatten(1, 2)      # (B, 2C, H, W/2+1)
+
+
+def _irfft2_as_products(parts: Tensor, size: Sequence[int]) -> Tensor:
+    height, width = size
+    columns = _dft(parts.unflatten(1, (2, -1)).transpose(1, 2), height, height, 1).mT       # (B, C, 2, W/2+1, H)
+    frequency = torch.arange(columns.shape[-2], device=parts.device)[:, None]
+    twice = 1 + ((frequency > 0) & (2 * frequency < width)).to(parts)      # those between stand for two
+    return _dft(columns * twice, width, width, 1, parts=1).squeeze(-3).mT
+
+
+def _dft(x: Tensor, length: int, outputs: int, sign: int, parts: int = 2) -> Tensor:
+    """Discrete Fourier transform along the rows, orthonormal: sums over j of x_j exp(sign 2 pi i j k / length).
+
+    Two short matrix products after Cooley and Tukey: j = step j1 + j2 and k = k1 + count k2, where count * step is the
+    length. For a length that is prime or not known yet, the second is the whole transform.
+
+    Args:
+        x: real and imaginary parts, (..., 2, J, N), or real parts alone, (..., 1, J, N), with J <= length.
+        outputs: how many k, from 0 on.
+        parts: 2, or 1 for the real part of the result alone.
+    Returns:
+        (..., parts, outputs, N)
+    """
+    *batch, given, inputs, others = x.shape
+    count = _divisor(length)
+    step, columns = length // count if count > 1 else inputs, -(-outputs // count)
+    library = torch if isinstance(length, torch.SymInt) else np     # NumPy's results are constants of the graph
+    j2, k1, k2 = (library.arange(n, dtype=library.float64) for n in (step, count, columns))
+    # The product with exp(i a) is a 2 x 2 matrix of real numbers, the cosines of a plus these.
+    quarters = library.asarray([[0, 1], [-1, 0]], dtype=library.float64) * (math.pi / 2)
+    turn = sign * 2 * math.pi / length
+    if count > 1:
+        rows = -(-inputs // step)
+        j1 = library.arange(rows, dtype=library.float64)
+        angles = turn * step * k1[:, None, None, None] * j1 + quarters[:, :given, None]     # (k1, 2, given, j1)
+        first = torch.as_tensor(library.cos(angles).reshape(count * 2, given * rows)).to(x)
+        x = F.pad(x, (0, 0, 0, rows * step - inputs)).reshape(*batch, given * rows, step * others)
+        x, given = first @ x, 2                                                             # (..., k1 2, j2 N)
+    angles = turn * (k1[:, None, None, None, None] + count * k2[:, None, None]) * j2
+    angles = angles + quarters[:parts, None, :given, None]                                  # (k1, parts, k2, given, j2)
+    second = library.cos(angles).reshape(count, parts * columns, given * step) / length**0.5
+    x = torch.as_tensor(second).to(x) @ x.reshape(*batch, count, given * step, others)      # (..., k1, parts k2, N)
+    x = x.reshape(*batch, count, parts, columns, others).movedim(-4, -2)                    # (..., parts, k2, k1, N)
+    return x.reshape(*batch, parts, columns * count, others)[..., :outputs, :]
+
+
+def _divisor(length: int) -> int:
+    """The largest divisor up to the square root, or 1 where torch.export leaves the length open."""
+    if isinstance(length, torch.SymInt):
+        return 1
+    return max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
+
+
+# Numbers without a prime factor above 5, far beyond the side of any image.
+FAST_LENGTHS = sorted(n for i in range(21) for j in range(13) for k in range(9) if (n := 2**i * 3**j * 5**k) <= 2**20)
+
+
 def fast_length(length: int) -> int:
     """The smallest number from `length` on without a prime factor above 5; FFTs of such a length are fast."""
-    while True:
-        rest = length
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest = rest // prime        # not in place: torch.jit.trace hands over sizes as tensors
-        if rest == 1:
-            return length
-        length = length + 1
+    if not isinstance(length, torch.SymInt):
+        return next(n for n in FAST_LENGTHS if n >= length)
+    # torch.export leaves the length open, so the search has to be part of the graph.
+    numbers = torch.tensor(FAST_LENGTHS)
+    found = numbers[(numbers < length).sum()].item()
+    torch._check(found >= length)
+    torch._check(found <= 2 * length)
+    return found
 
 
 def mirror_pads(size: Sequence[int], border: int) -> tuple[int, ...]:

@@ -1,0 +1,213 @@
+"""Export the network and its weights to one file, for programs that run without this repository.
+
+    python tools/export.py --size 480x640 --out rpfnet.onnx     for onnxruntime and other runtimes
+    python tools/export.py --size 480x640 --out rpfnet.pt2      for PyTorch: torch.export.load(FILE).module()
+
+inputs      ir, vis_y: float32 in [0, 1], (1, 1, H, W); vis_y is the luma of the visible image
+output      fused: float32 in [0, 1], (1, 1, H, W)
+metadata    checkpoint and size: in ONNX as metadata_props, in .pt2 as the extra file rpfnet.json
+
+The graph is that of net.py in eval mode, with mirrored borders. BatchNorm is folded into the convolutions. ONNX needs
+the packages of requirements-export.txt. docs/export.md says what runs where and what it costs.
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import math
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # first: another folder may have a net.py too
+
+from dataset import Pair, load_pair, positive
+from images import DataError
+from inference import MIN_SIZE, prepare
+from net import RPFNet
+from support.console import complain, given, given_path
+from support.outputs import write_atomically
+from support.runtime import first_line, keep_freed_memory
+from tools.bench import size
+
+INPUTS, OUTPUT = ("ir", "vis_y"), "fused"
+LARGEST = 8192      # pixels a side, of a file for all sizes
+ENOUGH = 60         # dB
+Fuse = Callable[[Tensor, Tensor], Tensor]
+
+
+# ---------------------------------------------------------------------------------------------
+# Writing
+
+
+def graph(height: int, width: int, dynamic: bool) -> dict:
+    """Example inputs and open sizes, as torch.export.export and torch.onnx.export both take them."""
+    sides = {2: torch.export.Dim("height", min=MIN_SIZE, max=LARGEST), 3: torch.export.Dim("width", min=MIN_SIZE, max=LARGEST)}
+    return {"args": tuple(torch.zeros(1, 1, height, width) for _ in INPUTS),
+            "dynamic_shapes": {name: sides for name in INPUTS} if dynamic else None}
+
+
+def to_onnx(model: nn.Module, height: int, width: int, dynamic: bool, about: dict[str, str]) -> bytes:
+    """An ONNX file of the network.
+
+    Args:
+        model: RPFNet after `optimize()`.
+        height, width: of the images; with `dynamic`, of an example.
+        dynamic: leave height and width open.
+        about: stored as metadata.
+    """
+    program = torch.onnx.export(model, **graph(height, width, dynamic), input_names=INPUTS, output_names=[OUTPUT],
+                                dynamo=True, verbose=False)
+    program.model.metadata_props.update(about)
+    return program.model_proto.SerializeToString()
+
+
+def to_pt2(model: nn.Module, height: int, width: int, dynamic: bool, about: dict[str, str]) -> bytes:
+    """A file of torch.export; arguments as for `to_onnx`."""
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, **graph(height, width, dynamic)), file,
+                      extra_files={"rpfnet.json": json.dumps(about)})
+    return file.getvalue()
+
+
+FORMATS = {".onnx": to_onnx, ".pt2": to_pt2}
+
+
+def export(model: RPFNet, path: Path, height: int, width: int, dynamic: bool = False, checkpoint: str = "") -> None:
+    """Write the network to `path`, in the format of its suffix. `model` is optimised and frozen by it.
+
+    Raises OSError.
+    """
+    about = {"checkpoint": checkpoint, "size": "any" if dynamic else f"{height}x{width}"}
+    with warnings.catch_warnings(action="ignore"):      # of the exporters, about their own code
+        data = FORMATS[path.suffix](model.optimize().requires_grad_(False), height, width, dynamic, about)
+    write_atomically(path, data)
+
+
+# ---------------------------------------------------------------------------------------------
+# Checking
+
+
+def load(path: Path, threads: int = 0) -> Fuse:
+    """The exported file as a function of ir and vis_y, (1, 1, H, W) each, on the CPU. threads: 0 for all."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda *images: torch.from_numpy(session.run([OUTPUT], {k: x.numpy() for k, x in zip(INPUTS, images)})[0])
+
+
+def psnr(first: Tensor, second: Tensor) -> float:
+    """Peak signal-to-noise ratio of two images in [0, 1], dB."""
+    error = (first.double() - second.double()).square().mean().item()
+    return 10 * math.log10(1 / error) if error else math.inf
+
+
+def read_pair(paths: Sequence[Path]) -> list[Tensor]:
+    """ir and vis_y, (1, 1, H, W) in [0, 1], of two files. Raises DataError."""
+    ir, vis_y = prepare(*load_pair(Pair(paths[0].stem, *paths)))
+    return [torch.from_numpy(np.float32(image))[None, None] for image in (ir / 255, vis_y)]
+
+
+def medians(ways: dict[str, Fuse], images: Sequence[Tensor], passes: int) -> dict[str, float]:
+    """Seconds of process time of a pass on one thread; the ways take turns, after a pass that is not timed."""
+    torch.set_num_threads(1)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(1 + passes):
+        for name, fuse in ways.items():
+            start = time.process_time()
+            fuse(*images)
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+
+
+# ---------------------------------------------------------------------------------------------
+# python tools/export.py
+
+
+def output(text: str) -> Path:
+    """A file whose suffix names a format, for argparse."""
+    path = given_path(text)
+    if path.suffix not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r}: the name has to end in {' or '.join(FORMATS)}")
+    return path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--size", type=size, required=True, metavar="HxW", help="height and width of the images, such as 480x640")
+    add("--out", type=output, required=True, metavar="FILE", help="file to write: .onnx or .pt2")
+    add("--checkpoint", type=given, default="contrast", metavar="NAME|FILE", help="weights (default: %(default)s)")
+    add("--dynamic", action="store_true", help=f"leave height and width open, {MIN_SIZE} to {LARGEST} pixels; "
+        "--size is then an example. As ONNX this is slower")
+    add("--check", type=given_path, nargs=2, metavar=("IR", "VIS"), help="run the file on this pair and compare with "
+        f"PyTorch in float32; below {ENOUGH} dB the exit code is 1")
+    add("--time", type=positive, metavar="PASSES", help="with --check: also time the file and PyTorch, on one thread")
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> list[Tensor]:
+    """The images of --check. Raises ValueError, OSError or DataError for what cannot work, before any time is spent."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if args.out.suffix == ".onnx" and missing:
+        raise ValueError(f"{args.out}: ONNX needs {', '.join(missing)}; python -m pip install -r requirements-export.txt")
+    if args.out.is_dir() or not args.out.absolute().parent.is_dir():
+        raise ValueError(f"--out {args.out}: {'a folder' if args.out.is_dir() else 'its folder does not exist'}; "
+                         "choose another file")
+    if args.time and not args.check:
+        raise ValueError("--time needs images; give --check IR VIS")
+    images = read_pair(args.check) if args.check else []
+    found = "x".join(map(str, images[0].shape[2:])) if images else args.size
+    if found != args.size and not args.dynamic:
+        raise ValueError(f"{args.check[0]}: is {found}; give --size {found}, --dynamic or another pair")
+    return images
+
+
+def check(args: argparse.Namespace, model: nn.Module, images: Sequence[Tensor]) -> bool:
+    """Print how well, and how fast, the file does what the network does. False below 60 dB."""
+    ways = {str(args.out): load(args.out, threads=1 if args.time else 0), "PyTorch": torch.inference_mode()(model.__call__)}
+    score = psnr(*(fuse(*images) for fuse in ways.values()))
+    print(f"{args.out}: {score:.1f} dB from PyTorch in float32 on {args.check[0].name}")
+    if args.time:
+        exported, ours = medians(ways, images, args.time).values()
+        print(f"{args.out}: {exported:.3f} s, PyTorch {ours:.3f} s, ratio {exported / ours:.2f} "
+              f"(process time of one thread, median of {args.time})")
+    return score >= ENOUGH
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Raises OSError, ValueError, DataError."""
+    images = check_options(args)
+    model = RPFNet.from_pretrained(args.checkpoint)
+    print(f"exporting {args.checkpoint}, which takes up to a minute", file=sys.stderr)
+    height, width = map(int, args.size.split("x"))
+    export(model, args.out, height, width, args.dynamic, args.checkpoint)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {args.checkpoint}, "
+          f"{'any size' if args.dynamic else args.size}")
+    return not images or check(args, model, images)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    keep_freed_memory()
+    try:
+        return 0 if run(args) else 1
+    except (DataError, ValueError, OSError) as error:
+        complain(f"export.py: {first_line(error)}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
