@@ -192,10 +192,13 @@ class Fuser:
 
 def explained(error: Exception, args: argparse.Namespace) -> str:
     """What went wrong, with the remedy."""
-    text = str(error) if isinstance(error, DataError) else first_line(error)
     if isinstance(error, SizeError):
-        return f"{text}, or bring one to the other with --resize ir or --resize vis"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "alloc" in text:
+        return f"{error}, or bring one to the other with --resize ir or --resize vis"
+    if isinstance(error, DataError):
+        return str(error)
+    text = first_line(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+            isinstance(error, RuntimeError | cv2.error) and "alloc" in text):
         tiles = f"a smaller --tile than {args.tile}" if args.tile else "--tile 1024"
         return f"out of memory ({text}); try {'smaller frames' if args.video else tiles}"
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else text

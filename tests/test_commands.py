@@ -1,4 +1,5 @@
 """test.py as its users run it: on the samples, on folders, on single files, on bad input."""
+import argparse
 import subprocess
 import sys
 import weakref
@@ -14,9 +15,10 @@ import images
 import pipeline
 import test as fuse_command  # the project's test.py; the name is the field's habit
 from dataset import named_pairs
-from images import luma, read_vis
+from images import DataError, luma, read_vis
 from layers import BatchNorm
 from net import RPFNet
+from pipeline import explained
 from support.outputs import locked, write_atomically
 
 ROOT = Path(fuse_command.__file__).parent
@@ -377,3 +379,11 @@ def test_a_gpu_writes_the_same_images(folders, small, options):
     assert names(folders / "out") == [*expected]
     for name, image in expected.items():
         assert np.abs(read_vis(folders / "out" / name) - image).max() <= 8
+
+
+def test_only_failed_allocations_are_a_lack_of_memory():
+    args = argparse.Namespace(tile=0, video=False)
+    assert "--tile 1024" in explained(RuntimeError("DefaultCPUAllocator: can't allocate memory"), args)
+    assert "--tile 1024" in explained(MemoryError(), args)
+    assert explained(DataError("data/allocated/a.png: damaged"), args) == "data/allocated/a.png: damaged"
+    assert explained(OSError(13, "Permission denied", "alloc.png"), args) == "alloc.png: Permission denied"

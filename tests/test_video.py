@@ -15,7 +15,10 @@ from images import DataError, infrared_span
 from net import RPFNet
 from support.console import INTERRUPTED
 from tools.naturalness import entering_target, flicker_measures
-from video import Cuts, FolderClip, Steady, VideoFile
+from video import Steady
+from video.clips import FolderClip
+from video.results import VideoFile
+from video.steady import Cuts
 
 SIZE = 64, 80
 LENGTH = 10
@@ -145,7 +148,7 @@ def test_rates_and_sizes_that_differ_go_together_where_the_user_says_so(clips, t
 
 def test_a_length_that_only_the_end_tells_is_an_error_after_a_file_that_can_be_played(clips, tmp_path, small, capsys,
                                                                                       monkeypatch):
-    monkeypatch.setattr(video, "COUNTED", set())        # as for .mkv
+    monkeypatch.setattr(video.clips, "COUNTED", set())        # as for .mkv
     assert fuse(clips / "ir.avi", clips / "short.avi", tmp_path / "fused.avi", *small) == 1
     assert "ir.avi has 10 frames and" in capsys.readouterr().err
     assert len(read_clip(tmp_path / "fused.avi")[0]) == 7 and names(tmp_path) == ["fused.avi"]
@@ -187,7 +190,7 @@ def test_ctrl_c_leaves_a_file_that_can_be_played(clips, tmp_path, small, capsys,
 
 
 def test_a_writer_that_cannot_be_opened_names_the_remedy(clips, tmp_path, small, capsys, monkeypatch):
-    monkeypatch.setitem(video.CODECS, ".mp4", "????")
+    monkeypatch.setitem(video.results.CODECS, ".mp4", "????")
     assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small) == 1
     assert "does not write ????; choose .avi, or install opencv-python" in capsys.readouterr().err
     assert names(tmp_path) == []
@@ -196,8 +199,8 @@ def test_a_writer_that_cannot_be_opened_names_the_remedy(clips, tmp_path, small,
 def test_frames_are_read_one_at_a_time(clips, tmp_path, monkeypatch):
     """Between two frames that are written, each source is read once."""
     events = []
-    read, write = video.Capture.read, VideoFile.write
-    monkeypatch.setattr(video.Capture, "read", lambda self: events.append("read") or read(self))
+    read, write = video.clips.Capture.read, VideoFile.write
+    monkeypatch.setattr(video.clips.Capture, "read", lambda self: events.append("read") or read(self))
     monkeypatch.setattr(VideoFile, "write", lambda *args: events.append("write") or write(*args))
     monkeypatch.setattr(fuse_command, "load_network", lambda args: network())
     assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.avi") == 0
@@ -261,7 +264,7 @@ def test_options_of_folders_are_refused_for_files(clips, tmp_path, small, capsys
 
 
 def test_a_window_without_a_display_is_one_line(clips, tmp_path, small, capsys, monkeypatch):
-    monkeypatch.setattr(video.sys, "platform", "linux")
+    monkeypatch.setattr(video.results.sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, "--show") == 1

@@ -44,7 +44,8 @@ from support.runtime import processor
 from tools.naturalness import entering_target, static_background
 from tools.table_rows import TableError, record
 from trainer import commit
-from video import KEEP, Capture, Cuts, Steady
+from video.clips import Capture
+from video.steady import KEEP, Cuts, Steady
 
 NUMBERS = ("ir", "vis", "fused", "limit", "jump", "ms")
 ORIGIN = ("weights", "command", "commit", "machine")

@@ -1,0 +1,118 @@
+"""Frames out: into a folder, a video file, a window."""
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from images import DataError, write_image
+from support.console import note
+from support.outputs import OutputError
+
+CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
+WINDOW = "RPFNet: q ends"
+
+
+class FrameFolder:
+    """Writes each frame as an image of its own into a folder that is there."""
+
+    def __init__(self, folder: Path, suffix: str):
+        self.folder, self.suffix = folder, suffix
+
+    def __enter__(self) -> FrameFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, name: str, image: np.ndarray) -> None:
+        """Errors as of `images.write_image`."""
+        write_image(self.folder / f"{name}.{self.suffix}", image)
+
+
+class VideoFile:
+    """Writes a video file, under a temporary name until the end of the `with` block, however it ends.
+
+    Args:
+        path: .mp4 or .avi; its folder is there.
+        rate: frames a second.
+    Raises:
+        OutputError: the codec is missing, or the disk is full.
+    """
+
+    def __init__(self, path: Path, rate: float):
+        self.path, self.rate = path, rate
+        self._part = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")   # OpenCV chooses the format by the suffix
+        self._writer: cv2.VideoWriter | None = None
+        self._shape: tuple[int, ...] = ()
+        self._written = 0
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.release()
+            if kind is None:
+                self._check_written()
+        finally:
+            if self._part.exists():
+                self._part.replace(self.path)
+
+    def write(self, name: str, image: np.ndarray) -> None:
+        """Add uint8 (H, W) or (H, W, 3) RGB. Raises DataError for another size than before; OutputError."""
+        if self._writer is None:
+            self._writer, self._shape = self._opened(image), image.shape[:2]
+        if image.shape[:2] != self._shape:
+            raise DataError(f"{name} is {image.shape[1]}x{image.shape[0]}, and the frames before it are "
+                            f"{self._shape[1]}x{self._shape[0]}; a video has one size")
+        self._writer.write(_bgr(image))
+        self._written += 1
+
+    def _opened(self, image: np.ndarray) -> cv2.VideoWriter:
+        height, width = image.shape[:2]
+        if height % 2 or width % 2:
+            note("video files have even sizes: the last row or column is left out; frames in a folder keep it", self.path.name)
+        suffix = self.path.suffix.lower()
+        writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter_fourcc(*CODECS[suffix]), self.rate, (width, height))
+        if not writer.isOpened():
+            self._part.unlink(missing_ok=True)
+            other = next(other for other in CODECS if other != suffix)
+            raise OutputError(f"{self.path}: this OpenCV does not write {CODECS[suffix]}; choose {other}, or install "
+                              "opencv-python from PyPI")
+        return writer
+
+    def _check_written(self) -> None:
+        # OpenCV does not report a full disk.
+        found = int(cv2.VideoCapture(str(self._part)).get(cv2.CAP_PROP_FRAME_COUNT))
+        if found != self._written:
+            self._part.unlink(missing_ok=True)
+            raise OutputError(f"{self.path}: of {self._written} frames {found} could be written; is the disk full?")
+
+
+def _bgr(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
+
+
+def check_display() -> None:
+    """Raises OutputError where no window can be shown."""
+    # Asked before OpenCV, whose windows end the process where there is no display.
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise OutputError("--show: there is no display here (DISPLAY is not set); leave --show out")
+    try:
+        cv2.namedWindow(WINDOW)
+    except cv2.error:
+        raise OutputError("--show: this OpenCV has no windows; install opencv-python in place of "
+                          "opencv-python-headless") from None
+
+
+def shown(image: np.ndarray) -> bool:
+    """Show a frame; False if the user closed the window, or pressed q or Escape."""
+    cv2.imshow(WINDOW, _bgr(image))
+    return cv2.waitKey(1) not in (ord("q"), 27) and cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) >= 1
