@@ -124,15 +124,21 @@ def _dft(x: Tensor, length: int, outputs: int, sign: int, parts: int = 2) -> Ten
         rows = -(-inputs // step)
         j1 = library.arange(rows, dtype=library.float64)
         angles = turn * step * k1[:, None, None, None] * j1 + quarters[:, :given, None]     # (k1, 2, given, j1)
-        first = torch.as_tensor(library.cos(angles).reshape(count * 2, given * rows)).to(x)
+        first = _in_dtype_of(x, library.cos(angles)).reshape(count * 2, given * rows)
         x = F.pad(x, (0, 0, 0, rows * step - inputs)).reshape(*batch, given * rows, step * others)
         x, given = first @ x, 2                                                             # (..., k1 2, j2 N)
     angles = turn * (k1[:, None, None, None, None] + count * k2[:, None, None]) * j2
     angles = angles + quarters[:parts, None, :given, None]                                  # (k1, parts, k2, given, j2)
     second = library.cos(angles).reshape(count, parts * columns, given * step) / length**0.5
-    x = torch.as_tensor(second).to(x) @ x.reshape(*batch, count, given * step, others)      # (..., k1, parts k2, N)
+    x = _in_dtype_of(x, second) @ x.reshape(*batch, count, given * step, others)      # (..., k1, parts k2, N)
     x = x.reshape(*batch, count, parts, columns, others).movedim(-4, -2)                    # (..., parts, k2, k1, N)
     return x.reshape(*batch, parts, columns * count, others)[..., :outputs, :]
+
+
+def _in_dtype_of(x: Tensor, matrix: Tensor | np.ndarray) -> Tensor:
+    if isinstance(matrix, np.ndarray) and x.dtype == torch.float32:
+        matrix = np.float32(matrix)     # a constant of half the size
+    return torch.as_tensor(matrix).to(x)
 
 
 def _divisor(length: int) -> int:
