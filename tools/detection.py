@@ -1,8 +1,8 @@
 """Object detection on fused images, as in the paper's Table 5: average precision at IoU 0.5 of YOLOv5, for each method.
 
-    python tools/detection.py average --ir DIR --vis DIR --out average
-    python tools/detection.py prepare --images infrared=DIR visible=DIR RPFNet=Fused --labels DIR --out detection/M3FD
-    python tools/detection.py train --data detection/M3FD --epochs 100 --seeds 0 1 2
+    python tools/detection.py average --ir DIR --vis DIR --out data/average
+    python tools/detection.py prepare --images infrared=DIR visible=DIR RPFNet=Fused --labels DIR --out data/detection/M3FD
+    python tools/detection.py train --data data/detection/M3FD --epochs 100 --seeds 0 1 2
     python tools/detection.py table
 
 prepare  links the images of each method and their boxes into one YOLO data set a method, all with the same split
@@ -128,6 +128,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
     """train and score: each method and seed that has no row yet. Returns a line for each that failed."""
     runs, problems = planned_runs(args), []
     check_device(args.device)
+    commit = train.commit()     # of the code that runs, whatever is committed meanwhile
     detector.package()      # one error for all runs where it is missing
     for number, run in enumerate(runs, 1):
         done = next((row for row in read_rows(args.csv) if identity(row) == identity(run.row)), None)
@@ -137,7 +138,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
             continue
         print(f"[{number}/{len(runs)}] {run}", flush=True)
         try:
-            row = measured_row(run, args)
+            row = measured_row(run, args) | {"commit": commit}
             record_row(args.csv, row)
             print(f"    {MEAN} {row[MEAN]}", flush=True)
         except DetectorError as error:
@@ -146,7 +147,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
 
 
 def measured_row(run: Run, args: argparse.Namespace) -> dict[str, str]:
-    """The row of a run; `train` trains it first. Raises DetectorError."""
+    """The row of a run, without the commit; `train` trains it first. Raises DetectorError."""
     schedule = Schedule(args.weights or f"{args.model}.yaml", args.epochs, args.size, args.batch, args.device, args.workers)
     minutes = ""
     if args.action == "train" and (args.again or not run.weights.exists()):
@@ -156,7 +157,7 @@ def measured_row(run: Run, args: argparse.Namespace) -> dict[str, str]:
     tested = len((args.data / "test.txt").read_text(encoding="utf-8").splitlines())
     return run.row | digits(values) | {
         "images": str(tested), "minutes": minutes, "package": detector.version(), "command": args.command,
-        "commit": train.commit(), "machine": machine(train.device_name(torch.device(args.device))),
+        "machine": machine(train.device_name(torch.device(args.device))),
         "date": date.today().isoformat()}
 
 
