@@ -100,6 +100,7 @@ def test_onnx_has_names_and_plain_operators(shipped):
     assert all(node.domain == "" and node.op_type != "DFT" for node in stored.graph.node)
 
 
+@pytest.mark.campaign        # PyTorch's exporter takes half a minute for it
 def test_one_onnx_file_for_all_sizes(small, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
@@ -110,7 +111,7 @@ def test_one_onnx_file_for_all_sizes(small, tmp_path):
         torch.testing.assert_close(command.load(out)(*images), small(*images), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("border", [0, 8])
+@pytest.mark.parametrize("border", [pytest.param(0, marks=pytest.mark.campaign), 8])
 def test_one_pt2_file_for_all_sizes(border, tmp_path):
     model, out = untrained(border=border), tmp_path / "any.pt2"
     command.export(model, out, *SIZE, dynamic=True)

@@ -8,7 +8,7 @@
 Tables:
   1 iterations N, 2 lambda_2, 3 ablations     40 validation pairs of RoadScene, networks trained with one small budget
   4 TNO, MSRS, M3FD    6 brain images         with the shipped weights
-  5 detection                                 the paper's rows alone
+  5 detection                                 the paper's rows; measured ones: python tools/detection.py table
   main                                        the shipped weights on RoadScene
   parts                                       what the network's parts contribute there
 
@@ -312,7 +312,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.command = shlex.join(["python", "tools/tables.py", *argv])
     args.commit = train.commit()
     if args.run and args.table == "5":
-        parser.error("--table 5: there is nothing to run; the paper's rows are printed")
+        parser.error("--table 5: train the detectors with tools/detection.py; here the paper's rows are printed")
     if train_options and not (args.run and args.table in TRAINED):
         parser.error("options of train.py, after --, go with --run and Tables 1 to 3")
     unknown = [name for name in args.datasets or () if name not in TABLES[args.table]]
