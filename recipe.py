@@ -24,7 +24,7 @@ TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in la
 
 # What decides the result. A recipe file has a value for each; checkpoints store them, and --resume goes on with them.
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
-          "lr", "schedule", "clip", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
+          "lr", "schedule", "clip", "fixed_statistics", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
           "lambda_1", "saliency", "saliency_form", "weight", "contrast", "contrast_domain",
           "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "teacher", "amp", "val_every")
 LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # what a teacher makes void
@@ -154,6 +154,9 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     crops.add_argument("--lr", type=number(0, above=True), help="initial learning rate of both Adam optimisers")
     crops.add_argument("--schedule", choices=("step", "cosine"), help="step: halved at each fifth of the run")
     crops.add_argument("--clip", type=number(0), help="bound of the gradient's norm; 0: off, as the paper")
+
+    crops.add_argument("--fixed-statistics", type=number(0, 1), metavar="SHARE", help="BatchNorm keeps its statistics in "
+                       "this last share of the steps, so that training sees what inference does; 0: never, as the paper")
 
     network = parser.add_argument_group("network")
     network.add_argument("--channels", type=fours, help="width, a multiple of 4")
@@ -321,6 +324,8 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
     void = [name for name in LOSS if name in chosen]
     if args.teacher != NO_TEACHER and void:
         parser.error(f"--{void[0].replace('_', '-')} goes without --teacher: the loss is the distance to its picture")
+    if args.fixed_statistics and args.max_minutes:
+        parser.error("--fixed-statistics goes without --max-minutes: its first step has to be known")
     if args.ssim_window > args.crop:
         parser.error(f"--ssim-window {args.ssim_window} is larger than --crop {args.crop}")
 

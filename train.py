@@ -95,6 +95,8 @@ def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Sto
                     trainer.agree(stop)
                 elif trainer.finished:
                     break
+                elif trainer.step == trainer.fixed_from and not trainer.fixed:
+                    trainer.fix_statistics(crops)
                 else:
                     train_epoch(trainer, crops, done, bar, stop)
     except Exception:
@@ -120,7 +122,7 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
         bar.update()
         if trainer.step % CHECK_EVERY == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in trainer.means().items()}, refresh=False)
-        if trainer.finished or stop:
+        if trainer.finished or stop or trainer.step == trainer.fixed_from:
             break
         if trainer.clock() - saved > SAVE_EVERY:
             trainer.save(write_or_warn)

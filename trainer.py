@@ -19,6 +19,7 @@ from typing import TextIO
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -100,6 +101,9 @@ class Trainer:
         self.history: list[dict] = []           # the log's rows
         self.edge: Tensor | None = None         # M_edge of the last step: an epoch's mean would hide a collapse in it
         self.finished = False
+        # The step at which the statistics of BatchNorm are fixed; None: never.
+        self.fixed_from = round((1 - args.fixed_statistics) * self.total) if args.fixed_statistics else None
+        self.fixed = False
         self.updating = False                   # parameters are being updated; saving now would mix two steps
         self._tick = time.monotonic()
 
@@ -141,6 +145,20 @@ class Trainer:
                 return model(ir, vis_y), None
             fused, features = model(ir, vis_y, return_features=True)
             return fused, decoder(features[-1].residual)
+
+    def fix_statistics(self, crops: CropDataset) -> None:
+        """From here on BatchNorm keeps its statistics, those over the crops of the epoch, as in inference."""
+        self.exact_statistics(crops)
+        self.fixed = True
+        self.set_training()
+
+    def set_training(self) -> None:
+        """Training mode, in which BatchNorm keeps its statistics if they are fixed."""
+        self.model.train()
+        if self.fixed:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     @torch.no_grad()
     def exact_statistics(self, crops: CropDataset) -> None:
@@ -262,6 +280,9 @@ class Trainer:
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = type(error).__name__
             raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
+        # At that very step they are computed again, to the same numbers.
+        self.fixed = self.fixed_from is not None and self.step > self.fixed_from
+        self.set_training()
         self.finished = self.progress >= 1
         done = self.step - len(self.history) * self.per_epoch       # steps of this epoch; below 0 after the last row
         lowest = 1 - self.per_epoch if self.finished else 0
@@ -291,12 +312,13 @@ class Trainer:
         """Log the epoch, validate if it is due, keep the best weights."""
         number = len(self.history) + 1
         due = self.finished or val is not None and number % self.args.val_every == 0
-        if due:
+        if due and not self.fixed:
             self.exact_statistics(crops)
         rate = self.optimisers[0].param_groups[0]["lr"]
         row = {"epoch": number, "step": self.step, "lr": rate, "seconds": round(self.clock(), 1)} | self.means()
         if val is not None and due:
             row |= validate(self.model, self.loss, val, self.device)
+            self.set_training()
             if row["val_loss"] < self.best:
                 self.best = row["val_loss"]
                 self.save_best({k: row[k] for k in ("val_loss", *VALIDATION_METRICS)})
@@ -372,9 +394,9 @@ def over_all(sums: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDataset, device: torch.device) -> dict[str, float]:
-    """Means over whole validation pairs in eval mode: the loss (L_F, or the distance to the teacher) and metrics.
+    """Means over whole validation pairs: the loss (L_F, or the distance to the teacher) and metrics.
 
-    The metrics are of protocol definition, plain range.
+    The metrics are of protocol definition, plain range. The network is left in eval mode.
     """
     model.eval()
     rows = []
@@ -386,7 +408,6 @@ def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDatase
         image = to_image(fused[0, 0].float().cpu().numpy())
         rows.append({"val_loss": loss.fusion(fused, *inputs)[0].item()} |
                     metrics.evaluate(image, ir[0], vis[0], names=VALIDATION_METRICS))
-    model.train()
     rows = team.gathered(rows)
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 

@@ -22,7 +22,7 @@ RECIPE_FILES = sorted((ROOT / "recipes").glob("*.json"))
 # What the paper prints, section 4.1 and Eq. 6-14; 100 epochs fit "halved every 20 epochs".
 PRINTED = {
     "dataset": "roadscene", "batch": 16, "crop": 128, "crops": 3383, "fixed_crops": True, "flips": False,
-    "lr": 1e-3, "schedule": "step", "epochs": 100, "steps": 0, "max_minutes": 0, "clip": 0,
+    "lr": 1e-3, "schedule": "step", "epochs": 100, "steps": 0, "max_minutes": 0, "clip": 0, "fixed_statistics": 0,
     "stages": 3, "channels": 32, "global_branch": "fourier", "cpm": True, "prior": True,
     "lambda_1": 0.3, "saliency": True, "saliency_form": "mean", "weight": "printed", "contrast": True,
     "contrast_domain": "frequency", "lambda_2": 5, "ssim_window": 11, "ssim_weighted": False, "ssim_whole": False,
@@ -184,6 +184,7 @@ WRONG = [
     ("--max-minutes", "nan"), ("--max-minutes", "-1"), ("--max-minutes", "inf"), ("--clip", "nan"), ("--clip", "-1"),
     ("--lambda-1", "nan"), ("--lambda-2", "nan"), ("--lambda-3", "nan"), ("--lambda-2", "-1"),
     ("--lr", "nan"), ("--lr", "0"), ("--lr", "-1e-3"), ("--dim", "-0.1"), ("--dim", "1.1"), ("--dim", "nan"),
+    ("--fixed-statistics", "-1"), ("--fixed-statistics", "2"),
     ("--seed", "-1"), ("--seed", str(2**64)), ("--crop", "0"), ("--crop", "-5"), ("--crop", "8"),
     ("--ssim-window", "4"), ("--ssim-window", "0"), ("--ssim-window", "1"), ("--channels", "2"), ("--channels", "6"),
     ("--stages", "0"), ("--stages", "1000000000"), ("--dataset", "tno"),
@@ -209,6 +210,7 @@ def test_impossible_values_are_refused_by_name(option, value, capsys):
     (["--ir", "x"], "--ir and --vis go together"),
     (["--ir", "x", "--vis", "y", "--dataset", "msrs"], "without --dataset and --data"),
     (["--ir", "x", "--vis", "y", "--data", "z"], "without --dataset and --data"),
+    (["--fixed-statistics", "0.5", "--max-minutes", "3"], "without --max-minutes"),
     (["--crop", "16", "--ssim-window", "17"], "--ssim-window 17 is larger than --crop 16"),
     (["--no-prior", "--saliency"], "--saliency needs --prior"),
     (["--recipe", "contrast", "--epochs", "5"], "--epochs 5: the recipe has --steps 1200"),

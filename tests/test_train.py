@@ -211,6 +211,30 @@ def test_a_decoder_that_saturates_in_mid_epoch_ends_training_with_the_remedy(fol
     assert "saturated" in capsys.readouterr().err and len(calls) == 13
 
 
+@pytest.mark.parametrize("stopped", [3, 4, 5, 6])
+def test_fixed_statistics_stay_and_survive_a_kill(folders, tmp_path, monkeypatch, stopped):
+    """Of 8 steps the last 4; the run is stopped before, at and after the step at which they are fixed."""
+    run = [*folders, *TINY, "--steps", "8", "--fixed-statistics", "0.5"]
+    seen = []
+    step = train.Trainer.train_step
+
+    def watched(self, *batch):
+        seen.append({name: value.clone() for name, value in self.model.named_buffers() if "running" in name})
+        step(self, *batch)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_step", watched)
+        assert train.main([*run, "--out", str(tmp_path / "whole")]) == 0
+    changed = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in zip(seen, seen[1:])]
+    assert changed == [True] * 4 + [False] * 3      # the fourth change is to the exact statistics
+    final = torch.load(tmp_path / "whole" / "best.pth", weights_only=True)
+    assert all(torch.equal(final[name], value) for name, value in seen[-1].items())
+    with monkeypatch.context() as patch:
+        interrupt_at(stopped, patch)
+        assert train.main([*run, "--out", str(tmp_path / "parts")]) == 130
+    assert train.main(["--resume", "--out", str(tmp_path / "parts")]) == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_student_learns_the_picture_of_its_teacher(folders, tmp_path):
     """A kill in the middle changes nothing; the teacher is neither trained nor stored."""
     torch.manual_seed(1)
