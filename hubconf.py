@@ -25,5 +25,3 @@ def _entry(checkpoint: str, about: str) -> collections.abc.Callable[..., _RPFNet
 rpfnet = _entry("paper", "trained with the paper's recipe")
 rpfnet_contrast = _entry("contrast", "for natural pictures of night and day, the default of test.py")
 rpfnet_medical = _entry("medical", "for medical images")
-rpfnet_small = _entry("small", "with 16 channels, a student of rpfnet_contrast")
-rpfnet_tiny = _entry("tiny", "with 16 channels and one stage, a student of rpfnet_contrast")

@@ -70,8 +70,8 @@ def test_each_recipe_file_has_all_options_and_is_what_its_name_stands_for(path):
     assert all(getattr(args, key) is None for key in PLACES if key != "data")
 
 
-def test_each_recipe_trains_a_checkpoint_that_is_known_by_its_name():
-    assert {path.stem for path in RECIPE_FILES} == {*CHECKPOINTS}
+def test_each_checkpoint_has_the_recipe_of_its_name():
+    assert {path.stem for path in RECIPE_FILES} >= {*CHECKPOINTS}
 
 
 def test_a_teacher_takes_the_place_of_the_loss():

@@ -143,7 +143,7 @@ def test_detection_has_the_papers_rows_alone(capsys):
 
 
 def test_what_cannot_be_asked_for_is_refused(capsys):
-    for options, message in (["5", "--run"], "nothing to run"), (["1", "--rows", "N=2"], "N=1"), \
+    for options, message in (["5", "--run"], "tools/detection.py"), (["1", "--rows", "N=2"], "N=1"), \
             (["4", "--datasets", "MRI-PET"], "TNO, MSRS, M3FD"), (["4", "--fused", "DIR"], "METHOD=DIR"), \
             (["4", "--run", "--", "--amp"], "Tables 1 to 3"):
         with pytest.raises(SystemExit):
@@ -272,7 +272,7 @@ def test_the_full_model_is_trained_once_for_three_tables(trained, data, tmp_path
 
 def test_a_missing_checkpoint_is_one_line_and_the_others_go_on(trained, data, tmp_path, monkeypatch, capsys):
     place, _ = trained
-    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet as printed", tmp_path / "absent.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, paper's", tmp_path / "absent.pth")
     monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, contrast", place / "runs" / "stages_1" / "best.pth")
     folders = {"Whole": 4, "Part": 3}
     pairs = named_pairs("roadscene", data / "RoadScene")[:4]
@@ -284,7 +284,7 @@ def test_a_missing_checkpoint_is_one_line_and_the_others_go_on(trained, data, tm
     fused = [f"{name}={tmp_path}/{{dataset}}/{name}" for name in folders]
     assert tables.main([*options, "--run", "--fused", *fused]) == 1
     out, error = capsys.readouterr()
-    assert f"RPFNet as printed: {tmp_path / 'absent.pth'}: no such checkpoint" in error
+    assert f"RPFNet, paper's: {tmp_path / 'absent.pth'}: no such checkpoint" in error
     assert "has 3 of 4 images of FLIR-val" in error and len(error.split("not measured: ")) == 3
     rows = {(row["method"], row["use"]): row for row in rows_in(tmp_path / "tables.csv") if row["protocol"] == "paper"}
     assert list(rows) == [("RPFNet, contrast", "eval"), ("RPFNet, contrast", "as published"), ("average", ""),
@@ -338,7 +338,7 @@ def test_parts_are_measured_against_the_whole(model, data):
 
 def test_parts_are_recorded_and_printed(trained, data, tmp_path, monkeypatch, capsys):
     place, _ = trained
-    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet as printed", tmp_path / "absent.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, paper's", tmp_path / "absent.pth")
     monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, contrast", place / "runs" / "stages_1" / "best.pth")
     options = ["--table", "parts", "--data", str(data), "--results", str(tmp_path)]
     assert tables.main(options) == 0 and "add --run" in capsys.readouterr().out

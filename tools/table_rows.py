@@ -122,7 +122,7 @@ TABLES = {      # the data sets of each
     **dict.fromkeys((*TRAINED, "main", "parts"), ("FLIR-val",)),
     "4": ("TNO", "MSRS", "M3FD"), "5": (), "6": ("MRI-PET", "MRI-SPECT"),
 }
-SHIPPED = {"RPFNet as printed": ROOT / "checkpoints" / "rpfnet_paper.pth",
+SHIPPED = {"RPFNet, paper's": ROOT / "checkpoints" / "rpfnet_paper.pth",
            "RPFNet, contrast": ROOT / "checkpoints" / "rpfnet.pth"}
 MEDICAL = {"RPFNet, medical": ROOT / "checkpoints" / "rpfnet_medical.pth"}
 BASELINES = {"average": "average", "maximum": "max"}        # {name here: in metrics.baseline}
