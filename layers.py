@@ -137,7 +137,7 @@ def _dft(x: Tensor, length: int, outputs: int, sign: int, parts: int = 2) -> Ten
 
 def _in_dtype_of(x: Tensor, matrix: Tensor | np.ndarray) -> Tensor:
     if isinstance(matrix, np.ndarray) and x.dtype == torch.float32:
-        matrix = np.float32(matrix)     # a constant of half the size
+        matrix = matrix.astype(np.float32)      # a constant of half the size
     return torch.as_tensor(matrix).to(x)
 
 
@@ -232,6 +232,11 @@ def fold_batch_norm(module: nn.Module) -> None:
             parent[0], parent[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
+def batch_norms(*modules: nn.Module) -> list[_BatchNorm]:
+    """All BatchNorm layers of networks, those that are synchronised over processes included."""
+    return [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
+
+
 class ExactStatistics:
     """Running statistics of BatchNorm layers over many batches together, in place of an exponential average.
 
@@ -243,7 +248,7 @@ class ExactStatistics:
     """
 
     def __init__(self, *modules: nn.Module):
-        self.norms = [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
+        self.norms = batch_norms(*modules)
         self.sums = [torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.weight.device)
                      for norm in self.norms]
         self.count = 0
