@@ -21,7 +21,7 @@ COLOURFUL = 8.0     # mean difference of an infrared image's planes, in levels
 # Files
 
 
-def _decode(path: str | Path) -> np.ndarray:
+def decode(path: str | Path) -> np.ndarray:
     """Pixels as they are to be seen: (H, W) or (H, W, 3) RGB, uint8 or uint16. Alpha is dropped."""
     path = Path(path)
     if not path.is_file():
@@ -68,7 +68,7 @@ def read_vis(path: str | Path) -> np.ndarray:
     such, with a warning: cameras of 12 bits write 16-bit files, which would come out almost black.
     A colour file with three equal planes (gray images are often saved so) is returned as gray.
     """
-    image = _decode(path)
+    image = decode(path)
     if image.dtype == np.uint16:
         image = _to_8_bits(path, image)
     if image.ndim == 3 and (image == image[..., :1]).all():
@@ -92,7 +92,7 @@ def read_ir(path: str | Path, span: tuple[int, int] | None = None) -> np.ndarray
     sensors fill only a part of 16 bits.
     Colour becomes BT.601 luma, with a warning where the planes differ: a colour map is no temperature.
     """
-    image = infrared_luma(_decode(path), Path(path).name)
+    image = infrared_luma(decode(path), Path(path).name)
     if image.dtype == np.uint8:
         if span:
             raise DataError(f"{path}: 8-bit infrared; a range (--ir-range) is for 16 bits")
@@ -115,7 +115,7 @@ def infrared_luma(pixels: np.ndarray, name: str) -> np.ndarray:
 
 def infrared_span(path: str | Path) -> tuple[int, int] | None:
     """Darkest and brightest pixel of a 16-bit infrared image; None for one of 8 bits. Raises DataError."""
-    image = luma(_decode(path))
+    image = luma(decode(path))
     return (int(image.min()), int(image.max())) if image.dtype == np.uint16 else None
 
 

@@ -23,7 +23,7 @@ from images import DataError, luma, note_shift, write_image
 from inference import fuse_luminance, in_colour_of, prepare
 from support.outputs import DISK_ERRORS
 from support.pairing import Pair
-from support.runtime import first_line, team
+from support.runtime import first_line, on_gpu, team
 
 CPU_THREADS = 2     # that read and write; more would take cores from the network
 GPU_THREADS = 8     # where the network leaves the CPU free, and takes less time than one PNG
@@ -118,7 +118,7 @@ class Fuser:
 
     def fuse_all(self, pairs: Sequence[Pair]) -> None:
         """Raises OSError where the disk is full; what was written by then is counted all the same."""
-        threads = GPU_THREADS if self.on_gpu else CPU_THREADS
+        threads = GPU_THREADS if on_gpu(self.args.device) else CPU_THREADS
         ahead = 2 * threads     # pairs that are read before their batch, and results that wait to be written
         pool = ThreadPoolExecutor(threads)
         try:
@@ -134,10 +134,6 @@ class Fuser:
         finally:
             pool.shutdown(cancel_futures=True)      # after an error or Ctrl-C, what runs is finished, no more begun
             self._count_the_rest()
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.args.device.startswith("cuda")
 
     def _read(self, waiting: Iterable[tuple[Pair, Future]], bar: tqdm) -> Iterator[Item]:
         for pair, item in waiting:
@@ -161,7 +157,7 @@ class Fuser:
             self.seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
             return fused
         # One by one they may fit, and only the bad one is lost. Not in the handler, where the error holds the tensors.
-        if self.on_gpu:
+        if on_gpu(self.args.device):
             torch.cuda.empty_cache()
         return [self._fuse([item])[0] for item in batch]
 

@@ -349,6 +349,9 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
     path = chosen.get("out", parser.get_default("out")) / "last.pth"
     state = read_state(path)
     stored = completed(state["recipe"], f"{path}: cannot be resumed")
+    if not is_current(state["version"], stored):
+        raise TrainingError(f"{path}: of another version of train.py, in which the same options train something else; "
+                            "it cannot be resumed, but --init takes its weights")
     own = stored["ir"] is not None
     named = ("ir", "vis") if own else ("dataset", "data")
     if None in (stored[key] for key in named) or own and stored["dataset"]:
@@ -378,7 +381,4 @@ def read_state(path: Path) -> dict:
     if missing:
         raise TrainingError(f"{path}: not a checkpoint of this train.py: it lacks {', '.join(missing)}; "
                             "it cannot be resumed")
-    if not is_current(state["version"], completed(state["recipe"], f"{path}: cannot be resumed")):
-        raise TrainingError(f"{path}: of another version of train.py, in which the same options train something else; "
-                            "it cannot be resumed, but --init takes its weights")
     return state

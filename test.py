@@ -36,7 +36,7 @@ from support.console import INTERRUPTED, collected, complain, given, given_path,
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, find_pairs
-from support.runtime import check_device, keep_freed_memory, team
+from support.runtime import check_device, keep_freed_memory, on_gpu, team
 from weights import CHECKPOINTS
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
@@ -128,7 +128,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         video.check_options(args)
     except ValueError as error:
         parser.error(str(error))
-    args.batch = args.batch or (4 if on_gpu(args) else 1)
+    args.batch = args.batch or (4 if on_gpu(args.device) else 1)
     return args
 
 
@@ -179,12 +179,8 @@ def output_folders(args: argparse.Namespace) -> list[Path]:
     return [args.out, compare_folder(args)] if args.compare else [args.out]
 
 
-def on_gpu(args: argparse.Namespace) -> bool:
-    return args.device.startswith("cuda")
-
-
 def device_name(args: argparse.Namespace) -> str:
-    return torch.cuda.get_device_name(args.device) if on_gpu(args) else args.device.upper()
+    return torch.cuda.get_device_name(args.device) if on_gpu(args.device) else args.device.upper()
 
 
 def load_network(args: argparse.Namespace) -> nn.Module:

@@ -55,6 +55,7 @@ from trainer import (
     device_name,
     learning_rate,
     leave_signals_to_the_parent,
+    own_crops,
     say,
     to_unit,
     write_once,
@@ -113,9 +114,8 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
     """The steps of one epoch from step `start` of it, or until the run ends or is stopped."""
     args, saved = trainer.args, trainer.clock()
     batches = list(trainer.batches(len(trainer.history), start))
-    own = [team.share(numbers) or numbers[:1] for numbers in batches]
-    loader = DataLoader(crops, batch_sampler=own, num_workers=args.workers, pin_memory=trainer.device.type == "cuda",
-                        worker_init_fn=leave_signals_to_the_parent)
+    loader = DataLoader(crops, batch_sampler=own_crops(batches), num_workers=args.workers,
+                        pin_memory=trainer.device.type == "cuda", worker_init_fn=leave_signals_to_the_parent)
     for (ir, vis), numbers in zip(loader, batches):
         trainer.train_step(to_unit(ir, trainer.device), to_unit(vis, trainer.device), len(numbers))
         trainer.agree(stop)

@@ -13,20 +13,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
 from dataset import CropDataset, PairDataset, crop_batches
 from images import to_image
-from layers import ExactStatistics
+from layers import ExactStatistics, batch_norms
 from loss import DistillationLoss, FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
 from net import AuxiliaryDecoder, RPFNet
 from recipe import NO_TEACHER, VERSION, TrainingError, recipe
@@ -156,9 +155,8 @@ class Trainer:
         """Training mode, in which BatchNorm keeps its statistics if they are fixed."""
         self.model.train()
         if self.fixed:
-            for module in self.model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            for norm in batch_norms(self.model):
+                norm.eval()
 
     @torch.no_grad()
     def exact_statistics(self, crops: CropDataset) -> None:
@@ -168,8 +166,7 @@ class Trainer:
         """
         statistics = ExactStatistics(self.model, self.decoder)
         batches = list(self.batches(len(self.history)))
-        own = [team.share(numbers) or numbers[:1] for numbers in batches]
-        loader = DataLoader(crops, batch_sampler=own)
+        loader = DataLoader(crops, batch_sampler=own_crops(batches))
         for (ir, vis), numbers in tqdm(zip(loader, batches), total=len(batches), desc="statistics", unit="batch",
                                        leave=False, disable=team.rank > 0):
             self._forward(self.model, self.decoder, to_unit(ir, self.device), to_unit(vis, self.device))
@@ -374,6 +371,11 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 
 # --- several processes (torchrun) ---
+
+
+def own_crops(batches: Sequence[list[int]]) -> list[Sequence[int]]:
+    """The crop numbers of this process, batch by batch. Where a last batch is too small for it, one that counts for nothing."""
+    return [team.share(numbers) or numbers[:1] for numbers in batches]
 
 
 def in_parallel(*nets: nn.Module) -> list[nn.Module]:

@@ -46,6 +46,11 @@ def check_device(device: str | torch.device) -> None:
         raise ValueError(f"device {device}: {first_line(error)}") from None
 
 
+def on_gpu(device: str) -> bool:
+    """Whether a device's name, such as "cuda:1", is that of a GPU."""
+    return device.startswith("cuda")
+
+
 def processor() -> str:
     """The CPU's name."""
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []

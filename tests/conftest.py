@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from net import RPFNet
 from support.outputs import OutputError
-from video import VideoFile
+from video.results import VideoFile
 
 
 def pytest_runtest_setup(item):
@@ -42,6 +43,15 @@ def random_pair(batch, height, width, seed=0):
     """A random pair, (B, 1, H, W) each."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.rand(batch, 1, height, width, generator=generator) for _ in range(2)]
+
+
+def write_weights(path, model=None):
+    """A checkpoint as train.py writes last.pth, without what --resume needs; by default of a small untrained network."""
+    if model is None:
+        torch.manual_seed(0)
+        model = RPFNet(channels=4, stages=1)
+    torch.save({"model": model.state_dict(), "config": model.config}, path)
+    return str(path)
 
 
 def write_pairs(root, names, size):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import random_pair
+from conftest import random_pair, write_weights
 
 import images
 import pipeline
@@ -27,14 +27,12 @@ ROOT = Path(fuse_command.__file__).parent
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """Weights of a small untrained network: these tests are about files, not pictures."""
-    path = tmp_path_factory.mktemp("weights") / "last.pth"
     torch.manual_seed(0)
     model = RPFNet(channels=4, stages=1)
     with torch.no_grad():
         for seed in range(20):      # running statistics that are not the initial ones
             model(*random_pair(2, 32, 32, seed=50 + seed))
-    torch.save({"model": model.state_dict(), "config": model.config}, path)
-    return ["--checkpoint", str(path)]
+    return ["--checkpoint", write_weights(tmp_path_factory.mktemp("weights") / "last.pth", model)]
 
 
 @pytest.fixture

@@ -4,21 +4,15 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from conftest import write_clip, write_pairs
+from conftest import write_clip, write_pairs, write_weights
 
-from net import RPFNet
 from tools import flicker
-from tools.flicker import Change
+from tools.naturalness import Change
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "small.pth"
-    torch.manual_seed(0)
-    model = RPFNet(channels=4, stages=1)
-    torch.save({"model": model.state_dict(), "config": model.config}, path)
-    return ["--checkpoint", str(path)]
+    return ["--checkpoint", write_weights(tmp_path_factory.mktemp("weights") / "small.pth")]
 
 
 @pytest.fixture(scope="module")

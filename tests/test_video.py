@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import random_pair, write_clip
+from conftest import random_pair, write_clip, write_weights
 
 import test as fuse_command
 import video
@@ -49,10 +49,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "last.pth"
-    model = network()
-    torch.save({"model": model.state_dict(), "config": model.config}, path)
-    return ["--checkpoint", str(path)]
+    return ["--checkpoint", write_weights(tmp_path_factory.mktemp("weights") / "last.pth", network())]
 
 
 def read_clip(path):

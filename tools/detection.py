@@ -24,7 +24,6 @@ import argparse
 import hashlib
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -39,7 +38,7 @@ import train
 from dataset import positive
 from images import DataError
 from metrics import Running
-from support.console import ImageWarning, complain, given_path, grouped
+from support.console import collected, complain, given_path, grouped
 from support.console import run as run_command
 from support.outputs import OutputError
 from support.runtime import check_device
@@ -298,8 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
     args.command = shlex.join(["python", "tools/detection.py", *argv])
+    notes: list[tuple[str, ...]] = []
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with collected(notes):
             problems = ACTIONS[args.action](args)
     except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:
         complain(f"detection.py: {error}")
@@ -307,7 +307,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("detection.py: interrupted; the same command goes on from here")
         raise
-    notes = [one.message.args if isinstance(one.message, ImageWarning) else (str(one.message),) for one in caught]
     complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems))
     return 1 if problems else 0
 

@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from dataset import load_pair
-from images import DataError, luma, read_vis, split_colour, to_image, write_image
+from images import DataError, decode, luma, split_colour, to_image, write_image
 from metrics import baseline
 from support.console import listed
 from support.outputs import refuse_overwriting, write_atomically
@@ -162,9 +161,9 @@ def in_common(labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Pat
     problems = []
     for method, files in methods.items():
         for what, some, others in (("without an image", labels, files), ("without a label", files, labels)):
-            lonely = [name for name in some if name not in others]
-            if lonely:
-                problems.append(f"{method}: {len(lonely)} {what}: {listed(lonely, 10)}")
+            unpaired = [name for name in some if name not in others]
+            if unpaired:
+                problems.append(f"{method}: {len(unpaired)} {what}: {listed(unpaired, 10)}")
     names = [name for name in labels if all(name in files for files in methods.values())]
     if not names:
         raise DataError("no label has an image of the same name in every folder: " + "; ".join(problems))
@@ -191,8 +190,9 @@ def check_images(paths: Sequence[Path]) -> None:
     """One scene's images. Raises DataError for what cannot be read, or not as here, and for images of several sizes."""
     sizes = []
     for path in paths:
-        sizes.append(read_vis(path).shape[1::-1])
-        if cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED).dtype != np.uint8:
+        image = decode(path)
+        sizes.append(image.shape[1::-1])
+        if image.dtype != np.uint8:
             raise DataError(f"{path}: 16 bits, which the detector would cut; convert it to 8 bits")
         if sizes[-1] != sizes[0]:       # a cropped image would need other boxes
             raise DataError("{}: is {}x{} and {} {}x{}; fuse it at that size".format(path, *sizes[-1], paths[0], *sizes[0]))

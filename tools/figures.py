@@ -41,6 +41,7 @@ from loss import adaptive_weight
 from metrics import BASELINES, add_image_options, baseline, collect_methods, collect_pairs, match_fused
 from net import AuxiliaryDecoder, RPFNet
 from support.outputs import as_csv, write_atomically
+from weights import check_weights, find, load
 
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
 INSET = 0.36                        # side of a magnified crop, share of the panel
@@ -206,11 +207,12 @@ def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
 
 def auxiliary_decoder(checkpoint: str, model: RPFNet) -> AuxiliaryDecoder | None:
     """That of a last.pth; other checkpoints do not hold it."""
-    path = Path(checkpoint)
-    state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
-    if "decoder" not in state:
+    path = find(checkpoint)
+    state = load(path)
+    if not isinstance(state, dict) or "decoder" not in state:
         return None
     decoder = AuxiliaryDecoder(model.config["channels"]).eval()
+    check_weights(path, state["decoder"], decoder)
     decoder.load_state_dict(state["decoder"])
     return decoder
 

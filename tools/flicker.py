@@ -16,7 +16,6 @@ one frame to the next. "ms" is the median CPU time of a frame.
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import statistics
 import sys
@@ -37,12 +36,12 @@ sys.path.insert(0, str(ROOT))
 
 from dataset import Pair, load_pair, positive
 from images import DataError, luma
-from measures.tables import framed
 from net import RPFNet
 from support.pairing import match_pairs
 from support.runtime import processor
-from tools.naturalness import entering_target, static_background
+from tools.naturalness import Change, entering_target, static_background
 from tools.table_rows import TableError, record
+from tools.tables import layout
 from trainer import commit
 from video.clips import Capture
 from video.steady import KEEP, Cuts, Steady
@@ -108,32 +107,6 @@ def recorded(files: Sequence[str], width: int, frames: int) -> Clip:
 
 # ---------------------------------------------------------------------------------------------
 # Measures
-
-
-class Change:
-    """RMS change of the background since frame 0, and of its mean from frame to frame."""
-
-    def __init__(self, background: np.ndarray):
-        self._background = background
-        self._first: np.ndarray | None = None
-        self._squares: list[float] = []
-        self._means: list[float] = []
-
-    def add(self, image: np.ndarray) -> None:
-        level = image[self._background].astype(np.float64)
-        if self._first is None:
-            self._first = level
-        else:
-            self._squares.append(float(np.mean((level - self._first)**2)))
-        self._means.append(level.mean())
-
-    @property
-    def rms(self) -> float:
-        return math.sqrt(statistics.mean(self._squares))
-
-    @property
-    def jump(self) -> float:
-        return float(np.abs(np.diff(self._means)).max())
 
 
 class Method:
@@ -208,10 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
 def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> None:
     cells = [list(columns), *([f"{value:.2f}" if isinstance(value, float) else str(value)
                                for value in (row.get(column, "") for column in columns)] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    padded = [[cell.ljust(width) if i < text_columns else cell.rjust(width)
-               for i, (cell, width) in enumerate(zip(line, widths))] for line in cells]
-    print(framed(padded, widths, "markdown", text_columns))
+    print(layout(cells, "markdown", text_columns))
 
 
 def flicker_rows(args: argparse.Namespace) -> list[dict]:

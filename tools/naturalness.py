@@ -249,14 +249,40 @@ def flicker_measures(method: Fuse | RPFNet, ir: np.ndarray, vis: np.ndarray, fra
     if not background.any():
         raise ValueError(f"{ir.shape[1]}x{ir.shape[0]}: no pixel stays {TARGET_MARGIN} pixels away from the target; "
                          "use larger images for the flicker")
-    levels = (luma(fuse(*frame))[background].astype(np.float64) for frame in entering_target(ir, vis, frames))
-    first = next(levels)
-    squares, means = [], [0.0]      # of the change since frame 0
-    for level in levels:
-        change = level - first
-        squares.append(np.mean(change**2))
-        means.append(change.mean())
-    return {"flicker": math.sqrt(np.mean(squares)), "jump": float(np.abs(np.diff(means)).max())}
+    change = Change(background)
+    for frame in entering_target(ir, vis, frames):
+        change.add(luma(fuse(*frame)))
+    return {"flicker": change.rms, "jump": change.jump}
+
+
+class Change:
+    """RMS change of the background since frame 0, and the largest change of its mean from frame to frame; gray levels.
+
+    Args:
+        background: bool (H, W), as the images that are added.
+    """
+
+    def __init__(self, background: np.ndarray):
+        self._background = background
+        self._first: np.ndarray | None = None
+        self._squares: list[float] = []
+        self._means: list[float] = []
+
+    def add(self, image: np.ndarray) -> None:
+        level = image[self._background].astype(np.float64)
+        if self._first is None:
+            self._first = level
+        else:
+            self._squares.append(float(np.mean((level - self._first)**2)))
+        self._means.append(level.mean())
+
+    @property
+    def rms(self) -> float:
+        return math.sqrt(np.mean(self._squares))
+
+    @property
+    def jump(self) -> float:
+        return float(np.abs(np.diff(self._means)).max())
 
 
 # ---------------------------------------------------------------------------------------------

@@ -6,10 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
+from conftest import write_weights
 
 import test as fuse_command
-from net import RPFNet
 
 ROOT = Path(fuse_command.__file__).parent
 GOOD = ("g1", "g2", "g3")
@@ -17,11 +16,7 @@ GOOD = ("g1", "g2", "g3")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "last.pth"
-    torch.manual_seed(0)
-    model = RPFNet(channels=4, stages=1)
-    torch.save({"model": model.state_dict(), "config": model.config}, path)
-    return str(path)
+    return write_weights(tmp_path_factory.mktemp("weights") / "last.pth")
 
 
 def scene(seed=0, size=(40, 50), colour=True):
