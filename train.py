@@ -19,7 +19,6 @@ if __name__ == "__main__":
 import argparse
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -190,10 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def lasting() -> int:
     """`main`; a closed output stream does not end the training."""
     sys.stdout = console.Lasting(sys.stdout)
-    try:
-        return main()
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)        # the end takes a moment, in which Ctrl-C needs no traceback
+    return main()
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ def run(main: Callable[[], int]) -> int:
     except OSError as error:        # main names the files of its own errors
         print(f"{os.path.basename(sys.argv[0])}: standard output: {error.strerror}", file=sys.stderr)
         return _without_output(1)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)        # Python's end takes a moment, in which the exit code is settled
 
 
 def _without_output(code: int) -> int:
