@@ -189,7 +189,7 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     performance.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
                              help="cuda, cuda:1, cpu")
     performance.add_argument("--amp", action=flag, help="bfloat16, for GPUs from NVIDIA's Ampere on and CPUs with "
-                             "AVX-512 BF16 or AMX; the FFT, decoder and losses stay in float32")
+                             "AVX-512 BF16 or AMX, void on others; the FFT, decoder and losses stay in float32")
     performance.add_argument("--workers", type=count(0, 256), default=0, help="loader processes; the images are in "
                              "memory, so 0 is seldom slower")
     performance.add_argument("--val-every", type=count(0, 10**9), help="epochs between validations; 0: never")

@@ -36,7 +36,7 @@ from support.console import INTERRUPTED, collected, complain, given, given_path,
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, find_pairs
-from support.runtime import check_device, keep_freed_memory, on_gpu, team
+from support.runtime import IMITATED, check_device, has_bfloat16, keep_freed_memory, on_gpu, team
 from weights import CHECKPOINTS
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--released", type=given_path, metavar="MODEL.PTH", help="use the authors' published network: their "
                          "graph, with the statistics of the one image; the pickle is read without executing it")
     network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs "
-                         "from NVIDIA's Ampere on and on CPUs with bfloat16 instructions; slower on older ones")
+                         "from NVIDIA's Ampere on and on CPUs with bfloat16 instructions; on older ones it is void")
     network.add_argument("--compile", action="store_true", help="--fast, and torch.compile with CUDA graphs: for many "
                          "images of one size on a GPU; the first takes a minute, as does a last batch that is smaller")
     network.add_argument("--batch", type=batch_size, metavar="N", help="neighbours of one size that are fused in one "
@@ -194,7 +194,12 @@ def load_network(args: argparse.Namespace) -> nn.Module:
     model = RPFNet.from_pretrained(args.checkpoint or "contrast", args.device)
     if args.as_published:
         return model.use_image_statistics()
-    return model.optimize(args.fast or args.compile, args.compile)
+    fast = args.fast or args.compile
+    if fast and not has_bfloat16(args.device):
+        if team.rank == 0:
+            complain(f"note: --fast: {IMITATED}")
+        fast = False
+    return model.optimize(fast, args.compile)
 
 
 # ---------------------------------------------------------------------------------------------

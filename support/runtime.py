@@ -15,6 +15,8 @@ import torch
 from torch import distributed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3   # of glibc's malloc.h
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")      # the instructions, x86 and ARM
+IMITATED = "no bfloat16 instructions here, which makes it slower than float32: float32 is used"
 LARGEST_KEPT = 2**27        # bytes; above the features of 768 x 1024 in float32, or of twice that in bfloat16
 
 
@@ -49,6 +51,17 @@ def check_device(device: str | torch.device) -> None:
 def on_gpu(device: str) -> bool:
     """Whether a device's name, such as "cuda:1", is that of a GPU."""
     return device.startswith("cuda")
+
+
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether a device computes in bfloat16. Others imitate it, and are then several times slower than in float32.
+
+    A CPU whose instructions PyTorch does not tell counts as one that has it.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    instructions = getattr(torch.cpu, "get_capabilities", dict)()       # older PyTorch has no such function
+    return not instructions or any(instructions.get(name) for name in BFLOAT16)
 
 
 def processor() -> str:

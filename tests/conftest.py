@@ -18,6 +18,14 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a CUDA device")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def bfloat16_is_used():
+    """Also on CPUs that only imitate it: the tests run the same code on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+        yield
+
+
 class RealImages:
     """Folder of real images: `data_root / "TNO"` is that data set, or skips the test where it is not there."""
 

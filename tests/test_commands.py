@@ -160,6 +160,14 @@ def test_fast_gives_the_picture_in_bfloat16(folders, small):
     assert np.abs(read_vis(folders / "out" / "a.png") - plain).max() <= 8
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_fast_is_void_where_the_machine_only_imitates_bfloat16(monkeypatch, capsys, small, there):
+    monkeypatch.setattr(fuse_command, "has_bfloat16", lambda device: there)
+    args = fuse_command.build_parser().parse_args([*small, "--fast", "--device", "cpu"])
+    assert fuse_command.load_network(args).uses_bfloat16 is there
+    assert ("note: --fast: no bfloat16 instructions here" in capsys.readouterr().err) is not there
+
+
 def test_the_released_network_and_the_published_statistics(folders, monkeypatch, small):
     """Which network the options choose, and that it is left in eval mode."""
     import tools.released

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from support import runtime
-from support.runtime import Team, check_device, first_line
+from support.runtime import Team, check_device, first_line, has_bfloat16
 
 # --- several processes ---
 
@@ -86,3 +86,26 @@ def test_malloc_is_told_what_it_takes(monkeypatch, limit, expected):
 def test_a_libc_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: object())     # musl
     runtime.keep_freed_memory()
+
+
+# --- bfloat16 ---
+
+
+@pytest.mark.parametrize(("instructions", "expected"), [
+    ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False), ({"avx2": True, "avx512_bf16": True}, True),
+    ({"avx512_bf16": False, "amx_bf16": True}, True), ({"neon": True, "bf16": False}, False),
+    ({"neon": True, "bf16": True}, True), ({}, True)], ids=str)
+def test_a_cpu_has_bfloat16_by_its_instructions(monkeypatch, instructions, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    assert has_bfloat16("cpu") is expected
+
+
+def test_a_cpu_of_which_nothing_is_told_counts_as_one_that_has_it(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert has_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_a_gpu_that_imitates_bfloat16_does_not_have_it(monkeypatch, real):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or real)
+    assert has_bfloat16("cuda:1") is real

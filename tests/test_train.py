@@ -43,6 +43,14 @@ def test_a_run_on_own_pairs_records_their_folders_and_no_data_set(folders, tmp_p
     assert "give --ir and --vis" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_amp_is_used_where_the_machine_has_bfloat16_and_files_say_so(folders, tmp_path, monkeypatch, capsys, there):
+    monkeypatch.setattr(train, "has_bfloat16", lambda device: there)
+    assert train.main([*folders, *TINY, "--amp", "--steps", "1", "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "best.json").read_text())["recipe"]["amp"] is there
+    assert ("note: --amp: no bfloat16 instructions here" in capsys.readouterr().err) is not there
+
+
 def test_step_schedule_halves_at_each_fifth():
     rates = [train.learning_rate(1e-3, "step", p) for p in (0, 0.199, 0.2, 0.5, 0.99, 1.2)]
     assert rates == [1e-3, 1e-3, 5e-4, 2.5e-4, 6.25e-5, 6.25e-5]
