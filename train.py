@@ -42,7 +42,7 @@ from recipe import (
 )
 from support.console import INTERRUPTED, collected, grouped, printable
 from support.outputs import OutputError, locked, making
-from support.runtime import IMITATED, check_device, first_line, has_bfloat16, keep_freed_memory, team
+from support.runtime import IMITATED, check_device, first_line, keep_freed_memory, team
 from trainer import (
     SMALLER,
     Stop,
@@ -149,16 +149,14 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
         for line in grouped(notes):
             say(f"note: {printable(line)}", sys.stderr)
     check_memory(args)
-    if args.amp and not has_bfloat16(args.device):
-        args.amp = False            # before the trainer stores the options: files say what was really used
-        if team.rank == 0:
-            say(f"note: --amp: {IMITATED}", sys.stderr)
     trainer = Trainer(args)
     if state:
         trainer.load(state, args.out / "last.pth")
     elif args.init:
         trainer.start_from(args.init)
     if team.rank == 0:
+        if args.amp and not trainer.bfloat16:
+            say(f"note: --amp: {IMITATED}", sys.stderr)
         say(f"{len(pairs)} training pairs, {len(val) if val else 'no'} validation pairs; "
             f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}")
     stop = Stop()

@@ -31,7 +31,7 @@ from net import AuxiliaryDecoder, RPFNet
 from recipe import NO_TEACHER, VERSION, TrainingError, recipe
 from support.console import INTERRUPTED
 from support.outputs import as_csv, write_atomically
-from support.runtime import team
+from support.runtime import has_bfloat16, team
 from weights import check_weights, find, load
 
 ROOT = Path(__file__).resolve().parent
@@ -47,10 +47,15 @@ def to_unit(image: Tensor, device: str) -> Tensor:
     return image.to(device, non_blocking=True).float().div_(255)
 
 
+def uses_bfloat16(args: argparse.Namespace) -> bool:
+    """Whether --amp is given, and not void on the device."""
+    return args.amp and has_bfloat16(args.device)
+
+
 def build_loss(args: argparse.Namespace) -> FusionLoss | DistillationLoss:
     """Raises OSError, ValueError: the teacher cannot be read."""
     if args.teacher != NO_TEACHER:
-        return DistillationLoss(RPFNet.from_pretrained(args.teacher, args.device).optimize(args.amp))
+        return DistillationLoss(RPFNet.from_pretrained(args.teacher, args.device).optimize(uses_bfloat16(args)))
     return FusionLoss(
         FrequencyContrastiveLoss(args.contrast_domain, args.contrast, args.weight),
         SSIMLoss(args.ssim_window, args.ssim_weighted, args.ssim_whole) if args.lambda_2 else None,
@@ -85,7 +90,7 @@ class Trainer:
     """The networks, their two optimisers, and where the run stands."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.device = args, torch.device(args.device)
+        self.args, self.device, self.bfloat16 = args, torch.device(args.device), uses_bfloat16(args)
         torch.manual_seed(args.seed)
         # The layout that tensor cores like, and CPUs too; it changes no value.
         self.model = build_network(args).to(self.device, memory_format=torch.channels_last)
@@ -139,7 +144,7 @@ class Trainer:
 
     def _forward(self, model: nn.Module, decoder: nn.Module, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Tensor | None]:
         """The fused image and M'."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.args.amp):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if not self.args.saliency:
                 return model(ir, vis_y), None
             fused, features = model(ir, vis_y, return_features=True)
@@ -294,6 +299,7 @@ class Trainer:
                    for name, value in self.model.state_dict().items()}
         about = {"config": self.model.config, "version": VERSION, "recipe": recipe(self.args), "steps": self.step,
                  "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
+                 "precision": "bfloat16" if self.bfloat16 else "float32",
                  "command": self.args.command, "commit": commit(), "packages": packages(),
                  "validation": {k: round(v, 4) for k, v in scores.items()}}
         write_or_warn(self.args.out / "best.pth", serialised(weights))

@@ -45,9 +45,10 @@ def test_a_run_on_own_pairs_records_their_folders_and_no_data_set(folders, tmp_p
 
 @pytest.mark.parametrize("there", [True, False])
 def test_amp_is_used_where_the_machine_has_bfloat16_and_files_say_so(folders, tmp_path, monkeypatch, capsys, there):
-    monkeypatch.setattr(train, "has_bfloat16", lambda device: there)
+    monkeypatch.setattr(trainer, "has_bfloat16", lambda device: there)
     assert train.main([*folders, *TINY, "--amp", "--steps", "1", "--out", str(tmp_path)]) == 0
-    assert json.loads((tmp_path / "best.json").read_text())["recipe"]["amp"] is there
+    stored = json.loads((tmp_path / "best.json").read_text())
+    assert stored["recipe"]["amp"] and stored["precision"] == ("bfloat16" if there else "float32")
     assert ("note: --amp: no bfloat16 instructions here" in capsys.readouterr().err) is not there
 
 
