@@ -53,6 +53,16 @@ def random_pair(batch, height, width, seed=0):
     return [torch.rand(batch, 1, height, width, generator=generator) for _ in range(2)]
 
 
+def trained(**options):
+    """A small network in eval mode whose running statistics are those of noise, not the initial 0 and 1."""
+    torch.manual_seed(0)
+    model = RPFNet(**{"channels": 8} | options)
+    with torch.no_grad():
+        for seed in range(20):
+            model(*random_pair(2, 32, 32, seed=50 + seed))
+    return model.eval()
+
+
 def write_weights(path, model=None):
     """A checkpoint as train.py writes last.pth, without what --resume needs; by default of a small untrained network."""
     if model is None:

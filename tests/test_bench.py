@@ -137,16 +137,23 @@ def test_plan_follows_the_options():
         return bench.plan(bench.build_parser().parse_args(["--device", "cpu", *options]))
 
     groups = plan("--tasks", "inference", "training", "--sizes", "32x32", "64x48", "--batch", "2", "--peer", "a.py",
-                  "--compile")
+                  "--compile", "--checkpoint", "medical")
     assert [(cases[0].task, cases[0].size, cases[0].batch) for cases in groups] == [
         ("inference", "32x32", 2), ("inference", "64x48", 2), ("training", "128x128", 16)]
     for cases in groups:
         assert cases[0][:3] == ("released", "", "float32")      # the baseline
         assert len({case[3:] for case in cases}) == 1 and len(set(cases)) == len(cases)
     extra = {case[:3] for case in groups[0]} - {case[:3] for case in plan()[0]}
-    assert extra == {("RPFNet", "compiled", "bfloat16"), ("a.py", "", "float32")}
+    assert extra == {("RPFNet", "compiled", "bfloat16"), ("a.py", "", "float32"),
+                     ("medical", "optimize()", "float32"), ("medical", "optimize()", "bfloat16")}
     assert not extra & {case[:3] for case in groups[2]}
     assert KEPT not in {case.variant for case in plan("--device", "cuda")[0]}
+
+
+def test_a_checkpoints_row_runs_its_network_folded():
+    run = bench.prepare(bench.Case("medical", "optimize()", "float32", "inference", "32x32", 1), "cpu")
+    pair = torch.rand(2, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0)).unbind()
+    torch.testing.assert_close(run(*pair), torch.inference_mode()(RPFNet.from_pretrained("medical").optimize())(*pair))
 
 
 def test_the_table_in_the_documentation_is_that_of_the_stored_run():

@@ -2,28 +2,17 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_pair
+from conftest import random_pair, trained
 from torch import nn
 
 from images import split_colour, to_image
 from inference import fuse_luminance, fuse_pair, fuse_tiles, in_colour_of, prepare
 from layers import BatchNorm
-from net import RPFNet
-
-
-def trained():
-    """A small network in training mode, with running statistics that are not the initial ones."""
-    torch.manual_seed(0)
-    model = RPFNet(channels=8)
-    with torch.no_grad():
-        for seed in range(20):
-            model(*random_pair(2, 32, 32, seed=50 + seed))
-    return model
 
 
 @pytest.fixture
 def model():
-    return trained().eval()
+    return trained()
 
 
 def pair(height=20, width=30, seed=1):
@@ -79,7 +68,7 @@ def test_float64_networks_take_the_same_images(model):
 
 
 def test_fuse_of_a_training_model_changes_nothing():
-    model = trained()
+    model = trained().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     fused = model.fuse(*pair())
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -89,7 +78,7 @@ def test_fuse_of_a_training_model_changes_nothing():
 @pytest.mark.parametrize("fails", [False, True])
 def test_fuse_leaves_the_mode_of_each_part_as_it_was(fails):
     """Fine-tuning with a part frozen in eval mode, and a picture now and then."""
-    model = trained()
+    model = trained().train()
     model.stages.eval()
     before = [module.training for module in model.modules()]
     assert {*before} == {True, False}

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_pair
+from conftest import random_pair, trained
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,16 +29,6 @@ CHECKPOINTS = Path(net.__file__).parent / "checkpoints"
 @pytest.fixture
 def model():
     return trained()
-
-
-def trained(**options):
-    """A small network in eval mode whose running statistics are those of noise, not the initial 0 and 1."""
-    torch.manual_seed(0)
-    model = RPFNet(**{"channels": 8} | options)
-    with torch.no_grad():
-        for seed in range(20):
-            model(*random_pair(2, 32, 32, seed=50 + seed))
-    return model.eval()
 
 
 # --- the equations, computed again the slow way ---

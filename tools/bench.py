@@ -8,6 +8,7 @@ rows      released: tools/released.py as its users run it. Ratios are to its tim
           RPFNet, optimize(): BatchNorm folded into the convolutions; in bfloat16 it is what `test.py --fast` runs
           RPFNet, compiled: with --compile; optimize(bfloat16=True, compiled=True). Compiling takes minutes
           Training is a step of train.py with recipes/paper.json. Weights are random. RPFNet's rows keep freed memory
+          small, tiny, ...: the networks of --checkpoint, optimize()
 ms        Median of the timed passes; spread is their interquartile range. Rows warm up, then take turns pass by pass.
 peak MB   Growth over libraries, weights and inputs: of a row's own process (CPU, Linux), of PyTorch's allocator (CUDA).
 gflop     Convolutions and matrix products by PyTorch's counter, without FFTs. A multiplication and an addition are 2.
@@ -27,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, wait
+from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +47,7 @@ from recipe import parse
 from support.runtime import check_device, first_line, keep_freed_memory, processor
 from tools.released import ReleasedNet
 from trainer import Trainer, commit
+from weights import CHECKPOINTS
 
 KEPT, COMPILED = "memory kept", "compiled"      # variants
 COLUMNS = "task size batch model variant precision median_ms spread_ms repeats peak_mb gflop ratio".split()
@@ -52,7 +55,7 @@ COLUMNS = "task size batch model variant precision median_ms spread_ms repeats p
 
 class Case(NamedTuple):
     """One row: what runs, on what."""
-    model: str          # "released", "RPFNet" or the path of a peer
+    model: str          # "released", "RPFNet", the name of a checkpoint, or the path of a peer
     variant: str        # "", "optimize()", KEPT or COMPILED
     precision: str      # "float32" or "bfloat16"
     task: str           # "inference" or "training"
@@ -67,13 +70,15 @@ def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
     if case.task == "training":
         options = ["--device", device, "--batch", str(case.batch), "--amp" if half else "--no-amp", "--out", os.devnull]
         trainer = Trainer(parse(options)[0])
+        trainer.bfloat16 = half         # also where train.py would not use it, because it is slower
         if case.model == "released":
             trainer.model = ReleasedNet().to(device, memory_format=layout)
             trainer.optimisers[0] = torch.optim.Adam(trainer.model.parameters(), trainer.args.lr)
         return trainer.train_step
-    build = {"released": ReleasedNet, "RPFNet": RPFNet}.get(case.model) or load_peer(case.model)
+    build = {"released": ReleasedNet, "RPFNet": RPFNet}.get(case.model) or (
+        partial(RPFNet.from_pretrained, case.model) if case.model in CHECKPOINTS else load_peer(case.model))
     network = build().to(device, memory_format=layout).eval()
-    if case.model == "RPFNet":
+    if isinstance(network, RPFNet):
         network.optimize(half, compiled=case.variant == COMPILED)
     return torch.inference_mode()(torch.autocast(device, torch.bfloat16, enabled=half)(network.__call__))
 
@@ -90,7 +95,7 @@ def load_peer(path: str) -> Callable[[], nn.Module]:
 def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
     """What is known of the row after its warm-up; then, each time, milliseconds and peak memory of one more pass."""
     torch.set_num_threads(threads)
-    if case.model == "RPFNet" or case.variant == KEPT:
+    if case.model in ("RPFNet", *CHECKPOINTS) or case.variant == KEPT:
         keep_freed_memory()
     torch.manual_seed(0)
     inputs = [torch.rand(case.batch, 1, *map(int, case.size.split("x"))).to(device) for _ in range(2)]
@@ -176,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sizes", type=size, nargs="+", default=["480x640"], metavar="HxW", help="of inference (default: 480x640)")
     add("--batch", type=positive, default=1, help="images of a pass of inference (default: 1)")
     add("--compile", action="store_true", help="also the compiled RPFNet")
+    add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="also this one's network; may be repeated")
     add("--peer", action="append", default=[], metavar="FILE", help="also another network, in float32: a Python file "
         "whose build() returns a module, which is called as network(ir, vis_y); may be repeated")
     add("--repeats", type=positive, help="timed passes of a row (default: 2 on a CPU, 30 on a GPU)")
@@ -197,7 +203,9 @@ def plan(args: argparse.Namespace) -> list[list[Case]]:
     kept = [("released", KEPT, "float32")] if args.device == "cpu" and sys.platform == "linux" else []
     both = [("released", "", "float32"), *kept, ("released", "", "bfloat16")]
     fast = [("RPFNet", "optimize()", "float32"), ("RPFNet", "optimize()", "bfloat16")]
-    fast += [("RPFNet", COMPILED, "bfloat16")] * args.compile + [(peer, "", "float32") for peer in args.peer]
+    fast += [("RPFNet", COMPILED, "bfloat16")] * args.compile
+    fast += [(name, "optimize()", precision) for name in args.checkpoint for precision in ("float32", "bfloat16")]
+    fast += [(peer, "", "float32") for peer in args.peer]
     step = [*both, ("RPFNet", "", "float32"), ("RPFNet", "", "bfloat16")]
     groups = {"inference": [[Case(*row, "inference", hw, args.batch) for row in both + fast] for hw in args.sizes],
               "training": [[Case(*row, "training", "128x128", 16) for row in step]]}

@@ -1,0 +1,68 @@
+"""tools/students.py: networks compared with their teacher, and what is printed of known rows."""
+import csv
+import math
+
+import numpy as np
+import pytest
+from conftest import trained, write_pairs, write_weights
+
+import metrics
+from dataset import find_pairs
+from tools import students
+from tools.table_rows import gray_pair, record
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    write_pairs(root, ("a", "b"), (48, 56))
+    return find_pairs(root / "ir", root / "vis")[0]
+
+
+@pytest.fixture(scope="module")
+def networks():
+    teacher, student = trained(stages=2), trained(stages=1)
+    return {"contrast": teacher, "small": student, "same": teacher}
+
+
+def test_columns_are_means_and_psnr_is_that_of_the_teachers_picture(pairs, networks):
+    rows = students.compare(networks, pairs, "two pairs")
+    pictures = [[network.fuse(*gray_pair(pair)).astype(float) for pair in pairs] for network in networks.values()]
+    errors = [((a - b) ** 2).mean() for a, b in zip(*pictures[:2])]
+    assert rows["small"]["PSNR"] == pytest.approx(np.mean([10 * math.log10(255**2 / error) for error in errors]))
+    assert rows["same"]["PSNR"] == math.inf
+    assert rows["small"]["EN"] == pytest.approx(np.mean([metrics.EN(np.uint8(picture)) for picture in pictures[1]]))
+    assert "PSNR" not in rows["contrast"] and "time" not in rows["contrast"]
+    assert rows["same"]["EN"] == rows["contrast"]["EN"] and rows["small"]["time"] > 0
+
+
+def test_measured_rows_are_recorded_and_a_missing_data_set_is_one_line(pairs, tmp_path, monkeypatch, capsys):
+    def pairs_of(dataset, args):
+        if dataset == "TNO":
+            raise students.DataError("TNO: no such folder")
+        return pairs
+    monkeypatch.setattr(students, "pairs_of", pairs_of)
+    monkeypatch.setattr(students, "TEACHER", write_weights(tmp_path / "teacher.pth", trained(stages=2)))
+    student = write_weights(tmp_path / "student.pth", trained(stages=1))
+    options = ["--datasets", "FLIR-val", "TNO", "--students", student, "--csv", str(tmp_path / "rows.csv")]
+    assert students.main(options) == 1
+    assert "not measured: TNO: TNO: no such folder" in capsys.readouterr().err
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["dataset"] for row in rows] == ["FLIR-val"] * 2 and rows[0]["images"] == "2"
+    assert rows[1]["network"] == student and float(rows[1]["PSNR"]) > 0 and rows[1]["commit"]
+
+
+def test_the_printed_table_of_known_rows(tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    assert students.main(["--print", "--csv", str(path)]) == 1 and "holds no rows" in capsys.readouterr().err
+    common = dict.fromkeys(students.COLUMNS, "") | {"dataset": "TNO", "images": "40"}
+    record(path, students.COLUMNS, [
+        common | dict.fromkeys(students.SCORES, "2.0000") | {"network": "contrast"},
+        common | dict.fromkeys(students.SCORES, "1.9000") | {"network": "tiny", "PSNR": "31.2500", "time": "0.1400"},
+    ], lambda row: (row["dataset"], row["network"]))
+    assert students.main(["--print", "--csv", str(path)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["TNO", "contrast", *["2.000"] * 6] in lines
+    assert ["tiny", *["1.900"] * 6, "31.2", "0.14"] in lines
+    assert ["difference,", "%", *["-5.0"] * 6] in lines and ["pairs:", "TNO", "40"] in lines

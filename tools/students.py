@@ -1,0 +1,166 @@
+"""Compare small networks with the network that taught them: pictures, the six columns, and time.
+
+    python tools/students.py --data data                        RoadScene validation, TNO and MSRS test; an hour on two cores
+    python tools/students.py --data data --datasets TNO         one data set; the recorded rows of the others stay
+    python tools/students.py --print --format markdown          print results/students.csv again
+
+Each pair is fused by the teacher (checkpoint contrast) and by each student in turn, in eval mode and plain range, float32,
+with BatchNorm folded. The columns are means over the pairs by the metrics' definitions. A student's second line is its
+difference from the teacher in percent.
+
+PSNR is that of the student's fused luminance against the teacher's, in dB, mean over the pairs. It is infinite where all
+pictures are equal. "time" is the median over the pairs of the student's CPU time divided by the teacher's for the same pair.
+"""
+from __future__ import annotations
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from skimage.metrics import peak_signal_noise_ratio
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import metrics
+from dataset import Pair
+from images import DataError
+from net import RPFNet
+from support.console import complain, given
+from support.runtime import first_line, keep_freed_memory
+from tools.table_rows import (
+    PROTOCOLS,
+    RESULTS,
+    TableError,
+    device,
+    digits,
+    gray_pair,
+    pairs_of,
+    provenance,
+    read_rows,
+    record,
+)
+from tools.tables import show
+from trainer import commit
+
+TEACHER, STUDENTS = "contrast", ("small", "tiny")
+DATASETS = ("FLIR-val", "TNO", "MSRS")
+SCORES = PROTOCOLS["definition"].names
+COLUMNS = ("dataset", "network", *SCORES, "PSNR", "time", "images", "command", "commit", "machine")
+
+
+def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:
+    """Means over the pairs, {network: {column: mean}}. The first network is the teacher, and has neither PSNR nor time."""
+    means = {name: {column: metrics.Running() for column in (*SCORES, "PSNR")} for name in networks}
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for pair in tqdm(pairs, desc=label, unit="pair"):
+        ir, vis = gray_pair(pair)
+        fused = {}
+        for name, network in networks.items():
+            start = time.process_time()
+            fused[name] = network.fuse(ir, vis)
+            seconds[name].append(time.process_time() - start)
+        teacher = next(iter(fused.values()))
+        for name, image in fused.items():
+            values = metrics.evaluate(image, ir, vis, PROTOCOLS["definition"].evaluated, SCORES)
+            for column, value in zip(SCORES, values.values()):
+                means[name][column].add(value)
+            if image is not teacher:
+                means[name]["PSNR"].add(psnr(image, teacher))
+    first, *students = networks
+    rows = {name: {column: running.mean for column, running in named.items()} for name, named in means.items()}
+    del rows[first]["PSNR"]
+    for name in students:
+        rows[name]["time"] = statistics.median(own / its for own, its in zip(seconds[name], seconds[first]))
+    return rows
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Of two images (H, W) uint8, in dB; infinite if they are equal."""
+    with np.errstate(divide="ignore"):
+        return float(peak_signal_noise_ratio(reference, image, data_range=255))
+
+
+def measure(args: argparse.Namespace) -> list[str]:
+    """Measure and record the rows of each data set. Returns a line for each data set that could not be read.
+
+    Raises OSError, ValueError: a checkpoint cannot be read.
+    """
+    problems = []
+    networks = {name: RPFNet.from_pretrained(name, device()).optimize() for name in (TEACHER, *args.students)}
+    for dataset in args.datasets:
+        try:
+            pairs = pairs_of(dataset, args)
+        except DataError as error:
+            problems.append(f"{dataset}: {first_line(error)}")
+            continue
+        about = {"dataset": dataset, "images": str(len(pairs))} | provenance(args)
+        rows = [dict.fromkeys(COLUMNS, "") | about | {"network": name} | digits(means)
+                for name, means in compare(networks, pairs, dataset).items()]
+        record(args.csv, COLUMNS, rows, lambda row: (row["dataset"], row["network"]))
+    return problems
+
+
+def print_rows(path: Path, style: str) -> None:
+    """A table of all recorded rows, a student's difference from the teacher under each."""
+    rows = read_rows(path)
+    if not rows:
+        raise TableError(f"{path}: holds no rows; run this command without --print first")
+    cells = [["data set", "network", *SCORES, "PSNR", "time"]]
+    teachers = {row["dataset"]: row for row in rows if not row["PSNR"]}
+    previous = None
+    for row in rows:
+        own = [f"{float(row[name]):.3f}" for name in SCORES]
+        more = [f"{float(row['PSNR']):.1f}", f"{float(row['time']):.2f}"] if row["PSNR"] else ["", ""]
+        cells.append(["" if row["dataset"] == previous else row["dataset"], row["network"], *own, *more])
+        if row["PSNR"]:
+            teacher = teachers[row["dataset"]]
+            cells.append(["", "difference, %", *(f"{100 * (float(row[name]) / float(teacher[name]) - 1):+.1f}"
+                                                for name in SCORES), "", ""])
+        previous = row["dataset"]
+    images = ", ".join(f"{row['dataset']} {row['images']}" for row in teachers.values())
+    show(f"Students of {TEACHER}; protocol definition", cells, [f"pairs: {images}"], style)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR",
+                        help="folder that holds RoadScene/, TNO/, MSRS/ (default: data)")
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="only these")
+    parser.add_argument("--students", nargs="+", type=given, default=STUDENTS, metavar="NAME|FILE",
+                        help=f"checkpoints (default: {' '.join(STUDENTS)})")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "students.csv", metavar="FILE",
+                        help="file of the rows (default: results/students.csv)")
+    parser.add_argument("--print", action="store_true", help="measure nothing; print the recorded rows")
+    parser.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(argv)
+    args.command, args.commit = shlex.join(["python", "tools/students.py", *argv]), commit()
+    problems: list[str] = []
+    try:
+        if not args.print:
+            keep_freed_memory()
+            problems = measure(args)
+        print_rows(args.csv, args.format)
+    except (TableError, DataError, OSError, ValueError) as error:
+        complain(f"students.py: {error}")
+        return 1
+    except KeyboardInterrupt:
+        complain("students.py: interrupted; complete data sets are recorded, --datasets measures the others")
+        return 130
+    complain(*(f"not measured: {problem}" for problem in problems))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
