@@ -46,6 +46,16 @@ def test_a_sheet_names_what_is_missing_and_draws_the_rest(folders, capsys):
     assert written(folders, "sheet").shape != first.shape
 
 
+def test_a_suffix_names_the_only_file_and_none_draws_no_box(folders):
+    plain = ["sheet", "--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--names", "a"]
+    for name, box in (("boxes.jpg", "auto"), ("plain.jpg", "none")):
+        assert figures.main([*plain, "--box", box, "--dpi", "60", "--out", str(folders / name)]) == 0
+    assert sorted(path.name for path in folders.glob("*.*")) == ["boxes.jpg", "plain.jpg"]
+    red = [(image[..., 2].astype(int) - image[..., 1] > 120).sum()
+           for image in (cv2.imread(str(folders / name)) for name in ("boxes.jpg", "plain.jpg"))]
+    assert red[0] > 0 == red[1]
+
+
 def test_a_broken_pair_is_left_out(folders, capsys):
     (folders / "ir" / "a.png").write_bytes(b"no image")
     assert run(folders, "sheet") == 1

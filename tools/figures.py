@@ -6,7 +6,8 @@
     python tools/figures.py tradeoff --points points.csv
     python tools/figures.py phase --image a.png --box 40,40,24,24
 
-Each writes OUT.png and OUT.pdf (--out, by default figures/KIND). Without --ir and --vis the rendered samples are taken.
+Each writes OUT.png and OUT.pdf (--out, by default figures/KIND). If --out has a suffix, such as .jpg, only that file is
+written. Without --ir and --vis the rendered samples are taken.
 Needs matplotlib: python -m pip install -r requirements-figures.txt
 """
 from __future__ import annotations
@@ -35,7 +36,7 @@ except ModuleNotFoundError:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dataset import Pair, load_pair
+from dataset import Pair, load_pair, positive
 from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
 from metrics import BASELINES, add_image_options, baseline, collect_methods, collect_pairs, match_fused
@@ -47,6 +48,7 @@ Box = tuple[int, int, int, int]     # x, y, width, height in pixels
 INSET = 0.36                        # side of a magnified crop, share of the panel
 PANEL = 2.4                         # width of a panel, inches
 COLOUR_MAP = "turbo"                # of feature maps and spectra
+FORMATS = (".png", ".jpg", ".pdf", ".svg")
 
 # ---------------------------------------------------------------------------------------------
 # Sources
@@ -111,6 +113,13 @@ def auto_boxes(ir: np.ndarray, vis: np.ndarray) -> list[Box]:
     return [hot, best(texture)]
 
 
+def chosen_boxes(texts: Sequence[str], ir: np.ndarray, vis: np.ndarray) -> list[Box]:
+    """What --box asks for on a sheet."""
+    if list(texts) == ["none"]:
+        return []
+    return auto_boxes(ir, vis) if list(texts) == ["auto"] else given_boxes(texts, ir.shape)
+
+
 def given_boxes(texts: Sequence[str], size: tuple[int, int]) -> list[Box]:
     boxes = []
     for text in texts:
@@ -132,7 +141,7 @@ def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
     figure, axes = plt.subplots(len(pairs), len(titles), squeeze=False, layout="constrained",
                                 figsize=(PANEL * len(titles), PANEL * sum(heights)), height_ratios=heights)
     for row, (pair, ir, vis) in zip(axes, pairs):
-        boxes = auto_boxes(ir, luma(vis)) if args.box == ["auto"] else given_boxes(args.box, ir.shape)
+        boxes = chosen_boxes(args.box, ir, luma(vis))
         images = [ir, vis, *(method_image(files.get(pair.name), ir.shape, problems) for files in methods.values())]
         for axis, title, image in zip(row, titles, images):
             draw_panel(axis, image, boxes)
@@ -339,13 +348,15 @@ KINDS: dict[str, Callable[[argparse.Namespace, list[str]], Figure]] = {
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--out", type=Path, help="file to write, without suffix (default: figures/KIND)")
+    parser.add_argument("--out", type=Path, help="file to write: .png, .jpg, .pdf or .svg; without suffix .png and "
+                        ".pdf (default: figures/KIND)")
+    parser.add_argument("--dpi", type=positive, default=200, help="resolution of pictures (default: 200)")
     pairs = add_image_options(parser)       # of sheet, features and spectrum
     pairs.add_argument("--names", nargs="+", help="these pairs (default: all; features: the first)")
     pairs.add_argument("--count", type=int, default=0, help="only the first COUNT pairs")
     other = parser.add_argument_group("one kind each")
     other.add_argument("--box", nargs="+", default=["auto"], metavar="X,Y,W,H", help="sheet: one or two boxes to "
-                       "magnify, or auto, a hot target and a textured place; phase: the box of the centred spectrum")
+                       "magnify, auto (a hot target and a textured place) or none; phase: the box of the centred spectrum")
     other.add_argument("--checkpoint", default="contrast", metavar="NAME|FILE", help="features: the network; a last.pth "
                        "of train.py has the auxiliary decoder, which gives M'")
     other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image")
@@ -355,15 +366,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def save(figure: Figure, out: Path) -> None:
-    """Both formats, each whole or not at all."""
+def files_of(out: Path) -> list[Path]:
+    """What is written: the file itself if it has a suffix, otherwise a PNG and a PDF."""
+    return [out] if out.suffix in FORMATS else [out.with_name(out.name + suffix) for suffix in (".png", ".pdf")]
+
+
+def save(figure: Figure, out: Path, dpi: int) -> None:
+    """Each file whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".png", ".pdf"):
+    for path in files_of(out):
         data = io.BytesIO()
         # Without a date: the same figure is the same file.
-        dated = {"CreationDate": None} if suffix == ".pdf" else None
-        figure.savefig(data, format=suffix[1:], dpi=200, metadata=dated)
-        write_atomically(out.with_name(out.name + suffix), data.getvalue())
+        dated = {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(data, format=path.suffix[1:], dpi=dpi, metadata=dated)
+        write_atomically(path, data.getvalue())
     plt.close(figure)
 
 
@@ -375,11 +391,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("figures.py: tradeoff needs --points FILE", file=sys.stderr)
         return 1
     try:
-        save(KINDS[args.kind](args, problems), out)
+        save(KINDS[args.kind](args, problems), out, args.dpi)
     except (DataError, FileNotFoundError, ValueError, OSError) as error:
         print(f"figures.py: {error}", file=sys.stderr)
         return 1
-    print(f"{out}.png, {out}.pdf")
+    print(", ".join(map(str, files_of(out))))
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
     return 1 if problems else 0
