@@ -48,11 +48,11 @@ def test_a_sheet_names_what_is_missing_and_draws_the_rest(folders, capsys):
 
 def test_a_suffix_names_the_only_file_and_none_draws_no_box(folders):
     plain = ["sheet", "--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--names", "a"]
-    for name, box in (("boxes.jpg", "auto"), ("plain.jpg", "none")):
+    for name, box in (("boxes.png", "auto"), ("plain.png", "none")):
         assert figures.main([*plain, "--box", box, "--dpi", "60", "--out", str(folders / name)]) == 0
-    assert sorted(path.name for path in folders.glob("*.*")) == ["boxes.jpg", "plain.jpg"]
+    assert sorted(path.name for path in folders.glob("*.*")) == ["boxes.png", "plain.png"]
     red = [(image[..., 2].astype(int) - image[..., 1] > 120).sum()
-           for image in (cv2.imread(str(folders / name)) for name in ("boxes.jpg", "plain.jpg"))]
+           for image in (cv2.imread(str(folders / name)) for name in ("boxes.png", "plain.png"))]
     assert red[0] > 0 == red[1]
 
 
