@@ -18,7 +18,8 @@ from net import RPFNet  # noqa: E402
 from weights import CHECKPOINTS  # noqa: E402
 
 STORED = ROOT / "tests" / "pictures"
-SIDE = (160, 120)       # of a stored picture, pixels: a quarter of the sample
+FUSED = (320, 240)      # width and height at which the samples are fused, pixels: half of theirs
+STORED_SIZE = (160, 120)
 NAMES = [name for name, path in CHECKPOINTS.items() if path.is_file()]
 
 
@@ -26,8 +27,12 @@ def strip(name: str) -> np.ndarray:
     """The fused luminance of the four samples side by side, reduced by averaging."""
     model = RPFNet.from_pretrained(name).optimize()
     pairs, _ = find_pairs(ROOT / "samples" / "ir", ROOT / "samples" / "vis")
-    fused = [model.fuse(ir, luma(vis)) for ir, vis in map(load_pair, pairs)]
-    return np.hstack([cv2.resize(image, SIDE, interpolation=cv2.INTER_AREA) for image in fused])
+    halves = [[reduced(image, FUSED) for image in (ir, luma(vis))] for ir, vis in map(load_pair, pairs)]
+    return np.hstack([reduced(model.fuse(*half), STORED_SIZE) for half in halves])
+
+
+def reduced(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 @pytest.mark.parametrize("name", NAMES)
