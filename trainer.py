@@ -438,11 +438,12 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def commit() -> str:
-    """The commit of this code, with a "+" where files have changed since; "unknown" without git."""
+    """The commit of this code, with a "+" if files outside results/ have changed since; "unknown" without git."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=ROOT,
-                              capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+        return git("describe", "--always", "--exclude=*") + "+" * bool(changed)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
