@@ -1,8 +1,8 @@
-"""Image pairs: reading them, finding them in published layouts, and cutting training crops.
+"""Image pairs: published data sets, reading of pairs, training crops.
 
-    python dataset.py roadscene data/RoadScene      check a tree and print what it holds
+    python dataset.py roadscene data/RoadScene      check a folder and print what it holds
 
-Infrared (or MRI) is the gray source, visible (or PET, SPECT, CT) the one whose colour is kept.
+"Infrared" is the gray source: infrared or MRI. "Visible" is the source whose colour is kept: visible, PET, SPECT or CT.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.pairing import Pair, all_paired, find_pairs, list_images, listing, 
 __all__ = ["DATASETS", "CropDataset", "DataError", "Pair", "PairDataset", "crop_batches", "find_chosen", "find_named",
            "find_pairs", "list_images", "load_pair", "match_pairs", "named_pairs"]
 
-DARKEST = 0.05      # of the factors that darken crops
+DARKEST = 0.05      # smallest factor that darkens a crop
 SPLIT_LISTS = Path(__file__).resolve().parent / "splits"
 
 
@@ -32,14 +32,14 @@ SPLIT_LISTS = Path(__file__).resolve().parent / "splits"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one published data set keeps its two sides. `{split}` stands for the split's folder."""
-    ir: tuple[str, ...]
-    vis: tuple[str, ...]
-    splits: tuple[str, ...]     # the first is what test.py and metrics.py use
-    source: str
-    listed: bool = False        # the split is a list of stems in splits/, not a folder
-    expected: tuple[tuple[str, int], ...] = ()
-    joins: tuple[str, ...] = ()     # other data sets that make up this one, in place of ir and vis
+    """Folders and splits of one published data set. `{split}` in a path is replaced by the name of the split."""
+    ir: tuple[str, ...]             # possible infrared folders; the first that exists is used
+    vis: tuple[str, ...]            # the visible folder for each of them
+    splits: tuple[str, ...]         # the first is the default of test.py and metrics.py
+    source: str                     # where to fetch the data set
+    listed: bool = False            # splits are lists of file stems in splits/, not folders
+    expected: tuple[tuple[str, int], ...] = ()      # (split, number of pairs in the published set)
+    joins: tuple[str, ...] = ()     # names of the data sets that this one joins; ir and vis are then empty
 
 
 DATASETS = {
@@ -71,14 +71,17 @@ DATASETS = {
 
 
 def find_named(name: str, root: str | Path, split: str | None = None) -> tuple[list[Pair], list[str]]:
-    """Pairs of a published data set, and one line for each file without a partner.
+    """Find the pairs of a published data set.
 
     Args:
-        name: a key of `DATASETS`, in any case.
-        root: the folder that the data set was unpacked to.
-        split: one of the data set's splits; by default the one that is evaluated.
+        name: a key of `DATASETS`, in upper or lower case.
+        root: folder of the unpacked data set.
+        split: one of the splits of the data set; by default the first, which is for evaluation.
+    Returns:
+        The pairs, and one line for each file without a partner.
     Raises:
-        DataError: unknown name or split, missing folders (with the place to fetch them), missing pairs of a listed split.
+        DataError: unknown name or split, missing folders (the message says where to fetch them), or missing pairs of
+            a listed split.
     """
     layout = DATASETS.get(name.lower())
     if layout is None:
@@ -90,18 +93,21 @@ def find_named(name: str, root: str | Path, split: str | None = None) -> tuple[l
         return _joined(layout.joins, root, split)
     pairs, unpaired = find_pairs(*_folders(name, layout, Path(root), split))
     if layout.listed and split != "all":
-        return _listed(name.lower(), pairs, split), []      # what else lies there is not of this split
+        return _listed(name.lower(), pairs, split), []      # other files in the folder belong to other splits
     return pairs, unpaired
 
 
 def named_pairs(name: str, root: str | Path, split: str | None = None) -> list[Pair]:
-    """`find_named`, for uses that need every file: raises DataError that lists all those without a partner."""
+    """As `find_named`, but files without a partner are an error: DataError lists all of them."""
     return all_paired(*find_named(name, root, split))
 
 
 def find_chosen(name: str | None, root: Path | None, split: str | None, ir: Path | None,
                 vis: Path | None) -> tuple[list[Pair], list[str]] | None:
-    """`find_named` for a command's --dataset, --data and --split; None where --ir and --vis are meant instead."""
+    """`find_named` for the options --dataset, --data and --split of a command; None if they are not given.
+
+    Raises DataError if these options contradict each other, or --ir and --vis.
+    """
     if name or root:
         if not (name and root) or ir or vis:
             raise DataError("--dataset NAME and --data FOLDER go together, without --ir and --vis")
@@ -112,10 +118,10 @@ def find_chosen(name: str | None, root: Path | None, split: str | None, ir: Path
 
 
 def _folders(name: str, layout: Layout, root: Path, split: str) -> tuple[Path, Path]:
-    """The first of the layout's places that is there, infrared and visible."""
+    """Infrared and visible folder: the first pair of the layout that exists. Raises DataError if there is none."""
     for ir, vis in zip(layout.ir, layout.vis):
         if "{split}" not in ir and split != layout.splits[0] and not layout.listed:
-            continue        # a bare pair of folders holds what is evaluated, not a training set
+            continue        # a path without {split} holds only the first split
         ir, vis = root / ir.format(split=split), root / vis.format(split=split)
         if ir.is_dir() and vis.is_dir():
             return ir, vis
@@ -124,7 +130,7 @@ def _folders(name: str, layout: Layout, root: Path, split: str) -> tuple[Path, P
 
 
 def _joined(names: Sequence[str], root: str | Path, split: str) -> tuple[list[Pair], list[str]]:
-    """`find_named` of several data sets. Numbers repeat between them, so a pair's name begins with its data set's."""
+    """`find_named` for several data sets. They use the same numbers, so the data set's name is put before each name."""
     pairs, unpaired = [], []
     for name in names:
         found, problems = find_named(name, root, split)
@@ -134,6 +140,7 @@ def _joined(names: Sequence[str], root: str | Path, split: str) -> tuple[list[Pa
 
 
 def _listed(name: str, pairs: list[Pair], split: str) -> list[Pair]:
+    """The pairs of a split that is a list in splits/. Raises DataError if some are missing."""
     stems = (SPLIT_LISTS / f"{name}_{split}.txt").read_text().split()
     by_name = {pair.name: pair for pair in pairs}
     missing = [stem for stem in stems if stem not in by_name]
@@ -143,7 +150,7 @@ def _listed(name: str, pairs: list[Pair], split: str) -> list[Pair]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Data sets for PyTorch
+# Reading pairs, training crops
 
 
 class SizeError(DataError):
@@ -152,20 +159,22 @@ class SizeError(DataError):
 
 def load_pair(pair: Pair, resize: str | None = None,
               span: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Both images of a pair: infrared (H, W) and visible (H, W) or (H, W, 3), uint8, of one size.
+    """Read both images of a pair: uint8 of one size, infrared (H, W) and visible (H, W) or RGB (H, W, 3).
 
     Args:
-        resize: "ir" or "vis" is brought to the size of the other. That is no registration: both must show the same
-            field of view, so proportions that differ by more than 2 % are refused.
-        span: of 16-bit infrared, see `read_ir`.
+        pair: the files.
+        resize: "ir" or "vis": resize this image to the size of the other. This is no registration: both must show the
+            same field of view. Aspect ratios that differ by more than 2 % are an error.
+        span: range of 16-bit infrared, see `read_ir`.
     Raises:
-        DataError: a file cannot be read. SizeError: the sizes differ.
+        DataError: a file cannot be read, or the aspect ratios differ.
+        SizeError: the sizes differ and `resize` is not given.
     """
     return of_one_size(pair, read_ir(pair.ir, span), read_vis(pair.vis), resize)
 
 
 def of_one_size(pair: Pair, ir: np.ndarray, vis: np.ndarray, resize: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """The images of a pair as they are, or brought to one size by `resize`; arguments and errors as of `load_pair`."""
+    """Bring two images to one size by `resize`, if necessary; arguments, result and errors as for `load_pair`."""
     if ir.shape == vis.shape[:2]:
         return ir, vis
     sizes = f"{pair.name}: infrared is {ir.shape[1]}x{ir.shape[0]} and visible {vis.shape[1]}x{vis.shape[0]}"
@@ -178,20 +187,21 @@ def of_one_size(pair: Pair, ir: np.ndarray, vis: np.ndarray, resize: str | None)
 
 
 def resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The image with the height and width of `shape`: averaged when it shrinks, bilinear when it grows."""
+    """Resize an image to the height and width of `shape`, by area averages to shrink and bilinearly to enlarge."""
     shrinks = shape[0] < image.shape[0]
     return cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 class PairDataset:
-    """Whole gray pairs, decoded once and kept in memory as uint8, for PyTorch's DataLoader or any other.
+    """Full-size gray pairs. They are decoded once and kept in memory as uint8. It works with PyTorch's DataLoader.
 
-    Item: (ir, vis_y), each a uint8 array (1, H, W); `names[i]` is its name.
+    Item: (ir, vis_y), each a uint8 array (1, H, W). `names[i]` is the name of item i.
 
     Args:
-        pairs: what `match_pairs` or `named_pairs` returned.
+        pairs: result of `match_pairs` or `named_pairs`.
+        progress: show a progress bar.
     Raises:
-        DataError: lists all the unreadable files and all size mismatches at once.
+        DataError: lists all files that cannot be read and all pairs whose sizes differ.
     """
 
     def __init__(self, pairs: Sequence[Pair], progress: bool = False):
@@ -216,15 +226,21 @@ class PairDataset:
 
 
 class CropDataset:
-    """Random crops for training (paper, section 4.1.1: 3,383 crops of 128 x 128 a pass).
+    """Random crops for training (paper, section 4.1.1: 3,383 crops of 128 x 128 in each epoch).
 
-    Item `number` is a pure function of (seed, number): a random pair, place and, with `flips`, mirroring. So
-    the crops are the same whatever the number of workers, and a resumed run continues the stream.
-    `dim` is the share of crops that are darkened, each source by a factor of its own, log-uniform from 0.05 to 1:
-    most of RoadScene is daylight, and a network should see pixels that are dark in both sources too.
-    Images smaller than a crop are mirrored at their lower and right edges; DataError below half of it.
+    Item: (ir, vis_y), each a uint8 array (1, size, size). Item number n depends only on the seed and n: a random pair,
+    a random position, random flips. So the crops do not depend on the number of workers, and a resumed run continues
+    with the same crops. Images smaller than a crop are padded with their mirror image at the lower and right edges.
 
-    Item: (ir, vis_y), each a uint8 array (1, size, size).
+    Args:
+        pairs: the full-size pairs.
+        size: side of a crop, pixels.
+        seed: seed of the crops.
+        flips: flip crops at random, horizontally and vertically.
+        dim: share of crops that are darkened, in [0, 1]. Each source has its own factor, log-uniform from 0.05 to 1.
+            Most of RoadScene is daylight, but the network should also see pixels that are dark in both sources.
+    Raises:
+        DataError: images with a side below half of `size`.
     """
 
     def __init__(self, pairs: PairDataset, size: int = 128, seed: int = 0, flips: bool = False,
@@ -254,15 +270,22 @@ class CropDataset:
 
 
 def _mirrored(image: np.ndarray, size: int) -> np.ndarray:
-    """(1, H, W) -> at least (1, size, size)."""
+    """Pad with the mirror image: (1, H, W) -> at least (1, size, size)."""
     height, width = (max(size - length, 0) for length in image.shape[1:])
     return np.pad(image, ((0, 0), (0, height), (0, width)), "symmetric")
 
 
-def crop_batches(epoch: int, length: int, batch: int, start: int = 0, fixed_seed: int | None = None) -> Iterator[list[int]]:
-    """Crop numbers of one epoch, in batches, from batch `start`; the last batch may be smaller.
+def crop_batches(epoch: int, length: int, batch: int, start: int = 0,
+                 fixed_seed: int | None = None) -> Iterator[list[int]]:
+    """Yield the crop numbers of one epoch in batches. The last batch may be smaller.
 
-    Each epoch has crops of its own; with `fixed_seed`, all have the same `length` crops, in an order of its own.
+    Args:
+        epoch: number of the epoch, from 0.
+        length: crops in an epoch.
+        batch: crops in a batch.
+        start: number of the first batch to yield.
+        fixed_seed: None: each epoch has new crops. Otherwise all epochs have the same crops, and this seed and the
+            epoch determine their order.
     """
     if fixed_seed is None:
         numbers = np.arange(epoch * length, (epoch + 1) * length)
@@ -277,7 +300,7 @@ def crop_batches(epoch: int, length: int, batch: int, start: int = 0, fixed_seed
 
 
 def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
+    """Integer of at least 1, a type for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
@@ -289,7 +312,7 @@ def positive(text: str) -> int:
 
 
 def describe(pairs: Sequence[Pair]) -> str:
-    """One line on what the pairs hold. Raises DataError for those that cannot be used."""
+    """Describe the pairs in one line: number, sizes, colour. Raises DataError that lists the pairs with errors."""
     sizes, colour, problems = [], 0, []
     for pair in tqdm(pairs, desc="checking", unit="pair", leave=False):
         try:
@@ -308,8 +331,8 @@ def describe(pairs: Sequence[Pair]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Check a data set's folder and print what it holds.")
-    parser.add_argument("name", choices=DATASETS, type=str.lower, help="data set")
-    parser.add_argument("root", type=Path, help="the folder it was unpacked to, e.g. data/RoadScene")
+    parser.add_argument("name", choices=DATASETS, type=str.lower, help="name of the data set")
+    parser.add_argument("root", type=Path, help="folder of the unpacked data set, e.g. data/RoadScene")
     args = parser.parse_args(argv)
     layout, failed = DATASETS[args.name], 0
     for split in layout.splits:

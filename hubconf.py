@@ -1,23 +1,23 @@
-"""Entry points of torch.hub: torch.hub.load(FOLDER, "rpfnet", source="local"). See docs/export.md."""
+"""Entry points for torch.hub: torch.hub.load(FOLDER, "rpfnet", source="local"). See docs/export.md."""
 import collections.abc
 
 from net import RPFNet as _RPFNet
 
-dependencies = ["torch", "numpy", "cv2"]      # torch.hub looks whether these modules are there
+dependencies = ["torch", "numpy", "cv2"]      # torch.hub checks that these modules are installed
 
 
 def _entry(checkpoint: str, about: str) -> collections.abc.Callable[..., _RPFNet]:
-    """An entry point for a name of weights.CHECKPOINTS."""
+    """An entry point for a name in weights.CHECKPOINTS."""
     def load(device: str = "cpu") -> _RPFNet:
         return _RPFNet.from_pretrained(checkpoint, device)
 
     load.__doc__ = f"""RPFNet {about}, in eval mode.
 
-    `network.fuse(ir, vis)` takes and returns numpy images, uint8. `network(ir, vis_y)` takes tensors in [0, 1],
-    (B, 1, H, W), and returns the fused luminance.
+    `network.fuse(ir, vis)` takes and returns numpy images, uint8. `network(ir, vis_y)` takes tensors (B, 1, H, W) in
+    [0, 1] and returns the fused luminance, a tensor of the same shape.
 
     Args:
-        device: where to put it, such as "cuda".
+        device: device of the network, such as "cuda".
     """
     return load
 

@@ -1,4 +1,4 @@
-"""Pixels in and out: reading and writing image files, luma, colour conversion.
+"""Image files, colour conversion, and a check of the alignment of a pair.
 
 All images are numpy arrays, gray (H, W) or RGB (H, W, 3).
 """
@@ -14,7 +14,7 @@ from support.console import note
 from support.headers import DataError
 from support.outputs import write_atomically
 
-COLOURFUL = 8.0     # mean difference of an infrared image's planes, in levels
+COLOURFUL = 8.0     # gray levels; larger mean differences between the colour planes mean an infrared image in colour
 
 
 # ---------------------------------------------------------------------------------------------
@@ -22,11 +22,18 @@ COLOURFUL = 8.0     # mean difference of an infrared image's planes, in levels
 
 
 def decode(path: str | Path) -> np.ndarray:
-    """Pixels as they are to be seen: (H, W) or (H, W, 3) RGB, uint8 or uint16. Alpha is dropped."""
+    """Decode an image file: uint8 or uint16, (H, W) or (H, W, 3) RGB, upright. Alpha is dropped.
+
+    Exif orientation and the TIFF tag "min is white" are applied.
+
+    Raises:
+        DataError: no such file, a damaged file, or a format that is not supported.
+        MemoryError: the image does not fit into memory.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    # imdecode of the bytes, because imread cannot open every non-ASCII path on every system.
+    # imread cannot open every non-ASCII path on every system, so the bytes are read here and decoded by imdecode.
     try:
         data = path.read_bytes()
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
@@ -35,7 +42,7 @@ def decode(path: str | Path) -> np.ndarray:
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError(f"{path}: too large for the memory") from None
-        image = None        # a header that promises more pixels than OpenCV takes
+        image = None        # for example, the header names more pixels than OpenCV accepts
     if image is None:
         raise DataError(f"{path}: not an image that OpenCV can read (damaged, or another format)")
     if image.dtype not in (np.uint8, np.uint16):
@@ -51,22 +58,22 @@ def decode(path: str | Path) -> np.ndarray:
 
 
 def _as_its_header_says(path: Path, data: bytes, image: np.ndarray) -> np.ndarray:
-    """Upright, and not a negative. Raises DataError for a file of which only a part was decoded."""
-    damage = headers.damage(data) if image.dtype == np.uint8 else ""       # of 16 bits, OpenCV itself refuses it
+    """Apply orientation and "min is white". Raises DataError if only a part of the file was decoded."""
+    damage = headers.damage(data) if image.dtype == np.uint8 else ""       # OpenCV itself rejects damaged 16-bit files
     if damage:
         raise DataError(f"{path}: {damage}; copy or export the image again")
-    if image.dtype == np.uint16 and headers.min_is_white(data):            # OpenCV inverts those of 8 bits alone
+    if image.dtype == np.uint16 and headers.min_is_white(data):            # OpenCV inverts only 8-bit files
         image = 65535 - image
     orientation = headers.orientation(data)
     return image if orientation == 1 else headers.turned(image, orientation)
 
 
 def read_vis(path: str | Path) -> np.ndarray:
-    """Visible image: uint8, (H, W) or (H, W, 3) RGB.
+    """Read a visible image: uint8, (H, W) or (H, W, 3) RGB. Errors as for `decode`.
 
-    16-bit files keep their exposure: they are divided by 257. Those with no pixel above 12 or 14 bits are taken as
-    such, with a warning: cameras of 12 bits write 16-bit files, which would come out almost black.
-    A colour file with three equal planes (gray images are often saved so) is returned as gray.
+    16-bit files are divided by 257, so the exposure is kept. If no pixel needs more than 12 or 14 bits, the file is
+    read as 12-bit or 14-bit, with a warning. 12-bit cameras write 16-bit files, which would otherwise be almost black.
+    A colour file with three equal planes is returned as gray, because gray images are often saved as RGB.
     """
     image = decode(path)
     if image.dtype == np.uint16:
@@ -79,27 +86,28 @@ def read_vis(path: str | Path) -> np.ndarray:
 def _to_8_bits(path: str | Path, image: np.ndarray) -> np.ndarray:
     bits = next(bits for bits in (12, 14, 16) if image.max() < 2**bits)
     if bits < 16:
-        note(f"16-bit visible image without a pixel above {2**bits - 1}, taken as one of {bits} bits", Path(path).name)
+        note(f"16-bit visible image has no pixel above {2**bits - 1} and is read as {bits} bits", Path(path).name)
     top = 2**bits - 1
     return ((image.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
 def read_ir(path: str | Path, span: tuple[int, int] | None = None) -> np.ndarray:
-    """Infrared image: uint8 (H, W).
+    """Read an infrared image: uint8 (H, W). Errors as for `decode`; DataError for `span` with an 8-bit file.
 
-    16-bit files are scaled: `span` (LOW, HIGH) becomes 0 to 255, and what is outside is clipped. Without a span each
-    image is scaled by its own range, with a warning, because a division by 257 would give an almost black image:
-    sensors fill only a part of 16 bits.
-    Colour becomes BT.601 luma, with a warning where the planes differ: a colour map is no temperature.
+    16-bit files are scaled: `span` = (LOW, HIGH) is mapped to 0 to 255, and values outside are clipped. Without a span,
+    each image is scaled from its own minimum and maximum, with a warning. A division by 257 would give an almost black
+    image, because sensors use only a part of the 16 bits.
+    Colour is converted to BT.601 luma, with a warning if the planes differ: the colours of a colour map are no
+    temperature.
     """
     image = infrared_luma(decode(path), Path(path).name)
     if image.dtype == np.uint8:
         if span:
-            raise DataError(f"{path}: 8-bit infrared; a range (--ir-range) is for 16 bits")
+            raise DataError(f"{path}: 8-bit infrared; a range (--ir-range) is only for 16-bit images")
         return image
     if span is None:
-        note("16-bit infrared is scaled to 8 bits, each image from its own darkest and brightest pixel; --ir-range "
-             "keeps one scale", Path(path).name)
+        note("16-bit infrared is scaled to 8 bits by the minimum and maximum of each image; --ir-range sets one scale "
+             "for all", Path(path).name)
         span = int(image.min()), int(image.max())
     low, high = span
     scaled = (image.astype(np.float64) - low) * (255.0 / max(high - low, 1))
@@ -107,20 +115,20 @@ def read_ir(path: str | Path, span: tuple[int, int] | None = None) -> np.ndarray
 
 
 def infrared_luma(pixels: np.ndarray, name: str) -> np.ndarray:
-    """Infrared pixels, gray or RGB, as gray (H, W). Warns of `name` where the planes differ."""
+    """Infrared pixels, gray or RGB, as gray (H, W), same dtype. Warns about `name` if the colour planes differ."""
     if pixels.ndim == 3 and _colourful(pixels):
-        note("infrared in colour, taken as its luma; a colour map needs the original gray image", name)
+        note("infrared in colour is converted to luma; in place of a colour map, use the original gray image", name)
     return luma(pixels)
 
 
 def infrared_span(path: str | Path) -> tuple[int, int] | None:
-    """Darkest and brightest pixel of a 16-bit infrared image; None for one of 8 bits. Raises DataError."""
+    """(minimum, maximum) of a 16-bit infrared image; None for an 8-bit image. Raises DataError."""
     image = luma(decode(path))
     return (int(image.min()), int(image.max())) if image.dtype == np.uint16 else None
 
 
 def _colourful(image: np.ndarray) -> bool:
-    """Whether the planes of an (H, W, 3) image differ, by more than what JPEG does to gray."""
+    """Whether the planes of an (H, W, 3) image differ by more than JPEG compression changes a gray image."""
     if (image == image[..., :1]).all():
         return False
     small = np.float32(image[::4, ::4]) * (255 / np.iinfo(image.dtype).max)
@@ -128,15 +136,16 @@ def _colourful(image: np.ndarray) -> bool:
 
 
 def read_gray(path: str | Path) -> np.ndarray:
-    """Any image as 8-bit gray, (H, W): colour becomes BT.601 luma."""
+    """Read any image as uint8 gray, (H, W). Colour is converted to BT.601 luma. Errors as for `decode`."""
     return luma(read_vis(path))
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Write uint8 (H, W) or (H, W, 3) RGB in the format of the suffix.
+    """Write uint8 (H, W) or (H, W, 3) RGB in the format that the suffix names. The file is written atomically.
 
-    The file appears whole or not at all. Raises OSError (a full disk, a missing folder) or DataError (an unknown
-    suffix, a size that the format does not hold).
+    Raises:
+        OSError: for example a full disk or a missing folder.
+        DataError: an unknown suffix, or a size that the format cannot store.
     """
     path = Path(path)
     bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
@@ -147,7 +156,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     if not ok:
         raise DataError(f"{path}: cannot encode {image.shape[1]}x{image.shape[0]} as "
                         f"{path.suffix or 'a file without suffix'}; use .png")
-    write_atomically(path, data.tobytes(), sync=False)      # it can be made again
+    write_atomically(path, data.tobytes(), sync=False)      # no fsync: a lost image can be computed again
 
 
 # ---------------------------------------------------------------------------------------------
@@ -155,14 +164,17 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """BT.601 luma, (H, W), of a gray or RGB image, same dtype."""
+    """BT.601 luma of a gray or RGB image: (H, W), same dtype."""
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def split_colour(vis: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 gray or RGB -> luminance (H, W) float32 in [0, 1], and Cr, Cb (H, W, 2) or None for gray.
+    """Split a uint8 image, gray (H, W) or RGB (H, W, 3), into luminance and chrominance.
 
-    Full-range BT.601 both ways (OpenCV's YCrCb), here and in `to_image`.
+    The conversion is full-range BT.601 (YCrCb of OpenCV), here and in `to_image`.
+
+    Returns:
+        Luminance, float32 (H, W) in [0, 1]; Cr and Cb, float32 (H, W, 2) in [0, 1], or None for a gray image.
     """
     unit = vis.astype(np.float32) / 255
     if unit.ndim == 2:
@@ -172,10 +184,10 @@ def split_colour(vis: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def to_image(luminance: np.ndarray, chrominance: np.ndarray | None = None, studio_range: bool = False) -> np.ndarray:
-    """Luminance (H, W) in [0, 1] and Cr, Cb (or None) -> uint8 (H, W) or (H, W, 3) RGB.
+    """Combine luminance (H, W) in [0, 1] and chrominance of `split_colour` to uint8, (H, W) or RGB (H, W, 3).
 
-    studio_range converts full-range Y by the studio-range formula, 1.164 (Y - 16), as the paper's
-    published pictures do: 16 % more contrast, with clipping. Off by default, because it is a mix-up.
+    studio_range: convert full-range Y with the studio-range formula 1.164 (Y - 16), as in the published images. This
+    mixes two colour ranges. It raises the contrast by 16 % and clips. It is off by default.
     """
     if studio_range:
         luminance = (luminance - 16 / 255) * 1.164
@@ -192,19 +204,23 @@ def to_image(luminance: np.ndarray, chrominance: np.ndarray | None = None, studi
 # ---------------------------------------------------------------------------------------------
 # Alignment
 
-ALIGNMENT_SIDE = 256    # pixels; the longer side of what is compared
-ALIGNMENT_LEAST = 96    # pixels of the shorter side; below, edges agree by chance
-LEAST_PEAK = 0.12       # of the phase correlation; 1 for identical images
-ALIGNED = 4.0           # pixels of the image; a smaller shift is not reported
+ALIGNMENT_SIDE = 256    # pixels; larger images are resized to this longer side for the comparison
+ALIGNMENT_LEAST = 96    # pixels; images with a shorter side are not checked, because their edges agree by chance
+LEAST_PEAK = 0.12       # threshold for the peak of the phase correlation, which is 1 for identical images
+ALIGNED = 4.0           # pixels of the original image; smaller shifts are not reported
 
 
 def apparent_shift(ir: np.ndarray, vis: np.ndarray) -> float | None:
-    """How far the two images of a pair seem to be shifted, in pixels; None where nothing can be said.
+    """Estimate the shift between the two images of a pair, in pixels. None if the estimate is not reliable.
 
-    Phase correlation (Kuglin and Hines 1975) of the logarithm of gradient magnitudes, at a reduced size. Sources of two
-    kinds share few edges, so a low peak says nothing, and the gradients must correlate better there than without a
-    shift. Over 4 pixels this finds 59 of 74 RoadScene pairs shifted by 6 to 20 pixels, and of all 932 pairs of
-    RoadScene, TNO, MSRS and Harvard as they are one: 24 of TNO, which is not registered.
+    The method is phase correlation (Kuglin and Hines 1975) of log gradient magnitudes at a reduced size. The two
+    modalities share few edges. Therefore a low peak is ignored, and the gradients must correlate better with the shift
+    than without it. With a threshold of 4 pixels, this finds 59 of 74 RoadScene pairs that were shifted by 6 to 20
+    pixels. Among the 932 unchanged pairs of RoadScene, TNO, MSRS and Harvard it reports one: number 24 of TNO, which is
+    not registered.
+
+    Args:
+        ir, vis: uint8 of one size, (H, W) or (H, W, 3).
     """
     if min(ir.shape) < ALIGNMENT_LEAST:
         return None
@@ -212,7 +228,8 @@ def apparent_shift(ir: np.ndarray, vis: np.ndarray) -> float | None:
     first, second = (_edges(luma(image), scale) for image in (ir, vis))
     window = cv2.createHanningWindow(first.shape[::-1], cv2.CV_32F)
     (right, down), peak = cv2.phaseCorrelate(first - first.mean(), second - second.mean(), window)
-    if not peak > LEAST_PEAK or max(abs(right), abs(down)) >= min(first.shape) / 4:     # "not": NaN of flat images
+    # "not >" and not "<=": the peak is NaN for constant images.
+    if not peak > LEAST_PEAK or max(abs(right), abs(down)) >= min(first.shape) / 4:
         return None
     first, second = (cv2.blur(edges, (3, 3)) for edges in (first, second))
     there, here = (_correlation(first, second, *place) for place in ((round(right), round(down)), (0, 0)))
@@ -220,7 +237,7 @@ def apparent_shift(ir: np.ndarray, vis: np.ndarray) -> float | None:
 
 
 def note_shift(name: str, ir: np.ndarray, vis: np.ndarray) -> None:
-    """Warn of the pair `name` if its images seem to be shifted by more than ALIGNED pixels."""
+    """Warn about the pair `name` if its images seem to be shifted by more than ALIGNED pixels."""
     shift = apparent_shift(ir, vis)
     if shift and shift > ALIGNED:
         note("the sources seem to be shifted against each other (--no-alignment-check silences this)",
@@ -234,7 +251,7 @@ def _edges(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, right: int, down: int) -> float:
-    """Pearson's, of what overlaps when the second image is `right` and `down` of the first."""
+    """Pearson correlation of the overlap, where the second image is shifted to the right and down. (H, W) each."""
     height, width = first.shape
     first = first[max(0, -down):height - max(0, down), max(0, -right):width - max(0, right)]
     second = second[max(0, down):height + min(0, down), max(0, right):width + min(0, right)]

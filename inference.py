@@ -1,6 +1,6 @@
-"""Inference: numpy images in, numpy images out.
+"""Inference: from numpy images to numpy images.
 
-The functions take any network that is called as `model(ir, vis_y)`, see `fuse_pair`.
+The functions accept any network that can be called as `model(ir, vis_y)`; see `fuse_pair`.
 """
 from __future__ import annotations
 
@@ -12,49 +12,58 @@ from torch import Tensor, nn
 
 from images import split_colour, to_image
 
-MIN_SIZE = 16       # pixels; below, the dilated convolutions see little except padding
-MIN_TILE = 64       # pixels
+MIN_SIZE = 16       # pixels; in smaller images, the dilated convolutions read mostly padding
+MIN_TILE = 64       # pixels, side of a tile
 
 
 def fuse_pair(model: nn.Module, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False, tile: int = 0) -> np.ndarray:
     """Fuse one pair of numpy images in eval mode.
 
     Args:
-        model: RPFNet, or any network called as model(ir, vis_y) with (B, 1, H, W) tensors in [0, 1].
-        ir: uint8 (H, W).
-        vis: uint8 (H, W) gray or (H, W, 3) RGB.
-        studio_range: stretch the output as the paper's published pictures do; see `to_image`.
-        tile: side of the tiles, for images that do not fit into memory; see `fuse_tiles`. 0: off.
+        model: RPFNet, or any network that is called as model(ir, vis_y) with (B, 1, H, W) tensors in [0, 1] and
+            returns such a tensor.
+        ir: uint8 (H, W), H and W at least 16.
+        vis: uint8, gray (H, W) or RGB (H, W, 3).
+        studio_range: stretch the contrast, as in the published images; see `images.to_image`.
+        tile: side of the tiles in pixels, for images that do not fit into memory; see `fuse_tiles`. 0: no tiles.
     Returns:
-        uint8, shaped like `vis`; the chrominance is that of `vis`.
+        uint8 with the shape and the chrominance of `vis`.
     Raises:
-        TypeError, ValueError: that name what was given; ValueError for NaN or infinite output of the network.
+        TypeError: an argument that is not a uint8 array.
+        ValueError: wrong or different sizes; NaN or infinite output of the network.
     """
     return in_colour_of(vis, fuse_luminance(model, [prepare(ir, vis)], tile)[0], studio_range)
 
 
-# Its three steps, so that test.py can read, fuse and write several pairs at a time.
+# The three steps of fuse_pair. They are separate so that test.py can read, fuse and write several pairs in parallel.
 
 
 def prepare(ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the network sees of a pair, see `fuse_pair`: ir as it is, and luminance (H, W), float32 in [0, 1]."""
+    """Check a pair and split off its luminance; arguments and errors as for `fuse_pair`.
+
+    Returns:
+        ir, unchanged (uint8), and the luminance of vis, float32 (H, W) in [0, 1].
+    """
     _check_arrays(ir, vis)
     return ir, split_colour(vis)[0]
 
 
 @torch.inference_mode()
 def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarray]], tile: int = 0) -> np.ndarray:
-    """Fuse B pairs of one size, each from `prepare`, in one pass: small images use a GPU better so.
+    """Fuse B pairs of one size in one forward pass, in eval mode. Larger batches of small images use a GPU better.
 
+    Args:
+        model, tile: as for `fuse_pair`.
+        pairs: B results of `prepare`.
     Returns:
-        (B, H, W), float32 in [0, 1].
+        Fused luminance, float32 (B, H, W) in [0, 1].
     Raises:
-        ValueError: the network gave NaN or infinite values, which would be black or white pixels.
+        ValueError: the network returned NaN or infinite values. They would become black or white pixels.
     """
     weight = next(model.parameters())
     batches = (torch.from_numpy(np.stack(images)[:, None]).to(weight.device) for images in zip(*pairs))
-    ir, vis_y = (batch.to(weight.dtype) for batch in batches)      # uint8 until it is on the device
-    training = [module for module in model.modules() if module.training]     # a part may be frozen in eval mode
+    ir, vis_y = (batch.to(weight.dtype) for batch in batches)      # infrared is copied to the device as uint8
+    training = [module for module in model.modules() if module.training]     # others may be in eval mode on purpose
     model.eval()
     try:
         ir = ir / 255
@@ -63,26 +72,32 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
     finally:
         for module in training:
             module.training = True
-    if not np.isfinite(luminance.sum()):        # cheaper than a look at each; values in [0, 1] have a finite sum
+    if not np.isfinite(luminance.sum()):        # the sum is finite only if all values are; faster than isfinite of each
         raise ValueError("the network gave values that are not finite (NaN or infinite); are its weights sound?")
     return luminance
 
 
 def in_colour_of(vis: np.ndarray, luminance: np.ndarray, studio_range: bool = False) -> np.ndarray:
-    """Fused luminance (H, W) in [0, 1] -> uint8, shaped like `vis` and with its chrominance."""
-    # Split once more than in `prepare`: its chrominance, kept until now, would take 8 bytes a pixel of each waiting pair.
+    """Fused luminance (H, W) in [0, 1] -> uint8 image with the shape and the chrominance of `vis`."""
+    # vis is split a second time: keeping the chrominance from `prepare` would cost 8 bytes a pixel of each queued pair.
     return to_image(luminance, split_colour(vis)[1], studio_range)
 
 
 def fuse_tiles(model: nn.Module, ir: Tensor, vis_y: Tensor, tile: int) -> Tensor:
-    """Fuse tile by tile: the memory of one tile, and another picture.
+    """Fuse tile by tile. This needs the memory of one tile only, but gives another result than the whole image.
 
-    Spectrum, attention and normalisation of a tile see that tile alone, so each gets a contrast of its
-    own. Tiles overlap by a quarter and are blended, which hides seams, not that difference.
+    The spectrum, the global pools and the image statistics (if used) are those of one tile, so the contrast can differ
+    from tile to tile. Tiles overlap by a quarter or more and are blended linearly. This hides the seams, but not the
+    difference in contrast.
 
     Args:
+        model: as for `fuse_pair`.
         ir, vis_y: (B, 1, H, W) in [0, 1].
-        tile: side in pixels, at least 64; an image no larger is fused as a whole.
+        tile: side of a tile in pixels, at least 64. An image that is not larger is fused as a whole.
+    Returns:
+        Fused luminance, (B, 1, H, W) in [0, 1].
+    Raises:
+        ValueError: `tile` is below 64.
     """
     if tile < MIN_TILE:
         raise ValueError(f"tile={tile}; at least {MIN_TILE} pixels, better 1024 or more")
@@ -99,7 +114,7 @@ def fuse_tiles(model: nn.Module, ir: Tensor, vis_y: Tensor, tile: int) -> Tensor
 
 
 def _tile_starts(length: int, tile: int) -> list[int]:
-    """Evenly spread starts of tiles that overlap by a quarter or more."""
+    """First pixels of the tiles along one axis. Tiles are spaced evenly and overlap by a quarter or more."""
     if length <= tile:
         return [0]
     count = -(-(length - tile) // (tile - tile // 4)) + 1
@@ -107,13 +122,13 @@ def _tile_starts(length: int, tile: int) -> list[int]:
 
 
 def _ramp(length: int, overlap: int) -> Tensor:
-    """1 in the middle, falling linearly towards both ends, never 0."""
+    """Blending weights along one axis, (length,): 1 in the middle, a linear slope at both ends, always above 0."""
     place = torch.arange(length)
     return (torch.minimum(place, length - 1 - place) + 1).div(overlap + 1).clamp_max(1)
 
 
 def check_batch(ir: Tensor, vis_y: Tensor) -> None:
-    """Raises ValueError for what a network cannot fuse."""
+    """Raises ValueError unless both are float tensors of one shape (B, 1, H, W) with H, W >= 16."""
     if ir.shape != vis_y.shape or ir.dim() != 4 or ir.shape[1] != 1 or min(ir.shape[2:]) < MIN_SIZE:
         raise ValueError(f"expected ir and vis_y of one shape (B, 1, H, W) with H, W >= {MIN_SIZE}, "
                          f"got {tuple(ir.shape)} and {tuple(vis_y.shape)}")

@@ -1,6 +1,6 @@
-"""How the layers of RPFNet are computed: normalisation, global pools, Fourier transforms as channels.
+"""Layers of RPFNet: normalisation, global pooling, Fourier transforms as channels.
 
-net.py is the network as the paper prints it. Here stands what PyTorch does not have, or does too slowly.
+net.py is the network as the paper prints it. This module holds operations that PyTorch lacks or computes too slowly.
 """
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm, as the paper prints it, with a second way to use it.
+    """BatchNorm, as the paper prints it, with an option for eval mode. (B, C, H, W) -> (B, C, H, W)
 
-    In eval mode the running statistics of training are used, as in any BatchNorm. `image_statistics` takes those of
-    each image instead. The published pictures were made that way: their network was saved and run in train mode.
+    In eval mode it uses the running statistics, as any BatchNorm. With `image_statistics` it uses the statistics of
+    each image instead. The published images were made that way: their network was saved and run in train mode.
     """
 
     image_statistics = False
@@ -31,58 +31,61 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class ImagePools(nn.Module):
-    """Average and maximum over the image, each (B, C, 1, 1). A module, so that video.Steady finds all of a network."""
+    """Global average and maximum of each channel: (B, C, H, W) -> two tensors (B, C, 1, 1).
+
+    It is a module and not a function, so that video.Steady can attach hooks to all global pools of a network.
+    """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)
 
 
 def channel_pools(x: Tensor) -> Tensor:
-    """Average and maximum over the channels, (B, C, H, W) -> (B, 2, H, W)."""
+    """Average and maximum over the channels: (B, C, H, W) -> (B, 2, H, W)."""
     if x.requires_grad or x.device.type != "cpu":
         return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
-    # Inference on a CPU: its reductions over the channels of a channels_last tensor are slow (docs/speed.md).
+    # On CPUs, PyTorch's reductions over the channels of a channels_last tensor are slow (docs/speed.md).
     average = F.conv2d(x, x.new_full((1, x.shape[1], 1, 1), 1 / x.shape[1]))
     while x.shape[1] > 1:
-        half = (x.shape[1] + 1) // 2        # of an odd number, both halves hold the middle channel
+        half = (x.shape[1] + 1) // 2        # for an odd number, both halves contain the middle channel
         x = torch.maximum(x[:, :half], x[:, -half:])
     return torch.cat([average, x], 1)
 
 
 def as_nchw(x: Tensor) -> Tensor:
-    """x with contiguous planes. From channels_last it is a transposition, which is faster than PyTorch's copy."""
+    """x in contiguous NCHW layout. A channels_last tensor is transposed as a matrix: faster than PyTorch's copy."""
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return x.contiguous()
     return x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).contiguous().view(x.shape)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32, or in float64 if it is."""
+    """x as float32; float64 stays float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def rfft2_as_channels(x: Tensor) -> Tensor:
-    """Real and imaginary parts of the 2-D spectrum, (B, C, H, W) -> (B, 2C, H, W/2+1); orthonormal.
+    """Orthonormal 2-D spectrum, real parts first, then imaginary parts: (B, C, H, W) -> (B, 2C, H, W/2+1).
 
-    float32 or float64: there is no FFT of bfloat16.
+    x is float32 or float64. PyTorch has no FFT for bfloat16.
     """
     if torch.onnx.is_in_onnx_export():
         return _rfft2_as_products(x)
-    # Plane by plane: the transform of a channels_last tensor is slower (docs/speed.md).
+    # In NCHW layout: the FFT of a channels_last tensor is slower (docs/speed.md).
     spectrum = torch.fft.rfft2(as_nchw(x), norm="ortho")
     return torch.cat([spectrum.real, spectrum.imag], 1)
 
 
 def irfft2_of_channels(parts: Tensor, size: Sequence[int]) -> Tensor:
-    """The inverse of `rfft2_as_channels`: (B, 2C, H, W/2+1) -> (B, C, H, W)."""
+    """Inverse of `rfft2_as_channels`: (B, 2C, H, W/2+1) -> (B, C, H, W). `size` is (H, W)."""
     if torch.onnx.is_in_onnx_export():
         return _irfft2_as_products(parts, size)
-    # s: without it an odd width would come back one pixel short.
+    # Without s, the result for an odd width would be one pixel too narrow.
     return torch.fft.irfft2(torch.complex(*parts.chunk(2, 1)), s=size, norm="ortho")
 
 
-# In ONNX the same transforms are matrix products. Its runtimes refuse the inverse of a half spectrum, and their DFT of
-# a whole one is slow (docs/export.md).
+# The transforms for ONNX are matrix products. ONNX runtimes reject the inverse of a one-sided spectrum, and their DFT
+# of a two-sided spectrum is slow (docs/export.md).
 
 
 def _rfft2_as_products(x: Tensor) -> Tensor:
@@ -95,29 +98,32 @@ def _irfft2_as_products(parts: Tensor, size: Sequence[int]) -> Tensor:
     height, width = size
     columns = _dft(parts.unflatten(1, (2, -1)).transpose(1, 2), height, height, 1).mT       # (B, C, 2, W/2+1, H)
     frequency = torch.arange(columns.shape[-2], device=parts.device)[:, None]
-    twice = 1 + ((frequency > 0) & (2 * frequency < width)).to(parts)      # those between stand for two
+    # A one-sided spectrum holds each frequency between 0 and the Nyquist frequency once, and the sum needs it twice.
+    twice = 1 + ((frequency > 0) & (2 * frequency < width)).to(parts)
     return _dft(columns * twice, width, width, 1, parts=1).squeeze(-3).mT
 
 
 def _dft(x: Tensor, length: int, outputs: int, sign: int, parts: int = 2) -> Tensor:
-    """Discrete Fourier transform along the rows, orthonormal: sums over j of x_j exp(sign 2 pi i j k / length).
+    """Orthonormal discrete Fourier transform along axis -2: the sum over j of x_j exp(sign 2 pi i j k / length).
 
-    Two short matrix products after Cooley and Tukey: j = step j1 + j2 and k = k1 + count k2, where count * step is the
-    length. For a length that is prime or not known yet, the second is the whole transform.
+    It is computed as two short matrix products (Cooley and Tukey 1965): j = step j1 + j2 and k = k1 + count k2, with
+    count * step = length. If the length is prime or is not known yet, the second product is the whole transform.
 
     Args:
-        x: real and imaginary parts, (..., 2, J, N), or real parts alone, (..., 1, J, N), with J <= length.
-        outputs: how many k, from 0 on.
-        parts: 2, or 1 for the real part of the result alone.
+        x: real and imaginary parts, (..., 2, J, N), or real parts only, (..., 1, J, N), with J <= length.
+        length: number of samples of the transform.
+        outputs: number of frequencies k, which begin at 0.
+        sign: -1 for the forward transform, 1 for the inverse.
+        parts: 2 for real and imaginary parts of the result, 1 for real parts only.
     Returns:
         (..., parts, outputs, N)
     """
     *batch, given, inputs, others = x.shape
     count = _divisor(length)
     step, columns = length // count if count > 1 else inputs, -(-outputs // count)
-    library = torch if isinstance(length, torch.SymInt) else np     # NumPy's results are constants of the graph
+    library = torch if isinstance(length, torch.SymInt) else np     # NumPy results become constants in the graph
     j2, k1, k2 = (library.arange(n, dtype=library.float64) for n in (step, count, columns))
-    # The product with exp(i a) is a 2 x 2 matrix of real numbers, the cosines of a plus these.
+    # A product with exp(i a) is a product with a real 2 x 2 matrix. Its entries are the cosines of a plus these angles.
     quarters = library.asarray([[0, 1], [-1, 0]], dtype=library.float64) * (math.pi / 2)
     turn = sign * 2 * math.pi / length
     if count > 1:
@@ -137,26 +143,26 @@ def _dft(x: Tensor, length: int, outputs: int, sign: int, parts: int = 2) -> Ten
 
 def _in_dtype_of(x: Tensor, matrix: Tensor | np.ndarray) -> Tensor:
     if isinstance(matrix, np.ndarray) and x.dtype == torch.float32:
-        matrix = matrix.astype(np.float32)      # a constant of half the size
+        matrix = matrix.astype(np.float32)      # halves the size of the constant in the file
     return torch.as_tensor(matrix).to(x)
 
 
 def _divisor(length: int) -> int:
-    """The largest divisor up to the square root, or 1 where torch.export leaves the length open."""
+    """The largest divisor up to the square root; 1 if the length is symbolic (torch.export with dynamic sizes)."""
     if isinstance(length, torch.SymInt):
         return 1
     return max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
 
 
-# Numbers without a prime factor above 5, far beyond the side of any image.
+# Numbers without a prime factor above 5. The limit is far above the side of any image.
 FAST_LENGTHS = sorted(n for i in range(21) for j in range(13) for k in range(9) if (n := 2**i * 3**j * 5**k) <= 2**20)
 
 
 def fast_length(length: int) -> int:
-    """The smallest number from `length` on without a prime factor above 5; FFTs of such a length are fast."""
+    """The smallest number >= `length` without a prime factor above 5. FFTs of such lengths are fast."""
     if not isinstance(length, torch.SymInt):
         return next(n for n in FAST_LENGTHS if n >= length)
-    # torch.export leaves the length open, so the search has to be part of the graph.
+    # A symbolic length (torch.export): the search must be part of the graph.
     numbers = torch.tensor(FAST_LENGTHS)
     found = numbers[(numbers < length).sum()].item()
     torch._check(found >= length)
@@ -165,23 +171,31 @@ def fast_length(length: int) -> int:
 
 
 def mirror_pads(size: Sequence[int], border: int) -> tuple[int, ...]:
-    """Pixels to mirror at the left, right, top and bottom: `border` or more, up to a length that the FFT likes."""
+    """Reflect padding (left, right, top, bottom) in pixels: at least `border`, rounded up to a fast FFT length.
+
+    Args:
+        size: (H, W) of the image.
+        border: least padding of each side; at most half of the image is used. 0: no padding.
+    """
     pads: list[int] = []
     for length in reversed(size):
-        wanted = 2 * min(border, length // 2)       # a mirror shows no more than there is
+        wanted = 2 * min(border, length // 2)       # reflection cannot pad by more pixels than the image has
         total = fast_length(length + wanted) - length if border else 0
         pads += [total // 2, total - total // 2]
     return tuple(pads)
 
 
 def inside(pads: Sequence[int], size: Sequence[int]) -> tuple:
-    """Index of the part that padding did not add."""
+    """Index that crops the padding again: `x[inside(pads, size)]` has the size (H, W) of before."""
     left, _, top, _ = pads
     return ..., slice(top, top + size[0]), slice(left, left + size[1])
 
 
 def share_convolutions(stages: nn.ModuleList) -> None:
-    """Give all stages the convolutions (and linear layers) of the first; BatchNorm layers stay their own."""
+    """Let all stages use the weights of the first stage's convolutions and linear layers.
+
+    BatchNorm and LayerNorm layers are not shared.
+    """
     for stage in stages[1:]:
         for first, other in zip(stages[0].modules(), stage.modules()):
             if isinstance(first, (nn.Conv2d, nn.Linear)):
@@ -190,13 +204,13 @@ def share_convolutions(stages: nn.ModuleList) -> None:
 
 
 class TransformerBlock(nn.Module):
-    """What takes the place of the FDFM in the ablation "FDFM => Trans. block" (Table 3, case 6).
+    """Replaces the FDFM in the ablation "FDFM => Trans. block" (Table 3, case 6). (B, C, H, W) -> (B, C, H, W)
 
-    The paper does not describe its block; this one is ours: pre-norm attention with 4 heads, whose keys and values
-    are pooled to 16 x 16 places so that any size runs, then an MLP of twice the width.
+    The paper does not describe its block, so the design is ours: pre-norm attention with 4 heads, then an MLP of twice
+    the width. Keys and values are pooled to 16 x 16 tokens, so that the block runs at any image size.
     """
 
-    KEYS = 16       # places along each side
+    KEYS = 16       # tokens along each side
 
     def __init__(self, channels: int, heads: int = 4):
         super().__init__()
@@ -221,9 +235,9 @@ class TransformerBlock(nn.Module):
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Fold each BatchNorm into the convolution before it, in place; in eval mode the result is the same to rounding.
+    """Fold each BatchNorm into the convolution before it, in place. The eval result is the same up to rounding.
 
-    Convolutions that iterations share become one for each iteration.
+    A convolution that iterations share becomes one convolution for each iteration.
     """
     for parent in module.modules():
         if isinstance(parent, nn.Sequential) and len(parent) > 1 and isinstance(parent[1], BatchNorm):
@@ -233,18 +247,18 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def batch_norms(*modules: nn.Module) -> list[_BatchNorm]:
-    """All BatchNorm layers of networks, those that are synchronised over processes included."""
+    """All BatchNorm layers of the networks, including SyncBatchNorm."""
     return [norm for module in modules for norm in module.modules() if isinstance(norm, _BatchNorm)]
 
 
 class ExactStatistics:
-    """Running statistics of BatchNorm layers over many batches together, in place of an exponential average.
+    """Computes the running statistics of BatchNorm layers from many batches, in place of an exponential average.
 
-    Use: for each batch, a forward pass in training mode, then `add`; at the end, `store`. The variance of all is the
-    mean of the batches' variances plus the variance of their means.
+    For each batch, run a forward pass in training mode, then call `add`. At the end call `store`. The total variance is
+    the mean of the batch variances plus the variance of the batch means.
 
     Args:
-        modules: networks; the statistics of their BatchNorm layers are replaced.
+        modules: networks. The running statistics of their BatchNorm layers are replaced.
     """
 
     def __init__(self, *modules: nn.Module):
@@ -254,10 +268,10 @@ class ExactStatistics:
         self.count = 0
         self.momentum = [norm.momentum for norm in self.norms]
         for norm in self.norms:
-            norm.momentum = 1.0         # the running statistics are then those of the last batch
+            norm.momentum = 1.0         # the running statistics then equal those of the last batch
 
     def add(self, images: int) -> None:
-        """Count the batch that was just passed; `images` is its weight, 0 leaves it out."""
+        """Add the statistics of the last batch, with the weight `images`. 0 leaves the batch out."""
         self.count += images
         for norm, total in zip(self.norms, self.sums):
             assert norm.running_mean is not None and norm.running_var is not None
@@ -265,7 +279,7 @@ class ExactStatistics:
             total += images * torch.stack([mean, variance + mean * mean])
 
     def store(self, over_processes: Callable[[Tensor], Tensor] = lambda x: x) -> None:
-        """Write the statistics; `over_processes` adds a tensor up over the processes of a distributed run."""
+        """Write the statistics into the layers. `over_processes` sums a tensor over all processes."""
         count = over_processes(torch.tensor(float(self.count), dtype=torch.float64, device=self.sums[0].device))
         for norm, total, momentum in zip(self.norms, self.sums, self.momentum):
             mean, square = over_processes(total) / count

@@ -1,11 +1,13 @@
-"""Losses of RPFNet (paper, section 3.2 Eq. 5-7 and section 3.3 Eq. 8-14), and two of our own by name.
+"""Losses of RPFNet: section 3.2, Eq. 5-7, and section 3.3, Eq. 8-14, of the paper.
 
-Every module returns `(total, terms)`: a scalar to minimise and a dict of its parts by name, for the log. Everything is
-computed in float32, under autocast too, and all statistics (mean, standard deviation, maximum, the ratio of Eq. 10) are
-taken image by image: over a whole batch an image's mask would depend on its neighbours.
+`LuminanceLoss`, `DistillationLoss` and two options of `SSIMLoss` are ours and not in the paper.
 
-Images are floats, (B, 1, H, W) in [0, 1], of one size; anything else is a ValueError that says what was given. The
-fused image alone may leave [0, 1], down to -1 and up to 2, as that of a network without a sigmoid does.
+Every module returns `(total, terms)`: a scalar to minimise, and a dict of its terms by name for the log. Everything is
+computed in float32, also under autocast. All statistics (mean, standard deviation, maximum, the ratio of Eq. 10) are
+those of each image. Over a whole batch, the mask of an image would depend on the other images.
+
+Images are floats, (B, 1, H, W) in [0, 1], of one size. Anything else raises a ValueError that says what was given. Only
+the fused image may leave [0, 1]: values from -1 to 2 are accepted, because a network may end without a sigmoid.
 """
 from __future__ import annotations
 
@@ -19,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 IMAGE = (1, 2, 3)       # the axes of one image in a batch
-EPSILON = 1e-9          # of Eq. 10, and the variance of a flat window
-SSIM_C2 = 0.03**2       # of images in [0, 1] (Wang et al. 2004)
-SSIM_SIGMA = 1.5        # of its windows, pixels
-DARK = 0.1              # level under which a difference in brightness no longer counts more
-FAINT = 1e-3            # Sobel magnitude; one 8-bit level gives 1.6e-2
-ROUNDING = 1e-3         # by which a value in [0, 1] may leave it: interpolation, half precision
-FLAT = 1e-5             # Sobel magnitude that rounding leaves in a constant image
+EPSILON = 1e-9          # epsilon of Eq. 10; also added to variances, which are 0 in a constant window
+SSIM_C2 = 0.03**2       # constant C2 of SSIM for images in [0, 1] (Wang et al. 2004)
+SSIM_SIGMA = 1.5        # standard deviation of SSIM's Gaussian window, pixels
+DARK = 0.1              # added to the level in LuminanceLoss; limits the weight of dark pixels
+FAINT = 1e-3            # Sobel magnitude; a step of one 8-bit level gives 1.6e-2
+ROUNDING = 1e-3         # tolerance of the range check, for interpolation and half precision
+FLAT = 1e-5             # upper bound of the Sobel magnitude that rounding causes in a constant image
 
 Terms = dict[str, Tensor]
 
@@ -34,23 +36,24 @@ Terms = dict[str, Tensor]
 
 
 def image_mean(x: Tensor) -> Tensor:
-    """(B, 1, H, W) -> (B, 1, 1, 1)"""
+    """Mean of each image, (B, 1, H, W) -> (B, 1, 1, 1)."""
     return x.mean(IMAGE, keepdim=True)
 
 
 def above_deviation(x: Tensor) -> Tensor:
-    """Indicator of x > mean + standard deviation of its own image, as in Eq. 7 and 9."""
+    """Indicator of x > mean + standard deviation of the image, as in Eq. 7 and 9: 0 or 1, (B, 1, H, W)."""
     deviation = x.std(IMAGE, keepdim=True, correction=0)
     return (x > image_mean(x) + deviation).to(x.dtype)
 
 
 def sobel(x: Tensor) -> Tensor:
-    """Magnitude of the Sobel gradient, not normalised. Borders replicate, so that the frame is no edge.
+    """Magnitude of the Sobel gradient, not normalised: (B, 1, H, W) -> (B, 1, H, W).
 
-    Zero, with zero gradient, where the image is flat: the derivative of sqrt(0) is infinite, and rounding
-    noise, divided by its own maximum, would look like edges everywhere.
+    Borders are replicated, so that the image frame is no edge. Where the image is constant, the result and its gradient
+    are 0. There are two reasons: the derivative of sqrt at 0 is infinite, and `max_normalised` would amplify rounding
+    noise to full edges.
     """
-    # Sums of slices, no convolution: on GPUs those round their input to ten bits, more than faint edges have.
+    # Slices in place of a convolution: with TF32, GPUs round the input to ten bits, and faint edges would be lost.
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
     columns = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]                # (B, 1, H, W + 2)
     rows = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]                            # (B, 1, H + 2, W)
@@ -60,29 +63,29 @@ def sobel(x: Tensor) -> Tensor:
 
 
 def max_normalised(x: Tensor) -> Tensor:
-    """x over its own image's maximum, (B, 1, H, W) >= 0; what stays under FAINT everywhere is not blown up to 1.
+    """x / maximum of the image, (B, 1, H, W) >= 0. The divisor is at least FAINT.
 
-    A map weaker than that is not amplified. The loss then asks for its missing edges.
+    Without this bound, a map of very faint edges would be amplified to 1, and the loss would not ask for stronger ones.
     """
     return x / x.amax(IMAGE, keepdim=True).clamp_min(FAINT)
 
 
 def l2_norm(x: Tensor) -> Tensor:
-    """l2 norm of each image, (B, 1, H, W) -> (B,); with a gradient of 0 for an image of zeros."""
+    """l2 norm of each image, (B, 1, H, W) -> (B,). The gradient is 0 for an image of zeros."""
     return torch.linalg.vector_norm(x, dim=IMAGE)
 
 
 class ImageLoss(nn.Module):
-    """What the losses have in common: one check of their images."""
+    """Base class of the losses. It checks their images."""
 
-    smallest = 2        # side of an image, pixels
-    looked = False      # at the range of a batch on a GPU
+    smallest = 2        # least height and width of an image, pixels
+    looked = False      # whether the range of a batch on a GPU has been checked
 
     def check(self, **images: Tensor) -> None:
-        """Raises ValueError unless these are images, as the module's docstring has them.
+        """Raises ValueError for images that do not fit the description at the top of this file.
 
-        Ranges are looked at in each batch on a CPU. On a GPU in the first batch alone: each look waits for it, and a
-        wrong range is a habit of the data, not of one batch.
+        On a CPU, the range of values is checked in each batch. On a GPU it is checked in the first batch only: each
+        check waits for the GPU, and a wrong range comes from the data loading, so the first batch shows it.
         """
         shapes = {name: tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in images.items()}
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -109,7 +112,8 @@ class ImageLoss(nn.Module):
     @staticmethod
     def _check_range(name: str, x: Tensor, limits: tuple[int, int]) -> None:
         low, high = (float(value) for value in x.aminmax())
-        if low < limits[0] - ROUNDING or high > limits[1] + ROUNDING:       # false for NaN, which the total then shows
+        # False for NaN: the total is then NaN as well, and the training reports that.
+        if low < limits[0] - ROUNDING or high > limits[1] + ROUNDING:
             raise ValueError(f"{name} has values from {low:.4g} to {high:.4g}; expected [0, 1], so divide 8-bit images "
                              "by 255" + ("; end the network in a sigmoid" if name == "fused" else ""))
 
@@ -125,7 +129,7 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def standardised(x: Tensor) -> Tensor:
-    """(x - mean) / standard deviation, image by image; 0 for a constant image."""
+    """(x - mean) / standard deviation of each image, (B, 1, H, W); 0 for a constant image."""
     deviation = x.std(IMAGE, keepdim=True, correction=0)
     return (x - image_mean(x)) / deviation.clamp_min(1e-6)
 
@@ -135,15 +139,19 @@ def standardised(x: Tensor) -> Tensor:
 
 
 class SaliencyStructureLoss(ImageLoss):
-    """L_SS = L_grad + L_reg, of the auxiliary decoder's output M' (Eq. 5-7).
+    """L_SS = L_grad + L_reg for the output M' of the auxiliary decoder (Eq. 5-7).
 
-    The term "M_edge", the largest Sobel magnitude of M', is for the log: near 0, M' is flat and L_SS teaches nothing.
+    Terms: "L_grad", "L_reg", and "M_edge", which is only for the log. M_edge is the largest Sobel magnitude of M', as a
+    mean over the batch. If it is near 0, M' is constant and L_SS has no gradient.
 
     Args:
-        lambda_1: weight of the texture term.
-        form: "l2" takes the l2 norms of one image that Eq. 6 and 7 print. "mean" takes means, which do not depend on
-            the crop's size: the mean square of the difference of Sobel magnitudes, each over its own maximum, and
-            the means of M' under the masks. Its edge term is scale-invariant, so M' ends close to 1 with faint edges.
+        lambda_1: weight of the texture term of Eq. 6, at least 0.
+        form: "l2" uses the l2 norms of each image, as Eq. 6 and 7 print. "mean" uses means, which do not depend on the
+            size of the crop: the mean squared difference of Sobel magnitudes, each divided by its maximum, and the
+            means of M' under the masks. With "mean" the edge term is scale-invariant, so M' ends close to 1 with faint
+            edges.
+    Raises:
+        ValueError: an argument out of its range.
     """
 
     def __init__(self, lambda_1: float = 0.3, form: str = "mean"):
@@ -168,7 +176,7 @@ class SaliencyStructureLoss(ImageLoss):
 
 
 def texture_mask(vis_y: Tensor) -> Tensor:
-    """m of Eq. 6: where the Sobel magnitude is above its mean over the image."""
+    """Mask m of Eq. 6: 1 where the Sobel magnitude is above its mean over the image, else 0. (B, 1, H, W)"""
     gradient = sobel(vis_y)
     return (gradient > image_mean(gradient)).to(vis_y.dtype)
 
@@ -178,10 +186,10 @@ def texture_mask(vis_y: Tensor) -> Tensor:
 
 
 def adaptive_weight(ir: Tensor, vis_y: Tensor, printed: bool = False) -> Tensor:
-    """w of Eq. 9: 1 on the targets, where the fused image should follow the infrared.
+    """w of Eq. 9: 1 on infrared targets, where the fused image should follow the infrared; 0 elsewhere. (B, 1, H, W)
 
-    S_en adds up both saliencies, S_IR (1 + S_M) + S_M (1 + S_IR). The paper prints (1 - S), which is
-    small just where both are high: it misses the hot targets (`printed=True`).
+    Both saliencies are combined as S_en = (S_IR (1 + S_M) + S_M (1 + S_IR)) / 2. The paper prints (1 - S) in place of
+    (1 + S) (`printed=True`). That value is small where both saliencies are high, so it misses the hot targets.
     """
     s_ir, s_m = torch.sigmoid(standardised(ir)), torch.sigmoid(standardised(ir - vis_y))
     sign = -1 if printed else 1
@@ -190,15 +198,18 @@ def adaptive_weight(ir: Tensor, vis_y: Tensor, printed: bool = False) -> Tensor:
 
 
 class FrequencyContrastiveLoss(ImageLoss):
-    """L_c = D_pos / (D_neg + eps): near the wanted source, far from the other, in frequency (Eq. 9-12).
+    """L_c = D_pos / (D_neg + epsilon), in the frequency domain (Eq. 9-12).
 
-    The negative pairs are those that Eq. 12 prints, its last one included, which is a positive pair as well.
+    It pulls each region of the fused image to one source (infrared where w = 1, visible elsewhere) and pushes it away
+    from the other. The negative pairs are the four of Eq. 12. The last of them is also a positive pair of Eq. 11.
 
     Args:
         domain: "frequency", or "spatial" for the ablation "w/o freq. domain L_c".
-        contrast: False leaves D_pos alone, the ablation "L_c => freq. l1-norm".
-        weight: "adaptive" (w as in `adaptive_weight`), "printed" (Eq. 9 to the letter) or "none": the
-            fused image is pulled to both sources everywhere, the ablation "w/o w", which has no contrast.
+        contrast: False uses D_pos only, the ablation "L_c => freq. l1-norm".
+        weight: "adaptive" (`adaptive_weight` with 1 + S), "printed" (Eq. 9 as printed), or "none" for the ablation
+            "w/o w": D_pos pulls the whole fused image to both sources, and there are no negative pairs.
+    Raises:
+        ValueError: an unknown choice.
     """
 
     def __init__(self, domain: str = "frequency", contrast: bool = True, weight: str = "adaptive"):
@@ -208,8 +219,8 @@ class FrequencyContrastiveLoss(ImageLoss):
         self.domain, self.contrast, self.weight = domain, contrast, weight
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Mean magnitude of the difference, one value an image: (B,). The FFT is linear, one is enough."""
-        difference = a - b
+        """Mean magnitude of the difference of spectra (or of images), one value for each image: (B,)."""
+        difference = a - b      # the FFT is linear, so one FFT of the difference is enough
         if self.domain == "frequency":
             difference = torch.fft.fft2(difference, norm="ortho")
         return difference.abs().mean(IMAGE)
@@ -238,21 +249,22 @@ class FrequencyContrastiveLoss(ImageLoss):
 
 
 def contrast_structure(covariance: Tensor, variance_a: Tensor, variance_b: Tensor) -> Tensor:
-    """The contrast and structure factors of SSIM, their product (Wang et al. 2004)."""
+    """Product of the contrast and structure factors of SSIM (Wang et al. 2004)."""
     return (2 * covariance + SSIM_C2) / (variance_a + variance_b + SSIM_C2)
 
 
 def global_ssim(fused: Tensor, sources: tuple[Tensor, Tensor]) -> Tensor:
-    """Structure and contrast of SSIM with the whole image as its window, (B, 1, 1, 1) in [-1, 1].
+    """Structure and contrast of SSIM with the whole image as one window, (B, 1, 1, 1) in [-1, 1].
 
-    Structure is compared with each source and averaged, contrast with that of an image which shows what both
-    show: the sources' variances add up, and what they have in common counts once. A comparison with
-    each source by itself would penalise an image that carries the contents of both.
+    The structure is compared with each source, and the two values are averaged. The contrast is compared once, with the
+    contrast of an ideal image that holds the content of both sources: its variance is the sum of both variances minus
+    their covariance (if positive), so that common content counts once. A comparison with each source alone would
+    penalise an image that holds the content of both.
     """
     fused, first, second = (x - image_mean(x) for x in (fused, *sources))
     own, *variances = (image_mean(x * x) + EPSILON for x in (fused, first, second))
     wanted = sum(variances) - image_mean(first * second).clamp_min(0)
-    contrast = contrast_structure((own * wanted).sqrt(), own, wanted)       # as if perfectly correlated
+    contrast = contrast_structure((own * wanted).sqrt(), own, wanted)       # the structure factor is 1 here
     structures = ((image_mean(fused * x) + SSIM_C2 / 2) / ((own * variance).sqrt() + SSIM_C2 / 2)
                   for x, variance in zip((first, second), variances))
     return contrast * sum(structures) / 2
@@ -261,8 +273,8 @@ def global_ssim(fused: Tensor, sources: tuple[Tensor, Tensor]) -> Tensor:
 def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) -> Tensor:
     """Contrast and structure of SSIM with both sources in Gaussian windows, (B, 1, H, W) in [-1, 1].
 
-    In each window the sources weigh in by their variance (Piella and Heijmans, A new quality metric for image
-    fusion, 2003): the detail is wanted from the source that has it, and no longer flattened by the one that has not.
+    In each window, each source is weighted by its variance (Piella and Heijmans, A new quality metric for image fusion,
+    2003). The fused image then takes detail from the source that has it. A source without detail does not flatten it.
     """
     stacked = torch.cat([fused, *sources, fused * fused, *(s * s for s in sources), *(fused * s for s in sources)], 1)
     blurred = gaussian_blur2d(stacked, (window, window), (SSIM_SIGMA, SSIM_SIGMA))
@@ -275,15 +287,18 @@ def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) ->
 
 
 class SSIMLoss(ImageLoss):
-    """L_s of Eq. 13. The paper prints the similarity, and minimises it; here it is 1 - similarity.
+    """L_s of Eq. 13. The paper prints a similarity and minimises it; this loss is 1 - similarity.
 
     Args:
-        window: side of SSIM's Gaussian window in pixels, odd, from 3; [16] of the paper has 11. No image is smaller.
-        weighted: False is (1 - SSIM(F, IR)) + (1 - SSIM(F, VIS)), Eq. 13. True is ours: contrast and structure in
-            windows that weigh the sources by their variance, one minus `weighted_ssim`. With equal weights a flat
-            source flattens the other's texture.
-        whole: True is ours: half of the loss is contrast and structure of the whole image, one minus `global_ssim`.
-            Windows alone ask for no contrast between regions.
+        window: side of SSIM's Gaussian window in pixels, odd, at least 3. [16] of the paper has 11. Images must be at
+            least this large.
+        weighted: False is (1 - SSIM(F, IR)) + (1 - SSIM(F, VIS)), Eq. 13. True is ours: 1 - `weighted_ssim`, where each
+            window weights the sources by their variance. With equal weights, a flat source flattens the texture of the
+            other.
+        whole: True is ours: half of the loss is 1 - `global_ssim`, which uses the whole image as one window. Small
+            windows alone do not ask for contrast between regions.
+    Raises:
+        ValueError: the window is not an odd number from 3.
     """
 
     def __init__(self, window: int = 11, weighted: bool = False, whole: bool = False):
@@ -307,15 +322,19 @@ class SSIMLoss(ImageLoss):
 
 
 class LuminanceLoss(ImageLoss):
-    """L_l, ours: the local mean of F is that of the infrared on the targets (w = 1), of the visible elsewhere.
+    """L_l, ours: the local mean of F should be that of the infrared on targets (w = 1) and of the visible elsewhere.
 
-    L_c and the structure terms of the contrast recipe ask for no brightness: the orthonormal spectrum weighs the mean
-    of a crop by one over its side, and contrast and structure do without it. The difference is taken after a Gaussian
-    blur and relative to the level that is wanted, plus 0.1: mean of |G(F - T)| / (G(T) + 0.1). So ten gray levels
-    too many count three times as much at night (T near 0.05) as by day (T near 0.4), as they do to the eye.
+    The other terms of the contrast recipe hardly constrain brightness. In the orthonormal spectrum of L_c, the mean of
+    a crop has the weight 1 / side. Contrast and structure do not depend on the mean.
+
+    L_l = mean of |G(F - T)| / (G(T) + 0.1), where T = w IR + (1 - w) VIS is the target and G is a Gaussian blur. An
+    error of ten gray levels counts three times as much at night (T near 0.05) as by day (T near 0.4). This follows
+    human perception.
 
     Args:
-        sigma: of the blur, pixels.
+        sigma: standard deviation of the blur, pixels.
+    Raises:
+        ValueError: sigma is not a finite number above 0.
     """
 
     def __init__(self, sigma: float = 4.0):
@@ -324,7 +343,7 @@ class LuminanceLoss(ImageLoss):
             raise ValueError(f"sigma={sigma!r}; a finite number of pixels above 0 is needed")
         self.sigma = sigma
         self.side = 2 * round(3 * sigma) + 1
-        self.smallest = self.side // 2 + 1      # of which the border can be a mirror image
+        self.smallest = self.side // 2 + 1      # a smaller image cannot be padded by reflection
 
     def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         self.check(fused=fused, ir=ir, vis_y=vis_y)
@@ -339,12 +358,13 @@ class LuminanceLoss(ImageLoss):
 
 
 class DistillationLoss(nn.Module):
-    """Ours, for small networks: how far F is from the picture T of a teacher, mean |F - T| + 1 - SSIM(F, T).
+    """Ours, for small networks: distance to the output T of a teacher network, mean |F - T| + 1 - SSIM(F, T).
 
-    It is called as FusionLoss is. M' is not looked at, and the sources only through the teacher.
+    The interface is that of FusionLoss. M' is ignored. The sources are used only as input of the teacher.
 
     Args:
-        teacher: a trained network, called as teacher(ir, vis_y) in eval mode, (B, 1, H, W) in [0, 1] each.
+        teacher: a trained network, called as teacher(ir, vis_y) in eval mode. Inputs and output are (B, 1, H, W) in
+            [0, 1].
         window: side of SSIM's Gaussian window, pixels.
     """
 
@@ -353,7 +373,7 @@ class DistillationLoss(nn.Module):
         self.teacher, self.window = teacher.eval(), window
 
     def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
-        """Arguments and result as of `FusionLoss.fusion`."""
+        """Arguments and result as for `FusionLoss.fusion`."""
         with torch.no_grad():
             wanted = self.teacher(ir, vis_y)
         with torch.autocast(ir.device.type, enabled=False):
@@ -367,19 +387,22 @@ class DistillationLoss(nn.Module):
 
 
 class FusionLoss(nn.Module):
-    """L_total = L_SS + L_c + lambda_2 L_s (Eq. 8 and 14), and lambda_3 L_l where that term is given.
+    """L_total = L_SS + L_c + lambda_2 L_s (Eq. 8 and 14), plus lambda_3 L_l if that term is given.
 
-    Each term is a module or None; None switches it off (the ablations "w/o L_s" and "w/o L_SS"). One has to be given.
+    Each term is a module or None. None switches the term off (the ablations "w/o L_s" and "w/o L_SS"). At least one
+    term is required.
 
-    For a network that has no residual features, and so no M', leave `saliency` out, or take `fusion`, which needs the
-    fused image alone:
+    A network without residual features has no M'. Leave `saliency` out for it, or call `fusion`, which needs only the
+    fused image:
 
         loss = FusionLoss.paper()
         total, terms = loss.fusion(fused, ir, vis_y)
 
     Args:
         contrastive, structure, saliency, luminance: the terms L_c, L_s, L_SS and L_l.
-        lambda_2, lambda_3: weights of L_s and L_l.
+        lambda_2, lambda_3: weights of L_s and L_l, at least 0.
+    Raises:
+        ValueError: no term is given, or a weight is out of its range.
     """
 
     def __init__(self, contrastive: nn.Module | None = None, structure: nn.Module | None = None,
@@ -395,11 +418,15 @@ class FusionLoss(nn.Module):
 
     @classmethod
     def paper(cls) -> FusionLoss:
-        """The loss of the paper, as recipes/paper.json has it."""
+        """The loss of the paper, with the options of recipes/paper.json."""
         return cls(FrequencyContrastiveLoss(weight="printed"), SSIMLoss(), SaliencyStructureLoss())
 
     def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
-        """L_F, the terms that need the fused image alone (Eq. 8); arguments as in `forward`."""
+        """L_F, the terms that need only the fused image (Eq. 8); arguments as for `forward`.
+
+        Returns:
+            The total, a float32 scalar, and the terms by name.
+        """
         total = fused.new_zeros((), dtype=torch.float32)
         terms: Terms = {}
         for weight, term in ((1.0, self.contrastive), (self.lambda_2, self.structure), (self.lambda_3, self.luminance)):
@@ -409,10 +436,15 @@ class FusionLoss(nn.Module):
         return total, terms
 
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
-        """
+        """L_total (Eq. 14).
+
         Args:
             fused, ir, vis_y: (B, 1, H, W) in [0, 1].
-            m_prime: the auxiliary decoder's output, (B, 1, H, W); None without L_SS.
+            m_prime: output of the auxiliary decoder, (B, 1, H, W) in [0, 1]; None without L_SS.
+        Returns:
+            The total, a float32 scalar, and the terms by name, "L_total" included.
+        Raises:
+            ValueError: images that do not fit, or no m_prime where L_SS needs it.
         """
         if self.saliency is not None and m_prime is None:
             raise ValueError("m_prime is None, and L_SS needs the auxiliary decoder's output; "

@@ -1,8 +1,8 @@
 """RPFNet: Residual Prior-driven Frequency-aware Network (Guan et al., ACM MM 2025, arXiv 2507.06735).
 
-Read from top to bottom: blocks, modules (CPM, RPM, FDFM), one stage, the two networks. Symbols follow
-the paper: F_F are the fusion features, F_R the residual features, M = IR - VIS_Y the residual prior.
-How layers are computed (norms, pools, Fourier transforms) stands in layers.py.
+The order is: blocks, modules (CPM, RPM, FDFM), one stage, the output heads, the network. Symbols are those of the
+paper: F_F are the fusion features, F_R the residual features, M = IR - VIS_Y is the residual prior. layers.py holds
+the implementation of the normalisation, the pooling and the Fourier transforms.
 
     from net import RPFNet
     fused = RPFNet.from_pretrained().fuse(ir, vis)      # numpy uint8 in, numpy uint8 out
@@ -39,21 +39,22 @@ from weights import check_config, restored
 
 
 class CB(nn.Sequential):
-    """Convolutional block: conv k x k (same size), BatchNorm, activation (paper, section 3.2).
+    """Convolutional block: k x k convolution with zero padding, BatchNorm, activation (paper, section 3.2).
 
-    (B, inputs, H, W) -> (B, outputs, H, W)
+    (B, inputs, H, W) -> (B, outputs, H, W); `kernel` is odd.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, activation: type[nn.Module] = nn.ReLU):
-        # No bias: the normalisation would remove it.
+        # No bias: BatchNorm subtracts the mean, so a bias would have no effect.
         super().__init__(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
                          BatchNorm(outputs), activation())
 
 
 class ChannelAttention(nn.Module):
-    """CA of Eq. 3: weighs channels by their average and maximum over the image, as CBAM does.
+    """CA of Eq. 3, as in CBAM: channel weights from the global average and maximum. (B, C, H, W) -> (B, C, H, W)
 
-    The paper cites NestFuse [39] for it, whose attention serves to fuse two images; a module for one image is CBAM's.
+    The paper cites NestFuse [39], whose attention fuses two images; Eq. 3 has one input, so CBAM is used. The hidden
+    layer of the MLP has C / reduction channels. The paper does not print this factor; 4 is our choice.
     """
 
     def __init__(self, channels: int, reduction: int = 4):
@@ -67,7 +68,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """SA of Eq. 3: weighs places by the average and maximum over the channels, 7 x 7, as CBAM does."""
+    """SA of Eq. 3, as in CBAM: pixel weights from a 7 x 7 convolution of the channel average and maximum."""
 
     def __init__(self):
         super().__init__()
@@ -82,7 +83,7 @@ class SpatialAttention(nn.Module):
 
 
 class CPM(nn.Module):
-    """Cross-Promotion Module: each branch refines the other (Eq. 1 and 2)."""
+    """Cross-Promotion Module: each branch refines the other (Eq. 1 and 2). All features are (B, C, H, W)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -91,12 +92,12 @@ class CPM(nn.Module):
 
     def forward(self, f_f: Tensor, f_r: Tensor) -> tuple[Tensor, Tensor]:
         refined_r = self.to_residual(f_f) + f_r                         # Eq. 1
-        refined_f = self.to_fusion(f_r) * f_f + f_f                     # Eq. 2, of the F_R before Eq. 1
+        refined_f = self.to_fusion(f_r) * f_f + f_f                     # Eq. 2 takes F_R from before Eq. 1
         return refined_f, refined_r
 
 
 class RPM(nn.Module):
-    """Residual Prior Module: attention, then dilated convolutions with rates 1, 3, 5, summed (Eq. 3)."""
+    """Residual Prior Module: attention, then the sum of dilated convolutions with rates 1, 3, 5 (Eq. 3)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -111,10 +112,10 @@ class RPM(nn.Module):
 
 
 class FDFM(nn.Module):
-    """Frequency-Domain Fusion Module: a 1 x 1 convolution of the spectrum sees the whole image (Eq. 4).
+    """Frequency-Domain Fusion Module: a 1 x 1 convolution of the spectrum has a global receptive field (Eq. 4).
 
-    Eq. 4 prints CB_3x3(F) twice: it is one block, and the sum is the residual connection that the text speaks of.
-    The transforms are in float32, under autocast too.
+    Eq. 4 prints CB_3x3(F) twice. Here both are the same block, so the sum is the residual connection of the paper's
+    text. The spectral branch is computed in float32, also under autocast.
     """
 
     def __init__(self, channels: int):
@@ -133,16 +134,16 @@ GLOBAL_BRANCHES = {"fourier": FDFM, "transformer": TransformerBlock}
 
 
 class Features(NamedTuple):
-    """What one stage hands on, each (B, C, H, W)."""
+    """Output of one stage, each (B, C, H, W)."""
     fusion: Tensor              # F_F
-    residual: Tensor | None     # F_R; None in a network without the residual prior
+    residual: Tensor | None     # F_R; None if the network has no residual prior
 
     def cropped(self, place: tuple) -> Features:
         return Features(self.fusion[place], None if self.residual is None else self.residual[place])
 
 
 class Stage(nn.Module):
-    """One iteration of Figure 2: CPM, then FDFM and RPM side by side. Arguments as of RPFNet."""
+    """One iteration of Figure 2: CPM, then FDFM and RPM in parallel. Arguments as for RPFNet."""
 
     def __init__(self, channels: int, global_branch: str = "fourier", cpm: bool = True, prior: bool = True):
         super().__init__()
@@ -157,10 +158,10 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """Features to one image in [0, 1]: two CBs, a last convolution and a sigmoid.
+    """Reconstruction head: two CBs, a last convolution and a sigmoid. (B, C, H, W) -> (B, 1, H, W) in [0, 1]
 
-    The paper prints two CBs and a sigmoid. A sigmoid of a CB, which ends in ReLU, would never fall below 0.5; hence
-    the last convolution. It is in float32 under autocast too: bfloat16 has only 128 levels in [0.5, 1].
+    The paper prints two CBs and a sigmoid. A CB ends in ReLU, so its sigmoid would never fall below 0.5. The last
+    convolution avoids this. It is in float32, also under autocast: bfloat16 has only 128 levels in [0.5, 1].
     """
 
     def __init__(self, channels: int = 32):
@@ -175,10 +176,10 @@ class Head(nn.Module):
 
 
 class AuxiliaryDecoder(Head):
-    """Decodes the residual features F_R^n to M', on which L_SS acts; used in training only (Eq. 5-7).
+    """Decodes the residual features F_R^n to M', the input of L_SS (Eq. 5-7). Used in training only.
 
-    (B, C, H, W) -> (B, 1, H, W) in [0, 1]. In float32 throughout: in bfloat16 its sigmoid
-    saturates, M' goes flat and L_SS has no gradient any more.
+    (B, C, H, W) -> (B, 1, H, W) in [0, 1]. All of it is in float32. In bfloat16 the sigmoid saturates, M' becomes
+    constant and L_SS has no gradient.
     """
 
     def forward(self, f_r: Tensor) -> Tensor:
@@ -193,19 +194,21 @@ class AuxiliaryDecoder(Head):
 class RPFNet(nn.Module):
     """The fusion network (paper, section 3.2 and Figure 2).
 
-    Its BatchNorm has statistics of its own for each iteration: three iterations have three distributions, and one set
-    of running statistics for all makes eval mode wrong. In eval mode an image therefore does not depend on its batch.
+    The iterations share their convolutions, not their BatchNorm layers: each iteration has its own BatchNorm weights,
+    biases and running statistics. The features of each iteration have another distribution, so shared running
+    statistics would be wrong in eval mode. In eval mode the result for an image does not depend on its batch.
 
     Args:
-        channels: width of all features.
-        stages: the number n of iterations.
-        sharing: "convolutions" (default): all iterations have the same convolutions; "none": each has its own.
-        global_branch: "fourier" (default), or "transformer", the ablation "FDFM => Trans. block".
-        cpm: False leaves the features as they are, the ablation "w/o CPM".
+        channels: number of feature channels, a multiple of 4.
+        stages: number n of iterations.
+        sharing: "convolutions" (default): all iterations use the same convolutions; "none": each has its own.
+        global_branch: "fourier" (default), or "transformer" for the ablation "FDFM => Trans. block".
+        cpm: False leaves out the CPM, the ablation "w/o CPM".
         prior: False leaves out the residual branch (RPM and CPM), the ablation "w/o res prior".
-        border: in eval mode the sources are mirrored by at least so many pixels on each side (up to a
-            length that the FFT likes) and the result is cropped again, so that what zero padding and the
-            FFT's wrap-around do to a frame falls outside. 0: off.
+        border: pixels of reflect padding on each side in eval mode, at most half of the image; 0: off. More are added
+            up to a fast FFT length. The padding is cropped from the result, and with it the border artifacts of zero
+            padding and of the periodic FFT.
+    Raises ValueError for an argument out of its range; see `weights.check_config`.
     """
 
     def __init__(self, channels: int = 32, stages: int = 3, sharing: str = "convolutions",
@@ -227,18 +230,18 @@ class RPFNet(nn.Module):
         """Fuse a batch.
 
         Args:
-            ir, vis_y: (B, 1, H, W) in [0, 1], H and W at least 16, odd sizes too.
-            return_features: also return the features before the first and after each stage
-                (n + 1 entries; `features[-1].residual` is what the auxiliary decoder reads).
+            ir, vis_y: (B, 1, H, W) in [0, 1]. H and W are at least 16 and may be odd.
+            return_features: also return the features before the first and after each stage, n + 1 entries.
+                `features[-1].residual` is the input of the auxiliary decoder.
         Returns:
             The fused luminance, (B, 1, H, W) in [0, 1], float32 (float64 after `double()`).
         Raises:
-            ValueError: wrong shapes or dtypes, or a network that was cast to half precision.
+            ValueError: wrong shapes or dtypes, or weights in half precision.
         """
         check_batch(ir, vis_y)
         if self.head.last.weight.element_size() < 4:
-            raise ValueError(f"the weights are {self.head.last.weight.dtype}, which the FFTs are not computed in; "
-                             "use optimize(bfloat16=True), or torch.autocast, in place of half() or bfloat16()")
+            raise ValueError(f"the weights are {self.head.last.weight.dtype}, but the FFTs need float32 or float64; "
+                             "use optimize(bfloat16=True) or torch.autocast in place of half() or bfloat16()")
         if self.uses_bfloat16:
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)
@@ -249,7 +252,7 @@ class RPFNet(nn.Module):
         sources = F.pad(torch.cat([ir, vis_y], 1), pads, mode="reflect")                # (B, 2, H, W)
         f_f, f_r = self.stem_f(sources), None
         if self.stem_r is not None:
-            f_r = self.stem_r(sources[:, :1] - sources[:, 1:])                          # of M
+            f_r = self.stem_r(sources[:, :1] - sources[:, 1:])                          # M = IR - VIS_Y
         features = [Features(f_f, f_r)]
         for stage in self.stages:
             f_f, f_r = stage(f_f, f_r)
@@ -262,10 +265,9 @@ class RPFNet(nn.Module):
         return fused[place]
 
     def use_image_statistics(self, on: bool = True) -> RPFNet:
-        """Normalise by the statistics of each image, in eval mode, as the published pictures were made. Returns self.
+        """In eval mode, normalise each image by its own statistics, as for the published images. Returns self.
 
-        Raises:
-            ValueError: `optimize` has folded the normalisation into the convolutions.
+        Raises ValueError after `optimize`, which folds the BatchNorm layers into the convolutions.
         """
         norms = self._norms()
         if on and not norms:
@@ -278,19 +280,17 @@ class RPFNet(nn.Module):
         return [module for module in self.modules() if isinstance(module, BatchNorm)]
 
     def optimize(self, bfloat16: bool = False, compiled: bool = False) -> RPFNet:
-        """Make inference faster where the picture stays the same. Not to be trained any more.
+        """Prepare the network for fast inference, in place; it cannot be trained afterwards. Returns self.
 
-        BatchNorm is folded into the convolutions, which is exact to rounding.
+        BatchNorm is folded into the convolutions. The result is the same up to rounding.
 
         Args:
-            bfloat16: also compute in bfloat16, except for the FFTs and the last step. Over 50 dB from the float32
-                picture on real pairs (see tests). Pays on GPUs, and on CPUs with bfloat16 instructions
-                (AVX-512 BF16, AMX); older ones are slower with it.
-            compiled: also torch.compile, with CUDA graphs: for many images of one size on a GPU. The first of each
-                size takes a minute, and after eight sizes PyTorch stops compiling. Gains nothing on CPUs. What
-                the network itself returns is then overwritten by its next call: clone what you keep.
-        Returns:
-            self.
+            bfloat16: compute in bfloat16, except for the spectral branch and the last convolution. The PSNR to the
+                float32 result is above 50 dB on real pairs (see tests). Faster on GPUs, and on CPUs with bfloat16
+                instructions (AVX-512 BF16, AMX). Slower on older CPUs.
+            compiled: use torch.compile with CUDA graphs. Meant for many images of one size on a GPU; no gain on
+                CPUs. The first image of each size takes a minute. After eight sizes PyTorch stops compiling. The next
+                forward pass overwrites the returned tensor, so clone what you keep.
         """
         fold_batch_norm(self.eval())
         self.uses_bfloat16 = bfloat16
@@ -300,25 +300,25 @@ class RPFNet(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path = "contrast", device: str | torch.device = "cpu") -> RPFNet:
-        """The trained network in eval mode.
+        """Load a trained network, in eval mode.
 
         Args:
-            path: a name of weights.CHECKPOINTS, after the recipes that trained them; or weights (`.pth`, with the recipe beside
-                it as `.json`); or a training checkpoint of train.py.
-            device: where to put it.
+            path: a name in weights.CHECKPOINTS ("contrast", "paper", "medical"), a `.pth` file of weights with its
+                `.json` file beside it, or a training checkpoint (last.pth) of train.py.
+            device: device of the network.
         Raises:
-            FileNotFoundError, ValueError: no such file, or not sound weights of this network; one line that names it.
+            OSError, ValueError: no such file, or no valid weights of this network. One line that names the file.
         """
         check_device(device)
         model = restored(cls, path)
-        # Layout changes no value; a single image is convolved faster so, on CPUs and GPUs.
+        # channels_last makes convolutions of single images faster on CPUs and GPUs. It changes no value.
         return model.to(device).to(memory_format=torch.channels_last).eval()
 
     def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False, tile: int = 0,
              as_published: bool = False) -> np.ndarray:
-        """Fuse one pair of numpy images, on the device of the network; see `fuse_pair`.
+        """Fuse one pair of numpy images on the network's device; arguments, result and errors as for `fuse_pair`.
 
-        as_published: with the statistics of this image, as the published pictures were made.
+        as_published: normalise by the statistics of this image, as for the published images.
         """
         if not as_published:
             return fuse_pair(self, ir, vis, studio_range, tile)

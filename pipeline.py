@@ -1,6 +1,6 @@
-"""Fusing many pairs: threads decode, convert colours and encode while the network computes.
+"""Fuse many pairs: threads read and write images while the network computes.
 
-A pair that fails in any of these steps is remembered, and the others go on.
+If a pair fails in one of these steps, its error is recorded and the other pairs are fused.
 """
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ from support.outputs import DISK_ERRORS
 from support.pairing import Pair
 from support.runtime import first_line, on_gpu, team
 
-CPU_THREADS = 2     # that read and write; more would take cores from the network
-GPU_THREADS = 8     # where the network leaves the CPU free, and takes less time than one PNG
+# Threads that read and write images.
+CPU_THREADS = 2     # with the network on a CPU; more threads would take cores from the network
+GPU_THREADS = 8     # with the network on a GPU; fusing then takes less time than encoding one PNG
 
-# What one pair may bring about and the next one may not. Anything else is a fault of the program.
+# Errors that can be caused by a single pair. Any other exception is a bug and ends the program.
 PAIR_ERRORS = (DataError, ValueError, OSError, RuntimeError, MemoryError, cv2.error)
 
 
 class Item(NamedTuple):
-    """A pair with its images."""
+    """A pair whose images have been read."""
     pair: Pair
-    ir: np.ndarray
-    vis: np.ndarray
-    inputs: tuple[np.ndarray, np.ndarray]       # what the network sees of them, see inference.prepare
+    ir: np.ndarray                              # uint8 (H, W)
+    vis: np.ndarray                             # uint8 (H, W) or (H, W, 3)
+    inputs: tuple[np.ndarray, np.ndarray]       # network inputs, see inference.prepare
 
     @property
     def shapes(self) -> tuple:
@@ -45,7 +46,7 @@ class Item(NamedTuple):
 
 
 def read_item(pair: Pair, args: argparse.Namespace) -> Item:
-    """Raises PAIR_ERRORS."""
+    """Read and prepare one pair with the options of test.py. Raises PAIR_ERRORS."""
     ir, vis = load_pair(pair, args.resize, args.ir_range)
     if not args.no_alignment_check:
         note_shift(pair.name, ir, vis)
@@ -55,7 +56,7 @@ def read_item(pair: Pair, args: argparse.Namespace) -> Item:
 
 def read_ahead(pool: ThreadPoolExecutor, pairs: Iterable[Pair], args: argparse.Namespace,
                ahead: int) -> Iterator[tuple[Pair, Future]]:
-    """Pairs in order, each with the future of its item; `ahead` are decoded in advance."""
+    """Yield the pairs in order, each with the future of its item. Up to `ahead` pairs are read in advance."""
     waiting: deque = deque()
     for pair in pairs:
         waiting.append((pair, pool.submit(read_item, pair, args)))
@@ -66,8 +67,8 @@ def read_ahead(pool: ThreadPoolExecutor, pairs: Iterable[Pair], args: argparse.N
 
 
 def target(pair: Pair, args: argparse.Namespace) -> Path:
-    """The file of a fused image. (Of the pair's name, not `with_suffix`: it may hold dots.)"""
-    return args.out_file or args.out / f"{pair.name}.{args.format}"
+    """Path of the fused image of a pair."""
+    return args.out_file or args.out / f"{pair.name}.{args.format}"     # not `with_suffix`: names may contain dots
 
 
 def compare_folder(args: argparse.Namespace) -> Path:
@@ -75,7 +76,10 @@ def compare_folder(args: argparse.Namespace) -> Path:
 
 
 def write_item(item: Item, luminance: np.ndarray, args: argparse.Namespace) -> None:
-    """Raises PAIR_ERRORS."""
+    """Write the fused image, and with --compare also the comparison. Raises PAIR_ERRORS.
+
+    luminance: fused luminance, float32 (H, W) in [0, 1].
+    """
     fused = in_colour_of(item.vis, luminance, args.studio_range)
     path = target(item.pair, args)
     write_image(path, fused)
@@ -84,14 +88,14 @@ def write_item(item: Item, luminance: np.ndarray, args: argparse.Namespace) -> N
 
 
 def side_by_side(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
-    """infrared | visible | fused, RGB, with a white line between."""
+    """infrared | visible | fused as one RGB image, with white lines between them. All are uint8 of one (H, W)."""
     panels = [x if x.ndim == 3 else cv2.cvtColor(x, cv2.COLOR_GRAY2RGB) for x in (ir, vis, fused)]
     line = np.full((len(ir), 4, 3), 255, np.uint8)
     return np.hstack([panels[0], line, panels[1], line, panels[2]])
 
 
 def in_batches(items: Iterable[Item], limit: int) -> Iterator[list[Item]]:
-    """Neighbours of one size together, `limit` at most."""
+    """Group consecutive items of one shape into batches of at most `limit` items."""
     batch: list[Item] = []
     for item in items:
         if batch and (len(batch) == limit or item.shapes != batch[0].shapes):
@@ -103,12 +107,16 @@ def in_batches(items: Iterable[Item], limit: int) -> Iterator[list[Item]]:
 
 
 class Fuser:
-    """Fuses and writes pairs.
+    """Fuses pairs and writes the results.
+
+    Args:
+        args: options of test.py, as `test.parse` and `test.choose_output` set them.
+        model: the network, as for `inference.fuse_pair`.
 
     Attributes:
-        seconds: the time of each image that was fused.
-        written: how many were written.
-        problems: a line for each pair that failed.
+        seconds: inference time of each fused image.
+        written: number of images that were written.
+        problems: one line for each pair that failed.
     """
 
     def __init__(self, args: argparse.Namespace, model: nn.Module):
@@ -117,9 +125,9 @@ class Fuser:
         self._writing: deque[tuple[Pair, Future]] = deque()
 
     def fuse_all(self, pairs: Sequence[Pair]) -> None:
-        """Raises OSError where the disk is full; what was written by then is counted all the same."""
+        """Fuse and write all pairs. Raises OSError if the disk is full; `written` is then still correct."""
         threads = GPU_THREADS if on_gpu(self.args.device) else CPU_THREADS
-        ahead = 2 * threads     # pairs that are read before their batch, and results that wait to be written
+        ahead = 2 * threads     # bounds the queue of pairs that were read and the queue of results to be written
         pool = ThreadPoolExecutor(threads)
         try:
             with tqdm(total=len(pairs), unit="pair", desc="fusing", disable=team.rank > 0) as bar:
@@ -132,7 +140,8 @@ class Fuser:
                         bar.update()
                 self._finish(0)
         finally:
-            pool.shutdown(cancel_futures=True)      # after an error or Ctrl-C, what runs is finished, no more begun
+            # After an error or Ctrl-C, running tasks are finished and queued tasks are cancelled.
+            pool.shutdown(cancel_futures=True)
             self._count_the_rest()
 
     def _read(self, waiting: Iterable[tuple[Pair, Future]], bar: tqdm) -> Iterator[Item]:
@@ -144,27 +153,28 @@ class Fuser:
                 bar.update()
 
     def _fuse(self, batch: list[Item]) -> Sequence[np.ndarray | None]:
-        """The luminance of each item; None for those that failed."""
+        """Fused luminance of each item; None for an item that failed."""
         start = time.perf_counter()
         try:
-            # Ends on the CPU: no synchronisation is missing in the time.
+            # The result is copied to the CPU, so the time includes all GPU work.
             fused = fuse_luminance(self.model, [item.inputs for item in batch], self.args.tile)
-        except PAIR_ERRORS as error:      # too large for the memory, most of all
+        except PAIR_ERRORS as error:      # mostly out of memory
             if len(batch) == 1:
                 self._failed(batch[0].pair, error)
                 return [None]
         else:
             self.seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
             return fused
-        # One by one they may fit, and only the bad one is lost. Not in the handler, where the error holds the tensors.
+        # Fuse the items one by one: they may fit into memory, and only a bad item is lost. This is not done in the
+        # exception handler, because there the exception keeps the tensors of the batch alive.
         if on_gpu(self.args.device):
             torch.cuda.empty_cache()
         return [self._fuse([item])[0] for item in batch]
 
     def _finish(self, ahead: int) -> None:
-        """Wait until no more than `ahead` images are being written. Raises OSError where the disk is full."""
+        """Wait until at most `ahead` images are still to be written. Raises OSError if the disk is full."""
         while len(self._writing) > ahead:
-            pair, done = self._writing[0]       # taken away when it is counted: Ctrl-C may come in between
+            pair, done = self._writing[0]       # removed only after it is counted, because Ctrl-C can come in between
             try:
                 done.result()
                 self.written += 1
@@ -187,9 +197,9 @@ class Fuser:
 
 
 def explained(error: Exception, args: argparse.Namespace) -> str:
-    """What went wrong, with the remedy."""
+    """The error in words, with a remedy where there is one."""
     if isinstance(error, SizeError):
-        return f"{error}, or bring one to the other with --resize ir or --resize vis"
+        return f"{error}, or resize one of them with --resize ir or --resize vis"
     if isinstance(error, DataError):
         return str(error)
     text = first_line(error)

@@ -1,7 +1,7 @@
-"""Options of train.py, and the recipes that give them their values.
+"""Options of train.py, and recipes: JSON files with values for the options.
 
-The names in RECIPE decide the result of a run. A recipe is a JSON file with a value for each; checkpoints store theirs.
-Options missing from an older recipe get the value in recipes/paper.json.
+RECIPE lists the options that determine the result of a run. A recipe file has a value for each of them. Checkpoints
+store the recipe of their run. If an older recipe lacks an option, the value of recipes/paper.json is used.
 """
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from weights import LIMITS, in_words, load, read_json
 RECIPES = Path(__file__).resolve().parent / "recipes"
 TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in layout.splits)
 
-# What decides the result. A recipe file has a value for each; checkpoints store them, and --resume goes on with them.
+# The options that determine the result. --resume uses the values stored in the checkpoint.
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
           "lr", "schedule", "clip", "fixed_statistics", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
           "lambda_1", "saliency", "saliency_form", "weight", "contrast", "contrast_domain",
           "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "teacher", "amp", "val_every")
-LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # what a teacher makes void
+LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # options that have no effect with a teacher
 NO_TEACHER = "none"
-PLACES = ("data", "ir", "vis", "init")      # stored too, but they may move
-# What last.pth holds; see Trainer.save.
+PLACES = ("data", "ir", "vis", "init")      # paths; stored as well, but --resume may change them
+# Keys of last.pth; see Trainer.save.
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
-# Version of the recipe's meaning. Increase it when the same options train a different model, and see `is_current`.
+# Increase this version if the same options train a different model after a change; see `is_current`.
 VERSION = 4
+FLAG = argparse.BooleanOptionalAction        # --name and --no-name
 
 
 class TrainingError(Exception):
@@ -41,11 +42,11 @@ class TrainingError(Exception):
 
 
 # ---------------------------------------------------------------------------------------------
-# What an option may be; for argparse
+# Types of options, for argparse
 
 
 def count(low: int, high: int) -> Callable[[str], int]:
-    """Whole numbers from `low` to `high`."""
+    """Type of an option: an integer from `low` to `high`."""
     def parsed(text: str) -> int:
         value = int(text) if text.strip().removeprefix("-").isdecimal() and len(text) < 30 else low - 1
         if not low <= value <= high:
@@ -58,7 +59,7 @@ whole = count(0, 10**9)
 
 
 def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
-    """Finite numbers from `low` (`above`: beyond it) to `high`."""
+    """Type of an option: a finite number from `low` to `high`. With `above`, `low` itself is excluded."""
     def parsed(text: str) -> float:
         try:
             value = float(text)
@@ -72,7 +73,7 @@ def number(low: float, high: float = math.inf, above: bool = False) -> Callable[
 
 
 def fours(text: str) -> int:
-    """A width of the network: its attention has a quarter of it."""
+    """Type of --channels: a multiple of 4, because the channel attention has a quarter of the channels."""
     value = count(*LIMITS["channels"])(text)
     if value % 4:
         raise argparse.ArgumentTypeError(f"{text} is no multiple of 4")
@@ -80,7 +81,7 @@ def fours(text: str) -> int:
 
 
 def odd(text: str) -> int:
-    """A side of SSIM's windows."""
+    """Type of --ssim-window: an odd number of pixels from 3."""
     value = count(3, 2**13)(text)
     if value % 2 == 0:
         raise argparse.ArgumentTypeError(f"{text} is even; a window has a middle")
@@ -88,7 +89,7 @@ def odd(text: str) -> int:
 
 
 def device(text: str) -> str:
-    """Name of a device that can hold values. `check_device` tests whether this machine has it."""
+    """Type of --device: the name of a device other than "meta". `check_device` tests if this machine has it."""
     try:
         kind = torch.device(text).type
     except RuntimeError:
@@ -103,7 +104,7 @@ def device(text: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reads recipes, too: with `source`, the file that they are from, an error is a TrainingError that names it."""
+    """Parser that also checks recipe files. If `source` is set to the file, errors are TrainingErrors that name it."""
 
     source: object = None
 
@@ -117,87 +118,104 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     pass
 
 
-def build_parser(description: str | None = None) -> argparse.ArgumentParser:
-    parser = _Parser(description=description, formatter_class=_HelpFormatter)
-    flag = argparse.BooleanOptionalAction
-
+def _main_options(parser: argparse.ArgumentParser) -> None:
     main = parser.add_argument_group("main")
-    main.add_argument("--recipe", type=given, default="paper", metavar="NAME|FILE", help="defaults of all options "
-                      "below: paper, contrast, medical, small, tiny (in recipes/), or a JSON file, such as the "
+    main.add_argument("--recipe", type=given, default="paper", metavar="NAME|FILE", help="recipe with the defaults of "
+                      "the options below: paper, contrast, medical, small, tiny (in recipes/), or a JSON file, such as "
                       "best.json of a run")
     main.add_argument("--data", type=given, default="data/RoadScene", help="folder of the data set")
-    main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, help="its layout")
-    main.add_argument("--ir", type=given, metavar="DIR", help="train on your own two folders: infrared ...")
-    main.add_argument("--vis", type=given, metavar="DIR", help="... and visible, matched by file name")
-    main.add_argument("--out", type=given_path, default=Path("checkpoints"), help="where checkpoints and the log go")
-    main.add_argument("--resume", action="store_true", help="go on from OUT/last.pth, with the recipe stored in it")
-    main.add_argument("--init", type=given, metavar="PTH", help="start from these weights: fine-tune, or continue with "
-                      "another recipe (a last.pth has the auxiliary decoder's too)")
-    main.add_argument("--seed", type=count(0, 2**64 - 1), help="of the weights and of the crops")
+    main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, help="name of the data set")
+    main.add_argument("--ir", type=given, metavar="DIR", help="your own pairs: folder of infrared images ...")
+    main.add_argument("--vis", type=given, metavar="DIR", help="... and folder of visible images, matched by file name")
+    main.add_argument("--out", type=given_path, default=Path("checkpoints"), help="folder for checkpoints and log")
+    main.add_argument("--resume", action="store_true", help="resume from OUT/last.pth, with the recipe stored in it")
+    main.add_argument("--init", type=given, metavar="PTH", help="initial weights, to fine-tune or to continue with "
+                      "another recipe (last.pth also holds the auxiliary decoder)")
+    main.add_argument("--seed", type=count(0, 2**64 - 1), help="seed of the weights and of the crops")
 
-    length = parser.add_argument_group("length (the learning rate's schedule scales with it)")
-    length.add_argument("--epochs", type=count(1, 10**9), help="passes of --crops crops; the paper does not print "
-                        "their number, 100 fits its schedule")
-    length.add_argument("--steps", type=count(0, 10**9), help="optimiser steps in place of epochs; 0: off")
-    length.add_argument("--max-minutes", type=number(0), help="end after this time; 0: no bound. Such a run cannot be "
-                        "repeated exactly: its learning rate depends on the machine's speed")
 
+def _length_options(parser: argparse.ArgumentParser) -> None:
+    length = parser.add_argument_group("length (the learning rate schedule scales with it)")
+    length.add_argument("--epochs", type=count(1, 10**9), help="number of epochs of --crops crops; the paper does not "
+                        "print it, and 100 fits its schedule")
+    length.add_argument("--steps", type=count(0, 10**9), help="number of optimiser steps, in place of epochs; 0: off")
+    length.add_argument("--max-minutes", type=number(0), help="end after this time; 0: no limit. Such a run is not "
+                        "reproducible: its learning rate depends on the speed of the machine")
+
+
+def _crop_options(parser: argparse.ArgumentParser) -> None:
     crops = parser.add_argument_group("crops and optimisers")
-    crops.add_argument("--batch", type=count(1, 2**16), help="crops a step, of all processes together")
+    crops.add_argument("--batch", type=count(1, 2**16), help="crops in a step, over all processes")
     crops.add_argument("--crop", type=count(MIN_SIZE, 2**13), help="side of a crop, pixels")
-    crops.add_argument("--crops", type=count(1, 10**7), help="crops an epoch")
-    crops.add_argument("--fixed-crops", action=flag, help="the same crops in each epoch, cut once; no: new ones "
-                       "each epoch")
-    crops.add_argument("--flips", action=flag, help="mirror crops at random")
+    crops.add_argument("--crops", type=count(1, 10**7), help="crops in an epoch")
+    crops.add_argument("--fixed-crops", action=FLAG, help="the same crops in each epoch; no: new crops in each epoch")
+    crops.add_argument("--flips", action=FLAG, help="flip crops at random")
     crops.add_argument("--dim", type=number(0, 1), help="share of crops that are darkened, each source by its own "
-                       "factor; 0: none, as the paper")
+                       "factor; 0: none, as in the paper")
     crops.add_argument("--lr", type=number(0, above=True), help="initial learning rate of both Adam optimisers")
-    crops.add_argument("--schedule", choices=("step", "cosine"), help="step: halved at each fifth of the run")
-    crops.add_argument("--clip", type=number(0), help="bound of the gradient's norm; 0: off, as the paper")
+    crops.add_argument("--schedule", choices=("step", "cosine"), help="learning rate; step: halved after each fifth of "
+                       "the run")
+    crops.add_argument("--clip", type=number(0), help="maximum norm of the gradient; 0: no clipping, as in the paper")
+    crops.add_argument("--fixed-statistics", type=number(0, 1), metavar="SHARE", help="last share of the steps, in "
+                       "which the BatchNorm statistics are fixed, so that training and inference normalise alike; "
+                       "0: none, as in the paper")
 
-    crops.add_argument("--fixed-statistics", type=number(0, 1), metavar="SHARE", help="BatchNorm keeps its statistics in "
-                       "this last share of the steps, so that training sees what inference does; 0: never, as the paper")
 
+def _network_options(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group("network")
-    network.add_argument("--channels", type=fours, help="width, a multiple of 4")
-    network.add_argument("--stages", type=count(*LIMITS["stages"]), help="iterations n (Table 1)")
+    network.add_argument("--channels", type=fours, help="number of feature channels, a multiple of 4")
+    network.add_argument("--stages", type=count(*LIMITS["stages"]), help="number of iterations n (Table 1)")
     network.add_argument("--sharing", choices=("convolutions", "none"), help="what the iterations share")
     network.add_argument("--global-branch", choices=tuple(GLOBAL_BRANCHES), help="transformer: Table 3, case 6")
-    network.add_argument("--cpm", action=flag, help="no: Table 3, case 7")
-    network.add_argument("--prior", action=flag, help="residual branch, and with it L_SS; no: Table 3, case 8")
+    network.add_argument("--cpm", action=FLAG, help="the CPM; no: Table 3, case 7")
+    network.add_argument("--prior", action=FLAG, help="the residual branch and L_SS; no: Table 3, case 8")
 
+
+def _loss_options(parser: argparse.ArgumentParser) -> None:
     loss = parser.add_argument_group("loss")
     loss.add_argument("--lambda-1", type=number(0), help="weight of the texture term of Eq. 6")
-    loss.add_argument("--saliency", action=flag, help="L_SS and the auxiliary decoder; no: Table 3, case 5")
+    loss.add_argument("--saliency", action=FLAG, help="L_SS and the auxiliary decoder; no: Table 3, case 5")
     loss.add_argument("--saliency-form", choices=("l2", "mean"), help="norms of Eq. 6 and 7: l2 as printed, or means")
-    loss.add_argument("--weight", choices=("printed", "adaptive", "none"), help="w of Eq. 9: as printed; with 1 + S, "
-                      "which finds the hot targets; none: Table 3, case 4")
-    loss.add_argument("--contrast", action=flag, help="no: l1 norm without contrast, Table 3, case 2")
-    loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), help="of L_c; spatial: Table 3, case 3")
+    loss.add_argument("--weight", choices=("printed", "adaptive", "none"), help="w of Eq. 9; printed: as in the paper; "
+                      "adaptive: with 1 + S, which covers the hot targets; none: Table 3, case 4")
+    loss.add_argument("--contrast", action=FLAG, help="negative pairs in L_c; no: l1 norm only, Table 3, case 2")
+    loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), help="domain of L_c; spatial: Table 3, "
+                      "case 3")
     loss.add_argument("--lambda-2", type=number(0), help="weight of L_s in Eq. 8 (Table 2); 0: Table 3, case 1")
-    loss.add_argument("--ssim-window", type=odd, help="side of L_s's windows, pixels, odd, from 3")
-    loss.add_argument("--ssim-weighted", action=flag, help="L_s's windows compare contrast and structure, and weigh "
-                      "the sources by their variance; no: SSIM, as Eq. 13 prints")
-    loss.add_argument("--ssim-whole", action=flag, help="L_s also over the whole crop; no: as Eq. 13 prints")
-    loss.add_argument("--lambda-3", type=number(0), help="weight of the luminance term, which is ours; 0: off, as "
+    loss.add_argument("--ssim-window", type=odd, help="side of the windows of L_s, pixels, odd, from 3")
+    loss.add_argument("--ssim-weighted", action=FLAG, help="L_s compares contrast and structure, and each window "
+                      "weights the sources by their variance; no: SSIM, as Eq. 13 prints")
+    loss.add_argument("--ssim-whole", action=FLAG, help="L_s also over the whole crop; no: windows only, as Eq. 13 "
+                      "prints")
+    loss.add_argument("--lambda-3", type=number(0), help="weight of the luminance term, which is ours; 0: off, as in "
                       "the paper")
+    loss.add_argument("--teacher", type=given, metavar="NAME|FILE", help="distillation, for small networks: the loss "
+                      "is the distance to the output of these weights. Not allowed together with the other loss "
+                      "options; none: off")
 
-    loss.add_argument("--teacher", type=given, metavar="NAME|FILE", help="distillation, for small networks: the loss is "
-                      "the distance to the picture of these weights. Not allowed together with the other loss options; none: off")
 
+def _performance_options(parser: argparse.ArgumentParser) -> None:
     performance = parser.add_argument_group("performance")
     performance.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
-                             help="cuda, cuda:1, cpu")
-    performance.add_argument("--amp", action=flag, help="bfloat16, for GPUs from NVIDIA's Ampere on and CPUs with "
-                             "AVX-512 BF16 or AMX, void on others; the FFT, decoder and losses stay in float32")
-    performance.add_argument("--workers", type=count(0, 256), default=0, help="loader processes; the images are in "
-                             "memory, so 0 is seldom slower")
-    performance.add_argument("--val-every", type=count(0, 10**9), help="epochs between validations; 0: never")
+                             help="cuda, cuda:1 or cpu")
+    performance.add_argument("--amp", action=FLAG, help="bfloat16, for NVIDIA GPUs from Ampere on and CPUs with "
+                             "AVX-512 BF16 or AMX, ignored on others; the FFT, decoder and losses stay in float32")
+    performance.add_argument("--workers", type=count(0, 256), default=0, help="data loader processes; the images are "
+                             "in memory, so 0 is usually as fast")
+    performance.add_argument("--val-every", type=count(0, 10**9), help="epochs between validations; 0: no validation")
+
+
+def build_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """The parser of train.py. The options that a recipe sets have no default."""
+    parser = _Parser(description=description, formatter_class=_HelpFormatter)
+    for add_options in (_main_options, _length_options, _crop_options, _network_options, _loss_options,
+                        _performance_options):
+        add_options(parser)
     return parser
 
 
 def recipe(args: argparse.Namespace) -> dict:
-    """What a checkpoint stores of the options."""
+    """The options that a checkpoint stores: RECIPE, and PLACES as strings or None."""
     return {key: getattr(args, key) for key in RECIPE} | {
         key: None if getattr(args, key) is None else str(getattr(args, key)) for key in PLACES}
 
@@ -207,9 +225,12 @@ def recipe(args: argparse.Namespace) -> dict:
 
 
 def read_recipe(name: str) -> dict:
-    """Options of a recipe: a name in recipes/, or a JSON file with a "recipe", as train.py writes it.
+    """Read a recipe: {option: value} for all of RECIPE.
 
-    Raises TrainingError.
+    Args:
+        name: a name in recipes/, or a JSON file with the key "recipe", as train.py writes it.
+    Raises:
+        TrainingError: no such recipe, or a file that is not valid.
     """
     path = Path(name)
     if path.suffix != ".json":
@@ -234,10 +255,16 @@ def read_recipe(name: str) -> dict:
 
 
 def completed(stored: object, source: str) -> dict:
-    """The options and places of a recipe from a file, each with a value that it may have.
+    """Check a recipe from a file and add missing values: {option: value} for RECIPE and PLACES.
 
-    Options that are missing, because the file is older than they are, have the paper's value, which changes nothing.
-    Raises TrainingError, which begins with `source`.
+    An older file lacks options that were added later. They get the value of recipes/paper.json, which does not change
+    the meaning of the recipe.
+
+    Args:
+        stored: content of the file.
+        source: name of the file, the beginning of error messages.
+    Raises:
+        TrainingError: unknown options, or values that an option does not accept.
     """
     if not isinstance(stored, dict):
         raise TrainingError(f"{source}: not a recipe of this train.py: \"recipe\" is {in_words(stored)}")
@@ -253,12 +280,12 @@ def completed(stored: object, source: str) -> dict:
 
 
 def is_current(version: object, stored: dict) -> bool:
-    """Whether a recipe of this version trains the same today. Version 3 had another luminance term."""
+    """Whether a recipe of this version trains the same model today. Version 3 had another luminance term."""
     return type(version) is int and (version == VERSION or version == 3 and not stored["lambda_3"])
 
 
 def _check_values(options: dict, source: str) -> None:
-    """Raises TrainingError for a value that its option would not take on the command line."""
+    """Raises TrainingError for a value that its option would not accept on the command line."""
     parser, line = build_parser(), []
     parser.source = source
     for key, value in options.items():
@@ -270,7 +297,7 @@ def _check_values(options: dict, source: str) -> None:
         line.append(f"--{'no-' * (value is False)}{name}{'' if isinstance(value, bool) else f'={value}'}")
     parsed = parser.parse_args(line)
     for key, value in options.items():
-        if getattr(parsed, key) != value:       # a number that is stored as text
+        if getattr(parsed, key) != value:       # for example, a number that is stored as text
             parser.error(f"{key.replace('_', '-')} is {in_words(value)}: {reprlib.repr(value)}")
 
 
@@ -279,12 +306,18 @@ def _check_values(options: dict, source: str) -> None:
 
 
 def parse(argv: Sequence[str] | None, description: str | None = None) -> tuple[argparse.Namespace, dict | None]:
-    """Options, and the state to resume from. A stored recipe replaces the defaults; contradicting it is an error.
+    """Parse the command line.
 
-    Raises TrainingError; SystemExit for options that the parser refuses.
+    With --resume, the stored recipe replaces the defaults, and options that contradict it are an error.
+
+    Returns:
+        The options, and the state to resume from (the content of last.pth) or None.
+    Raises:
+        TrainingError: wrong recipes or checkpoints.
+        SystemExit: options that the parser rejects.
     """
     parser = build_parser(description)
-    parser.set_defaults(**read_recipe("paper"))     # what --help shows
+    parser.set_defaults(**read_recipe("paper"))     # --help shows these defaults
     chosen = _chosen(parser, argv)
     if "resume" in chosen:
         return _resumed(parser, argv, chosen)
@@ -292,7 +325,7 @@ def parse(argv: Sequence[str] | None, description: str | None = None) -> tuple[a
 
 
 def _chosen(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict:
-    """The options that stand on the command line, without those that have their defaults."""
+    """The options that were given on the command line, without defaults."""
     unset = object()
     blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
     return {key: value for key, value in vars(parser.parse_args(argv, blank)).items() if value is not unset}
@@ -306,13 +339,13 @@ def _new(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: di
         args.data = args.dataset = None
     elif not args.dataset:
         raise TrainingError(f"--recipe {args.recipe}: it names no data set; give --ir and --vis, or --dataset")
-    # M' is decoded from the residual features, and a teacher has none to compare with.
+    # L_SS needs the residual features (--prior). The loss with a teacher has no L_SS.
     args.saliency = args.saliency and args.prior and args.teacher == NO_TEACHER
     return args
 
 
 def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, chosen: dict) -> None:
-    """Options that contradict each other; none is left out without a word."""
+    """Report options that contradict each other. No option is ignored without a message."""
     if (args.ir is None) != (args.vis is None):
         parser.error("--ir and --vis go together")
     if args.ir and not chosen.keys().isdisjoint(("dataset", "data")):
@@ -331,7 +364,7 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
 
 
 def refuse_overwriting_a_run(out: Path) -> None:
-    """Raises TrainingError where an earlier run has left its files."""
+    """Raises TrainingError if the folder holds files of an earlier run."""
     if (out / "last.pth").exists():
         raise TrainingError(f"{out / 'last.pth'}: a run is there already; go on with --resume, or start anew with "
                             "another --out")
@@ -370,7 +403,7 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
 
 
 def read_state(path: Path) -> dict:
-    """What last.pth holds: all of STATE. Raises TrainingError."""
+    """Read last.pth, with all keys of STATE. Raises TrainingError."""
     if not path.exists():
         raise TrainingError(f"{path}: nothing to resume; start without --resume, or name the run's folder with --out")
     try:

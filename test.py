@@ -5,9 +5,9 @@
     python test.py --ir a.png --vis b.png                           one pair
     python test.py --dataset roadscene --data data/RoadScene        a published data set
     python test.py --ir ir.mp4 --vis vis.mp4 --out fused.mp4        video: files, folders of frames, cameras
-    torchrun --nproc_per_node=4 test.py ...                         the same, shared among four processes
+    torchrun --nproc_per_node=4 test.py ...                         the pairs are divided among four processes
 
-Colour comes from the visible image; names and sizes are kept.
+The results keep the names and sizes of the sources. The colour is that of the visible image.
 """
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from weights import CHECKPOINTS
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 FORMATS = ("png", "bmp", "tif", "jpg")
-MOST_IN_A_BATCH = 256       # that many images are read ahead
-FATAL = (DataError, OutputError, ValueError, RuntimeError, OSError, MemoryError)
+MOST_IN_A_BATCH = 256       # a batch is read into memory before it is fused
+FATAL = (DataError, OutputError, ValueError, RuntimeError, OSError, MemoryError)    # reported in one line
 
 
 # ---------------------------------------------------------------------------------------------
@@ -50,80 +50,95 @@ FATAL = (DataError, OutputError, ValueError, RuntimeError, OSError, MemoryError)
 
 
 def batch_size(text: str) -> int:
+    """Type of --batch for argparse: 1 to MOST_IN_A_BATCH."""
     if positive(text) > MOST_IN_A_BATCH:
         raise argparse.ArgumentTypeError(f"{text} is more than {MOST_IN_A_BATCH}")
     return positive(text)
 
 
 def tile_side(text: str) -> int:
-    """0 or MIN_TILE and more, for argparse."""
+    """Type of --tile for argparse: 0, or at least MIN_TILE."""
     if text != "0" and positive(text) < MIN_TILE:
-        raise argparse.ArgumentTypeError(f"{text} is less than {MIN_TILE} pixels; better 1024 or more, or 0: no tiles")
+        raise argparse.ArgumentTypeError(f"{text} is less than {MIN_TILE} pixels; use 1024 or more, or 0 for no tiles")
     return int(text)
+
+
+def _source_options(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_argument_group("what to fuse (default: the rendered samples)")
+    source.add_argument("--ir", type=given_path,
+                        help="infrared folder or file (if one folder holds IR* and VIS*, give it to --ir and --vis)")
+    source.add_argument("--vis", type=given_path, help="visible folder or file")
+    source.add_argument("--ir-pattern", type=given, metavar="'*_ir'", help="pattern of the infrared file names; * is "
+                        "the part that both names of a pair share (default: equal names, or the usual affixes)")
+    source.add_argument("--vis-pattern", type=given, metavar="'*_vis'", help="pattern of the visible file names")
+    source.add_argument("--dataset", type=str.lower, choices=DATASETS, help="name of a published data set")
+    source.add_argument("--data", type=given_path, help="folder of the data set")
+    source.add_argument("--split", type=given,
+                        help="split of the data set (default: the one for evaluation; roadscene: the 40 pairs of val)")
+
+
+def _reading_options(parser: argparse.ArgumentParser) -> None:
+    pixels = parser.add_argument_group("how images are read")
+    pixels.add_argument("--resize", choices=("ir", "vis"), help="if the sizes differ, resize this image to the size of "
+                        "the other; this is no registration: both must show the same field of view")
+    pixels.add_argument("--ir-range", type=int, nargs=2, metavar=("LOW", "HIGH"), help="one scale for all 16-bit "
+                        "infrared images: LOW is black, HIGH is white (default: minimum and maximum of each image)")
+    pixels.add_argument("--no-alignment-check", action="store_true", help="do not check the alignment; by default a "
+                        "note names the pairs that seem to be shifted by more than 4 pixels, and they are fused anyway")
+
+
+def _output_options(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=given_path, default=Path("Fused"),
+                        help="folder for the results (default: ./Fused); for one pair also a file, such as fused.png")
+    output.add_argument("--format", choices=FORMATS,
+                        help="format of the results (default: png); jpg is lossy and changes the metrics")
+    output.add_argument("--gray", action="store_true",
+                        help="write the fused luminance without colour, which is what the metrics use")
+    output.add_argument("--compare", action="store_true", help="also write infrared | visible | fused to OUT/compare/")
+    output.add_argument("--studio-range", action="store_true", help="stretch the contrast by 1.164 (Y - 16), as in the "
+                        "published images; off by default, because it mixes two colour ranges")
+
+
+def _network_options(parser: argparse.ArgumentParser) -> None:
+    network = parser.add_argument_group("network")
+    network.add_argument("--checkpoint", type=given, metavar="NAME|FILE", help=f"weights: {', '.join(CHECKPOINTS)} "
+                         "(default: contrast), or a file, such as best.pth or last.pth of train.py")
+    network.add_argument("--as-published", action="store_true", help="normalise each image by its own statistics, as "
+                         "for the published images: more contrast, but night scenes become gray fog; add "
+                         "--studio-range to use their colour conversion too")
+    network.add_argument("--released", type=given_path, metavar="MODEL.PTH", help="use the authors' published network "
+                         "and its graph, normalised by the statistics of each image; the pickle is read without "
+                         "executing it")
+    network.add_argument("--fast", action="store_true", help="compute in bfloat16: the same image (PSNR above 50 dB), "
+                         "faster on NVIDIA GPUs from Ampere on and on CPUs with bfloat16 instructions; ignored on "
+                         "older ones")
+    network.add_argument("--compile", action="store_true", help="--fast and torch.compile with CUDA graphs, for many "
+                         "images of one size on a GPU; the first batch takes a minute, and so does a smaller last one")
+    network.add_argument("--batch", type=batch_size, metavar="N", help="consecutive pairs of one size that are fused "
+                         f"in one pass (default: 4 on a GPU, 1 on a CPU; at most {MOST_IN_A_BATCH}); the result does "
+                         "not depend on it, except for rounding")
+    network.add_argument("--tile", type=tile_side, default=0, metavar="PIXELS", help="fuse in overlapping tiles of "
+                         f"this side, {MIN_TILE} or more, for images that do not fit into memory; off by default, "
+                         "because the contrast can differ from tile to tile")
+    network.add_argument("--device", type=given, default="cuda" if torch.cuda.is_available() else "cpu",
+                         help="cuda, cuda:1 or cpu (default: cuda if available)")
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      usage="python test.py [options]")
-    source = parser.add_argument_group("what to fuse (default: the rendered samples)")
-    source.add_argument("--ir", type=given_path,
-                        help="infrared folder or file (for IR*/VIS* in one folder: that folder, twice)")
-    source.add_argument("--vis", type=given_path, help="visible folder or file")
-    source.add_argument("--ir-pattern", type=given, metavar="'*_ir'", help="infrared file names, with * for what the "
-                        "two names of a pair have in common; by default equal names, or the usual affixes")
-    source.add_argument("--vis-pattern", type=given, metavar="'*_vis'", help="visible file names")
-    source.add_argument("--dataset", type=str.lower, choices=DATASETS, help="a published data set's layout")
-    source.add_argument("--data", type=given_path, help="its folder")
-    source.add_argument("--split", type=given,
-                        help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
-
-    pixels = parser.add_argument_group("how images are read")
-    pixels.add_argument("--resize", choices=("ir", "vis"), help="bring this side to the size of the other where they "
-                        "differ; no registration: both must show the same field of view")
-    pixels.add_argument("--ir-range", type=int, nargs=2, metavar=("LOW", "HIGH"), help="one scale for all 16-bit "
-                        "infrared images, LOW black and HIGH white; by default each image is scaled by its own range")
-    pixels.add_argument("--no-alignment-check", action="store_true", help="do not look for sources that are shifted by "
-                        "more than 4 pixels against each other; they are fused all the same, with a note")
-
-    output = parser.add_argument_group("output")
-    output.add_argument("--out", type=given_path, default=Path("Fused"), help="folder for the results (default: ./Fused), "
-                        "or for one pair a file, such as fused.png")
-    output.add_argument("--format", choices=FORMATS, help="default: png; jpg loses detail and changes metrics")
-    output.add_argument("--gray", action="store_true",
-                        help="write the fused luminance without colour, as metrics see it")
-    output.add_argument("--compare", action="store_true", help="also write infrared | visible | fused to OUT/compare/")
-    output.add_argument("--studio-range", action="store_true", help="the published pictures' contrast stretch, "
-                        "1.164 (Y - 16); off by default, because it is a mix-up of colour ranges")
-
-    network = parser.add_argument_group("network")
-    network.add_argument("--checkpoint", type=given, metavar="NAME|FILE", help=f"weights: {', '.join(CHECKPOINTS)} "
-                         "(default: contrast), or a file; best.pth and last.pth of train.py will do")
-    network.add_argument("--as-published", action="store_true", help="normalise by the statistics of each image, as "
-                         "the published pictures were made: more contrast, and night turns to fog; with "
-                         "--studio-range: their colour conversion too")
-    network.add_argument("--released", type=given_path, metavar="MODEL.PTH", help="use the authors' published network: their "
-                         "graph, with the statistics of the one image; the pickle is read without executing it")
-    network.add_argument("--fast", action="store_true", help="bfloat16: the same picture (over 50 dB), faster on GPUs "
-                         "from NVIDIA's Ampere on and on CPUs with bfloat16 instructions; on older ones it is void")
-    network.add_argument("--compile", action="store_true", help="--fast, and torch.compile with CUDA graphs: for many "
-                         "images of one size on a GPU; the first takes a minute, as does a last batch that is smaller")
-    network.add_argument("--batch", type=batch_size, metavar="N", help="neighbours of one size that are fused in one "
-                         f"pass (default: 4 on a GPU, 1 on a CPU; at most {MOST_IN_A_BATCH}); each image is the same, "
-                         "whatever else is in its batch, except for rounding")
-    network.add_argument("--tile", type=tile_side, default=0, metavar="PIXELS", help="fuse in overlapping tiles of "
-                         f"this side, {MIN_TILE} or more, for images that do not fit into memory; off by default, "
-                         "because each tile gets a contrast of its own")
-    network.add_argument("--device", type=given, default="cuda" if torch.cuda.is_available() else "cpu",
-                         help="cuda, cuda:1, cpu (default: cuda where there is one)")
-    video.add_options(parser)
+    for add_options in (_source_options, _reading_options, _output_options, _network_options, video.add_options):
+        add_options(parser)
     return parser
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options. Ends the program with exit code 2 if they are wrong."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.ir_range and not 0 <= args.ir_range[0] < args.ir_range[1] <= 65535:
-        parser.error(f"--ir-range {args.ir_range[0]} {args.ir_range[1]}: LOW below HIGH, both from 0 to 65535")
+        parser.error(f"--ir-range {args.ir_range[0]} {args.ir_range[1]}: LOW must be below HIGH, both from 0 to 65535")
     try:
         video.check_options(args)
     except ValueError as error:
@@ -133,11 +148,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 # ---------------------------------------------------------------------------------------------
-# What is read and written, and by which network
+# Input, output, network
 
 
 def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
-    """The pairs to fuse, and a line for each file that has no partner."""
+    """The pairs to fuse, and one line for each file without a partner. Raises DataError."""
     patterns = args.ir_pattern, args.vis_pattern
     folders = args.ir and args.ir.is_dir() and args.vis and args.vis.is_dir()
     if any(patterns) and not folders:
@@ -160,7 +175,12 @@ def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
 
 
 def choose_output(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
-    """Sets args.out to a folder, args.out_file where --out names the only result, and args.format."""
+    """Set args.out to the output folder, args.out_file to the output file if --out names one, and args.format.
+
+    Raises:
+        DataError: options that do not fit together.
+        OutputError: the results would overwrite sources.
+    """
     args.out_file = None
     suffix = args.out.suffix.lower()
     if suffix in SUFFIXES and not args.out.is_dir():
@@ -184,12 +204,13 @@ def device_name(args: argparse.Namespace) -> str:
 
 
 def load_network(args: argparse.Namespace) -> nn.Module:
+    """The network that the options name, on its device, ready for inference. Raises DataError, OSError, ValueError."""
     if args.released and (args.checkpoint or args.fast or args.compile or args.as_published):
         raise DataError("--released goes without --checkpoint, --as-published, --fast and --compile")
     if args.as_published and (args.fast or args.compile):
         raise DataError("--as-published goes without --fast and --compile, which need fixed statistics")
     if args.released:
-        from tools.released import load_released  # only here: nobody else pays for the import
+        from tools.released import load_released  # imported here, because other runs do not need it
         return load_released(args.released).to(args.device)
     model = RPFNet.from_pretrained(args.checkpoint or "contrast", args.device)
     if args.as_published:
@@ -207,11 +228,11 @@ def load_network(args: argparse.Namespace) -> nn.Module:
 
 
 class Result:
-    """What came of a run, in this process; with torchrun, `gathered` in all."""
+    """Result of a run in this process. With torchrun, `report` gathers the results of all processes."""
 
     def __init__(self):
-        self.pairs, self.unpaired = [], []      # the same in all processes
-        self.fatal: list[str] = []              # of this process; the others go on
+        self.pairs, self.unpaired = [], []      # equal in all processes
+        self.fatal: list[str] = []              # error that ended this process; the others continue
         self.fuser: Fuser | None = None
 
     @property
@@ -223,7 +244,7 @@ class Result:
 
 
 def fuse(args: argparse.Namespace, result: Result) -> None:
-    """Everything from the options to the files; errors end in `result`. Raises KeyboardInterrupt."""
+    """The whole run, from the options to the files. Errors are stored in `result`. Raises KeyboardInterrupt."""
     with ExitStack() as held:
         try:
             check_device(args.device)
@@ -241,18 +262,20 @@ def fuse(args: argparse.Namespace, result: Result) -> None:
             result.fuser.fuse_all(team.share(result.pairs))
         except FATAL as error:
             result.fatal = [f"{explained(error, args)}; {result.counted()}"]
-        team.gathered([])       # the lock is rank 0's, and for all
+        team.gathered([])       # rank 0 holds the lock for all processes, so it waits for them here
 
 
 def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]]) -> int:
-    """Print what came of the run; its exit code."""
+    """Print the summary of all processes. Returns the exit code."""
     seconds = team.gathered(result.fuser.seconds if result.fuser else [])
     problems = result.unpaired + team.gathered(result.fuser.problems if result.fuser else [])
     written, fatal, notes = sum(team.gathered([result.written])), team.gathered(result.fatal), team.gathered(notes)
     if team.rank > 0:
-        return 0    # rank 0 reports for all, and its exit code counts; it would be ended if another one failed first
+        # Rank 0 reports for all processes, and its exit code counts. If this process failed first, torchrun would end
+        # rank 0 before its report.
+        return 0
     if written:
-        # The first batch of each process pays for memory and kernel choices.
+        # The first batch of each process is left out: it includes memory allocation and the choice of kernels.
         mean = statistics.mean(seconds[team.world * args.batch:] or seconds)
         place = args.out_file or f"{args.out}{'/' if args.out.name else ''}"
         print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on {device_name(args)}"
@@ -263,7 +286,7 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
 
 
 def fuse_images(args: argparse.Namespace) -> int:
-    """Fuse pairs of images; the exit code."""
+    """Fuse pairs of images. Returns the exit code."""
     result = Result()
     notes: list[tuple[str, ...]] = []
     with collected(notes):
@@ -276,7 +299,7 @@ def fuse_images(args: argparse.Namespace) -> int:
 
 
 def fuse_video(args: argparse.Namespace) -> int:
-    """Fuse a video; the exit code. What was fused before an error or Ctrl-C is kept."""
+    """Fuse a video. Returns the exit code. Frames that were written before an error or Ctrl-C are kept."""
     fuser, code, problems = None, 0, []
     notes: list[tuple[str, ...]] = []
     with collected(notes):

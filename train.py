@@ -1,13 +1,13 @@
 """Train RPFNet.
 
     python train.py --data data/RoadScene                           the paper's recipe (recipes/paper.json)
-    python train.py --data data/RoadScene --recipe contrast         that of the default weights
-    python train.py --data data/RoadScene --amp --steps 4240        shorter, in bfloat16: options override the recipe
-    python train.py --data data/RoadScene --resume                  go on after Ctrl-C, a kill or a crash
+    python train.py --data data/RoadScene --recipe contrast         the recipe of the default weights
+    python train.py --data data/RoadScene --amp --steps 4240        options override the recipe: shorter, in bfloat16
+    python train.py --data data/RoadScene --resume                  resume after Ctrl-C, a kill or a crash
     torchrun --nproc_per_node=4 train.py --data data/RoadScene      the same run on four GPUs
 
-Writes to --out: last.pth (everything to resume), best.pth and best.json (weights and recipe, for
-RPFNet.from_pretrained and test.py), log.csv (one row an epoch).
+Files in --out: last.pth (everything that --resume needs), best.pth and best.json (weights and recipe, for test.py and
+RPFNet.from_pretrained), log.csv (one row for each epoch).
 """
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ from trainer import (
     write_or_warn,
 )
 
-# Names that tools and notebooks import from here.
+# Tools and notebooks import these names from here.
 __all__ = ["RECIPE", "VERSION", "Trainer", "TrainingError", "build_loss", "build_network", "build_parser", "commit",
            "device_name", "learning_rate", "main", "parse", "read_recipe", "whole"]
 
-CHECK_EVERY = 50        # steps between looks at the loss; each look waits for the GPU
-SAVE_EVERY = 300        # seconds
+CHECK_EVERY = 50        # steps between checks of the loss; each check waits for the GPU
+SAVE_EVERY = 300        # seconds between checkpoints
 
 
 def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None]:
-    """Training and validation pairs; no validation for data without a validation split."""
+    """Training and validation pairs. The latter are None for data without a validation split. Raises DataError."""
     progress = team.rank == 0
     if args.ir:
         return PairDataset(match_pairs(args.ir, args.vis), progress), None
@@ -80,7 +80,7 @@ def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None
 
 
 def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Stop) -> None:
-    """Train until the end of the schedule or until `stop` is set. All processes take the same turns here."""
+    """Train until the end of the schedule or until `stop` is set. All processes take the same branches here."""
     crops = CropDataset(pairs, trainer.args.crop, trainer.args.seed, trainer.args.flips, trainer.args.dim)
     bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05,
                disable=team.rank > 0)
@@ -89,7 +89,7 @@ def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Sto
             while not stop:
                 done = trainer.step - len(trainer.history) * trainer.per_epoch      # steps of this epoch
                 if done == trainer.per_epoch or trainer.finished and done > 0:
-                    trainer.save(write_or_warn)         # before the validation: it takes a while
+                    trainer.save(write_or_warn)         # before the validation, which takes a while
                     trainer.end_epoch(crops, val)
                     trainer.save(write_or_warn)
                     trainer.agree(stop)
@@ -106,11 +106,11 @@ def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Sto
         trainer.save(write_once)
     finally:
         if team.world > 1:
-            distributed.barrier()       # torchrun ends all processes when one fails: wait until rank 0 has written
+            distributed.barrier()       # rank 0 has to write first: torchrun ends all processes when one fails
 
 
 def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, stop: Stop) -> None:
-    """The steps of one epoch from step `start` of it, or until the run ends or is stopped."""
+    """Train one epoch from its step `start`. Ends early if the run is finished or stopped, or at fixed_from."""
     args, saved = trainer.args, trainer.clock()
     batches = list(trainer.batches(len(trainer.history), start))
     loader = DataLoader(crops, batch_sampler=own_crops(batches), num_workers=args.workers,
@@ -128,8 +128,8 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
             saved = trainer.clock()
 
 
-def explained(error: Exception) -> str:
-    """The error in one line, or in the lines of a list of files; with the remedy where memory is short."""
+def described(error: Exception) -> str:
+    """The error in one line, or as a list of files. The message for a lack of memory has a remedy."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
             type(error) is RuntimeError and re.search("memory|bad_alloc", str(error), re.IGNORECASE)):
         return f"too little memory for a training step ({first_line(error)}); {SMALLER}"
@@ -141,7 +141,7 @@ def explained(error: Exception) -> str:
 
 
 def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
-    """The run that the options name, from its start or from `state` to its end or to a signal."""
+    """Run the training that the options name, from its start or from `state`, until its end or a signal."""
     notes: list[tuple[str, ...]] = []
     with collected(notes):
         pairs, val = load_data(args)
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 refuse_overwriting_a_run(args.out)
             trainer, stop = train(args, state)
     except (DataError, TrainingError, OutputError, ValueError, OSError, RuntimeError, MemoryError) as error:
-        print(f"train.py: {explained(error)}", file=sys.stderr)
+        print(f"train.py: {described(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         saved = f"; the last save, if there was one, is {args.out / 'last.pth'}" if args else ""
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def lasting() -> int:
-    """`main`; a closed output stream does not end the training."""
+    """`main`, where a closed output stream does not end the training."""
     sys.stdout = console.Lasting(sys.stdout)
     return main()
 

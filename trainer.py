@@ -1,4 +1,4 @@
-"""A training run: the networks with their losses and optimisers, one step, the end of an epoch, the files."""
+"""A training run: networks, losses, optimisers, one training step, the end of an epoch, checkpoints."""
 from __future__ import annotations
 
 import argparse
@@ -36,24 +36,24 @@ from weights import check_weights, find, load
 
 ROOT = Path(__file__).resolve().parent
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
-HALVINGS = 5            # lr is halved every 20 of 100 epochs: at each fifth of a run
-LEAST = 60              # lower bound in bytes per pixel, channel and stage of a step; measured: 110 with bfloat16
+HALVINGS = 5            # the rate is halved after each fifth of a run: every 20 of 100 epochs in the paper
+LEAST = 60              # lower bound of a step's memory, bytes per pixel, channel, stage; measured: 110 with bfloat16
 SMALLER = "lower --batch, --crop, --channels or --stages, or add --amp"
-FADED = 1e-4            # below this maximum Sobel magnitude, M' counts as flat
+FADED = 1e-4            # if the maximum Sobel magnitude of M' is below this, M' counts as constant
 
 
 def to_unit(image: Tensor, device: str) -> Tensor:
-    """uint8 to float in [0, 1], on the device (a quarter of the bytes travels)."""
+    """uint8 -> float32 in [0, 1] on the device. It is copied as uint8, a quarter of the bytes."""
     return image.to(device, non_blocking=True).float().div_(255)
 
 
 def uses_bfloat16(args: argparse.Namespace) -> bool:
-    """Whether --amp is given, and not void on the device."""
+    """Whether --amp is given and the device computes in bfloat16."""
     return args.amp and has_bfloat16(args.device)
 
 
 def build_loss(args: argparse.Namespace) -> FusionLoss | DistillationLoss:
-    """Raises OSError, ValueError: the teacher cannot be read."""
+    """The loss that the options name. Raises OSError, ValueError if the teacher cannot be read."""
     if args.teacher != NO_TEACHER:
         return DistillationLoss(RPFNet.from_pretrained(args.teacher, args.device).optimize(uses_bfloat16(args)))
     return FusionLoss(
@@ -68,9 +68,9 @@ def build_network(args: argparse.Namespace) -> RPFNet:
 
 
 def check_memory(args: argparse.Namespace) -> None:
-    """Raises TrainingError for a step that cannot fit into the machine, whose system would end it without a word."""
+    """Raises TrainingError if a training step cannot fit into memory. The system would kill the process silently."""
     if torch.device(args.device).type != "cpu" or not hasattr(os, "sysconf"):
-        return      # GPUs say so themselves
+        return      # on GPUs, PyTorch raises an error
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     crops = min(args.batch, args.crops) / team.world
     least = crops * args.crop**2 * args.channels * args.stages * LEAST
@@ -80,19 +80,23 @@ def check_memory(args: argparse.Namespace) -> None:
 
 
 def learning_rate(initial: float, schedule: str, progress: float) -> float:
-    """Learning rate at progress in [0, 1] of the run."""
+    """Learning rate when the share `progress` of the run, in [0, 1], is done. "step" halves it after each fifth."""
     if schedule == "cosine":
         return initial * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return initial * 0.5 ** min(int(progress * HALVINGS), HALVINGS - 1)
 
 
 class Trainer:
-    """The networks, their two optimisers, and where the run stands."""
+    """The networks, their two optimisers, and the state of the run.
+
+    Args:
+        args: options of train.py, from `recipe.parse`.
+    """
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.device, self.bfloat16 = args, torch.device(args.device), uses_bfloat16(args)
         torch.manual_seed(args.seed)
-        # The layout that tensor cores like, and CPUs too; it changes no value.
+        # channels_last is faster on tensor cores and on CPUs. It changes no value.
         self.model = build_network(args).to(self.device, memory_format=torch.channels_last)
         self.decoder = AuxiliaryDecoder(args.channels).to(self.device, memory_format=torch.channels_last)
         self.wrapped = in_parallel(self.model, self.decoder) if team.world > 1 else None
@@ -101,34 +105,36 @@ class Trainer:
         self.per_epoch = math.ceil(args.crops / args.batch)
         self.total = args.steps or args.epochs * self.per_epoch
         self.step, self.seconds, self.best = 0, 0.0, math.inf
-        self.sums: dict[str, Tensor] = {}       # of this epoch's terms, over the crops of this process
-        self.history: list[dict] = []           # the log's rows
-        self.edge: Tensor | None = None         # M_edge of the last step: an epoch's mean would hide a collapse in it
+        self.sums: dict[str, Tensor] = {}       # sums of this epoch's loss terms over the crops of this process
+        self.history: list[dict] = []           # rows of the log
+        self.edge: Tensor | None = None         # M_edge of the last step; a mean over the epoch would hide a collapse
         self.finished = False
         # The step at which the statistics of BatchNorm are fixed; None: never.
         self.fixed_from = round((1 - args.fixed_statistics) * self.total) if args.fixed_statistics else None
         self.fixed = False
-        self.updating = False                   # parameters are being updated; saving now would mix two steps
+        self.updating = False                   # True while parameters are updated; a checkpoint would mix two steps
         self._tick = time.monotonic()
 
     # --- one step ---
 
     def train_step(self, ir: Tensor, vis_y: Tensor, size: int | None = None) -> None:
-        """One step of both optimisers on a batch of (B, 1, H, W) in [0, 1].
+        """One step of both optimisers.
 
         Args:
-            size: crops of the step in all processes together, of which ir and vis_y are this one's share.
+            ir, vis_y: crops of this process, (B, 1, H, W) in [0, 1].
+            size: number of crops of this step in all processes; by default B.
         """
         model, decoder = self.wrapped or (self.model, self.decoder)
         size = size or len(ir)
-        own = len(team.share(range(size)))       # 0 if the last batch is too small: then one crop of weight 0
+        own = len(team.share(range(size)))       # 0 if the last batch has no crop for this process; see own_crops
         rate = learning_rate(self.args.lr, self.args.schedule, self.progress)
         for optimiser in self.optimisers:
             optimiser.param_groups[0]["lr"] = rate
             optimiser.zero_grad(set_to_none=True)
         fused, m_prime = self._forward(model, decoder, ir, vis_y)
         total, terms = self.loss(fused, m_prime, ir, vis_y)
-        # The processes' gradients are averaged. The weight makes that the gradient of the mean over all `size` crops.
+        # DistributedDataParallel averages the gradients of the processes. With this weight, the average is the gradient
+        # of the mean over all `size` crops, also if the processes have different numbers of crops.
         (total * (own * team.world / size)).backward()
         self.updating = True
         for net, optimiser in zip((self.model, self.decoder), self.optimisers):
@@ -143,7 +149,7 @@ class Trainer:
         self.finished = self.progress >= 1
 
     def _forward(self, model: nn.Module, decoder: nn.Module, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The fused image and M'."""
+        """The fused image and M', (B, 1, H, W) each; M' is None without L_SS."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             if not self.args.saliency:
                 return model(ir, vis_y), None
@@ -151,13 +157,13 @@ class Trainer:
             return fused, decoder(features[-1].residual)
 
     def fix_statistics(self, crops: CropDataset) -> None:
-        """From here on BatchNorm keeps its statistics, those over the crops of the epoch, as in inference."""
+        """Compute the BatchNorm statistics over the crops of the epoch and use them from now on, as in inference."""
         self.exact_statistics(crops)
         self.fixed = True
         self.set_training()
 
     def set_training(self) -> None:
-        """Training mode, in which BatchNorm keeps its statistics if they are fixed."""
+        """Set training mode; BatchNorm layers are set to eval mode if their statistics are fixed."""
         self.model.train()
         if self.fixed:
             for norm in batch_norms(self.model):
@@ -165,9 +171,9 @@ class Trainer:
 
     @torch.no_grad()
     def exact_statistics(self, crops: CropDataset) -> None:
-        """BatchNorm's running statistics over the crops of the epoch, in place of an average over the last few batches.
+        """Set BatchNorm's running statistics to those over all crops of the epoch, in place of an exponential average.
 
-        Training does not depend on them. Several processes on CPUs normalise each its own share of a batch, also here.
+        Training does not use them. On CPUs, each of several processes normalises its own part of a batch, also here.
         """
         statistics = ExactStatistics(self.model, self.decoder)
         batches = list(self.batches(len(self.history)))
@@ -179,18 +185,18 @@ class Trainer:
         statistics.store(team.sum)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
-        """Crop numbers of an epoch's steps, from step `start` of it."""
+        """Crop numbers of the steps of an epoch, from its step `start`."""
         fixed = self.args.seed if self.args.fixed_crops else None
         return crop_batches(epoch, self.args.crops, self.args.batch, start, fixed)
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, by steps or by time, whichever is further."""
+        """Share of the run that is done, by steps or by time (--max-minutes), whichever is larger."""
         by_time = self.clock() / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
         return max(self.step / self.total, by_time)
 
     def clock(self) -> float:
-        """Seconds of training so far, earlier parts of a resumed run included; in several processes, as last agreed."""
+        """Seconds of training so far, including earlier parts of a resumed run; with several processes, at `agree`."""
         if team.world == 1:
             self._advance()
         return self.seconds
@@ -200,9 +206,9 @@ class Trainer:
         self.seconds, self._tick = self.seconds + now - self._tick, now
 
     def agree(self, stop: Stop) -> None:
-        """Between two steps: rank 0's clock becomes everybody's, and a signal to one process stops all.
+        """Synchronise the processes between two steps: all use the clock of rank 0, and a signal to one stops all.
 
-        What they decide by (learning rate, end, when to save) stays the same in all of them until the next time.
+        So the learning rate, the end of the run and the time to save are the same in all processes.
         """
         if team.world > 1:
             self._advance()
@@ -212,15 +218,15 @@ class Trainer:
             self.finished = self.progress >= 1
 
     def means(self) -> dict[str, float]:
-        """This epoch's terms so far, a mean over its crops. Raises TrainingError when training has failed."""
+        """Means of the loss terms over the crops of this epoch so far. Raises TrainingError after divergence."""
         done = min((self.step - len(self.history) * self.per_epoch) * self.args.batch, self.args.crops)
         values = {name: float(value) / done for name, value in over_all(self.sums).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise TrainingError(f"step {self.step}: {', '.join(bad)} is not finite; {self._remedy}")
         if self.edge is not None and float(over_all({"M_edge": self.edge})["M_edge"]) / team.world < FADED:
-            raise TrainingError(f"step {self.step}: the auxiliary decoder is saturated (M' is flat), so L_SS teaches "
-                                f"nothing any more; {self._remedy}, and start again")
+            raise TrainingError(f"step {self.step}: the auxiliary decoder is saturated (M' is constant), so L_SS has "
+                                f"no gradient; {self._remedy}, and start again")
         return values
 
     @property
@@ -230,7 +236,10 @@ class Trainer:
     # --- files ---
 
     def save(self, write: Callable[[Path, bytes], None]) -> None:
-        """Write everything that --resume needs, whole or not at all; never a state that has failed."""
+        """Write last.pth with everything that --resume needs. Raises TrainingError if training has diverged.
+
+        write: `write_once`, or `write_or_warn` to continue if the disk is full.
+        """
         if self.sums:
             self.means()
         state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
@@ -240,21 +249,21 @@ class Trainer:
         write(self.args.out / "last.pth", serialised(state))
 
     def rescue(self) -> None:
-        """Save before an error ends the run, if there is one process, between two steps, and nothing has diverged."""
+        """Save before an error ends the run. Not with several processes, in the middle of an update, or if diverged."""
         if team.world == 1 and self.step and not self.updating:
             try:
                 self.save(write_or_warn)
-            except (TrainingError, RuntimeError, MemoryError):      # the first error is reported, not this one
+            except (TrainingError, RuntimeError, MemoryError):      # the caller reports the first error
                 pass
 
     def start_from(self, name: str) -> None:
-        """Take a checkpoint's weights (the decoder's too, if it has them) and nothing else.
+        """Load only the weights of a checkpoint (--init), including those of the decoder if it has them.
 
         Raises TrainingError, OSError, ValueError.
         """
         start, path = RPFNet.from_pretrained(name), find(name)
         other = {key: value for key, value in start.config.items() if value != self.model.config[key]}
-        if other:       # with shared stages, the weights of 5 iterations would fit a network of 3
+        if other:       # the weights alone do not show all differences, for example that of `border`
             raise TrainingError(f"--init {path}: its network has "
                                 f"{', '.join(f'{key} {value}' for key, value in other.items())}; give the same options")
         self.model.load_state_dict(start.state_dict())
@@ -264,7 +273,7 @@ class Trainer:
             self.decoder.load_state_dict(state["decoder"])
 
     def load(self, state: dict, path: Path) -> None:
-        """Go on from what `path` holds, see recipe.read_state. Raises TrainingError, ValueError: it is damaged."""
+        """Continue from `state`, the content of `path` (see recipe.read_state). Raises TrainingError, ValueError."""
         if state["config"] != self.model.config:
             raise TrainingError(f"{path}: its network is not that of its recipe; it cannot be resumed")
         for network, weights in ((self.model, state["model"]), (self.decoder, state["decoder"])):
@@ -274,7 +283,7 @@ class Trainer:
             for optimiser, stored in zip(self.optimisers, state["optimisers"], strict=True):
                 _load_moments(optimiser, stored)
             self.step, self.seconds, self.best = int(state["step"]), float(state["seconds"]), float(state["best"])
-            # The sums so far are rank 0's, however many processes they came from.
+            # The stored sums are those of all processes. Rank 0 continues them, and the other ranks begin at 0.
             self.sums = {name: torch.zeros_like(value, device=self.device) if team.rank else value.to(self.device)
                          for name, value in state["sums"].items()}
             self.history = [{str(key): float(value) if isinstance(value, float) else int(value)
@@ -282,7 +291,7 @@ class Trainer:
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = type(error).__name__
             raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
-        # At that very step they are computed again, to the same numbers.
+        # At step fixed_from itself, the statistics are computed again, with the same result.
         self.fixed = self.fixed_from is not None and self.step > self.fixed_from
         self.set_training()
         self.finished = self.progress >= 1
@@ -292,8 +301,8 @@ class Trainer:
             raise TrainingError(f"{path}: its steps, epochs and seconds do not fit together; it cannot be resumed")
 
     def save_best(self, scores: dict[str, float]) -> None:
-        """best.pth: a plain state dict; best.json: the recipe and what was measured."""
-        # Iterations share convolutions: each tensor is made contiguous, and then stored, once.
+        """Write best.pth, a plain state dict, and best.json, with the recipe and the scores."""
+        # Iterations share tensors. Each is made contiguous once, so that torch.save stores it once.
         copies: dict[int, Tensor] = {}
         weights = {name: copies.setdefault(value.data_ptr(), value.contiguous())
                    for name, value in self.model.state_dict().items()}
@@ -312,7 +321,7 @@ class Trainer:
     # --- one epoch's end ---
 
     def end_epoch(self, crops: CropDataset, val: PairDataset | None) -> None:
-        """Log the epoch, validate if it is due, keep the best weights."""
+        """Log the epoch, validate if it is due, and save the weights if they are the best so far."""
         number = len(self.history) + 1
         due = self.finished or val is not None and number % self.args.val_every == 0
         if due and not self.fixed:
@@ -336,21 +345,22 @@ class Trainer:
 
 
 def _load_moments(optimiser: torch.optim.Optimizer, stored: dict) -> None:
-    """Adam's moments and the last learning rate; its other options are the recipe's."""
+    """Load Adam's moments and the last learning rate. The other options of Adam come from the recipe."""
     groups = copy.deepcopy(optimiser.state_dict()["param_groups"])
     groups[0]["lr"] = float(stored["param_groups"][0]["lr"])
     optimiser.load_state_dict({"state": stored["state"], "param_groups": groups})
 
 
 class Stop:
-    """True after Ctrl-C, SIGTERM or SIGHUP, so that the step in hand is finished and saved.
+    """True after Ctrl-C, SIGTERM or SIGHUP. The current step is then finished and saved.
 
-    A second Ctrl-C ends the run at once, a third one the process. Under nohup, SIGHUP stays ignored.
-    In several processes it is true when all know of it; torchrun passes signals on, maybe twice.
+    A second Ctrl-C raises KeyboardInterrupt, a third one ends the process at once. Under nohup, SIGHUP is still
+    ignored. With several processes it becomes true in all of them at the same step (`Trainer.agree`). Further signals
+    are then ignored, because torchrun may pass on a signal twice.
     """
 
     def __init__(self):
-        self.received, self.agreed = 0, 0       # signal number of this process; of all, set by Trainer.agree
+        self.received, self.agreed = 0, 0       # signal numbers: of this process; of all, set by Trainer.agree
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)        # Windows has no SIGHUP
             if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
@@ -371,7 +381,7 @@ class Stop:
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """In a loader process: Ctrl-C, which all of a terminal's processes get, is for the parent, which then ends it."""
+    """For data loader processes: ignore Ctrl-C, which a terminal sends to all processes. The parent ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -380,31 +390,38 @@ def leave_signals_to_the_parent(worker: int) -> None:
 
 
 def own_crops(batches: Sequence[list[int]]) -> list[Sequence[int]]:
-    """The crop numbers of this process, batch by batch. Where a last batch is too small for it, one that counts for nothing."""
+    """The crop numbers of this process in each batch.
+
+    A last batch can be too small to give each process a crop. Such a process takes one crop with the weight 0.
+    """
     return [team.share(numbers) or numbers[:1] for numbers in batches]
 
 
 def in_parallel(*nets: nn.Module) -> list[nn.Module]:
-    """The networks, so wrapped that backward() leaves the processes' mean gradient in each."""
+    """Wrap the networks, so that backward() averages the gradients over all processes."""
     if next(nets[0].parameters()).device.type == "cuda":
-        # It replaces submodules in place; parameters and names stay. There is none for CPUs: there each process
-        # normalises its own share of the batch.
+        # The conversion replaces submodules in place and keeps parameters and names. PyTorch has no SyncBatchNorm for
+        # CPUs, so each process normalises its own part of the batch there.
         nets = [nn.SyncBatchNorm.convert_sync_batchnorm(net) for net in nets]
     return [nn.parallel.DistributedDataParallel(net) for net in nets]
 
 
 def over_all(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each sum over all processes."""
+    """Add up each sum over all processes."""
     if team.world == 1 or not sums:
         return sums
     return dict(zip(sums, team.sum(torch.stack(list(sums.values())))))
 
 
 @torch.inference_mode()
-def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDataset, device: torch.device) -> dict[str, float]:
-    """Means over whole validation pairs: the loss (L_F, or the distance to the teacher) and metrics.
+def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDataset,
+             device: torch.device) -> dict[str, float]:
+    """Means over the full-size validation pairs: the loss (L_F, or the distance to the teacher) and VALIDATION_METRICS.
 
-    The metrics are of protocol definition, plain range. The network is left in eval mode.
+    Metrics: protocol "definition", plain range. The network is left in eval mode.
+
+    Returns:
+        {"val_loss": mean, metric: mean, ...}
     """
     model.eval()
     rows = []
@@ -424,7 +441,7 @@ def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDatase
 
 
 def write_or_warn(path: Path, data: bytes) -> None:
-    """In mid-run a full disk is no reason to lose the run: the older file is still whole."""
+    """As `write_once`, but an error is only a warning: a full disk should not end a run, and the old file is intact."""
     try:
         write_once(path, data)
     except OSError as error:
@@ -432,13 +449,13 @@ def write_or_warn(path: Path, data: bytes) -> None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line above the progress bar, at once: a log is read while it grows."""
+    """Print a line above the progress bar and flush it, so that a log file is up to date."""
     tqdm.write(text, stream)
     (stream or sys.stdout).flush()
 
 
 def commit() -> str:
-    """The commit of this code, with a "+" if files outside results/ have changed since; "unknown" without git."""
+    """The git commit of this code, with a "+" if files outside results/ have changed since; "unknown" without git."""
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     try:
@@ -449,7 +466,7 @@ def commit() -> str:
 
 
 def packages() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of Python and of the packages that compute results."""
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia")}
 
@@ -461,7 +478,7 @@ def serialised(state: dict) -> bytes:
 
 
 def write_once(path: Path, data: bytes) -> None:
-    """`write_atomically`, by one process for all."""
+    """`write_atomically` by rank 0 only."""
     if team.rank == 0:
         write_atomically(path, data)
 

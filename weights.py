@@ -1,7 +1,7 @@
-"""Checkpoints: reading files of weights that may be damaged, hostile, or something else altogether.
+"""Read checkpoints. The files may be damaged, malicious, or not checkpoints at all.
 
-Nothing in a file is run: PyTorch's restricted unpickler reads it, and what is not made of plain tensors and containers
-is refused. Each refusal is one line that names the file and says what it is.
+No code in a file is executed. PyTorch's restricted unpickler reads it, and anything but plain tensors and containers is
+rejected. Each error is one line that names the file and says what it contains.
 """
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from support.runtime import first_line
 
 CHECKPOINTS = {name: Path(__file__).resolve().parent / "checkpoints" / file for name, file in (
     ("contrast", "rpfnet.pth"), ("paper", "rpfnet_paper.pth"), ("medical", "rpfnet_medical.pth"))}
-FIRST_LAYER = "stem_f.0.weight"     # every RPFNet has it
-LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"     # the number that files of torch.save before PyTorch 1.6 begin with
+FIRST_LAYER = "stem_f.0.weight"     # a parameter of every RPFNet
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"     # magic number of files of torch.save before PyTorch 1.6
 
-# How other files begin, and what they are.
+# First bytes of other kinds of files.
 KINDS = (
     (b"\x89PNG", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"), (b"GIF8", "a picture (GIF)"),
     (b"BM", "a picture (BMP)"), (b"II*\0", "a picture (TIFF)"), (b"MM\0*", "a picture (TIFF)"),
@@ -38,15 +38,15 @@ KINDS = (
 
 
 Network = TypeVar("Network", bound=nn.Module)
-LIMITS = {"channels": (4, 1024), "stages": (1, 64), "border": (0, 1024)}    # far beyond what is of use
+LIMITS = {"channels": (4, 1024), "stages": (1, 64), "border": (0, 1024)}    # larger than any useful value
 
 
 def check_config(config: Mapping, choices: Mapping[str, tuple[str, ...]]) -> None:
-    """The arguments of a network, which come from files too. Raises ValueError.
+    """Check the arguments of a network, which can come from a file. Raises ValueError.
 
     Args:
         config: the arguments of RPFNet by name.
-        choices: what each argument that is a word may be.
+        choices: the possible values of each string argument.
     """
     for name, value in config.items():
         if name in LIMITS:
@@ -68,18 +68,18 @@ def check_config(config: Mapping, choices: Mapping[str, tuple[str, ...]]) -> Non
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file of torch.save, open for reading, after its checksums were compared.
+    """Check the kind and the checksums of a torch.save file, then yield it, open for reading.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, or another kind of file.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged or of another kind.
     """
     _check_is_file(path)
     with path.open("rb") as file:
         head = file.read(512)
         if head.startswith(b"PK"):
             _check_archive(path, file)
-        elif LEGACY not in head[:40]:       # such a file has no checksums
+        elif LEGACY not in head[:40]:       # files of before 1.6 have no checksums
             raise ValueError(f"{path}: not weights, but {_kind(head)}")
         file.seek(0)
         yield file
@@ -91,7 +91,7 @@ def _check_is_file(path: Path) -> None:
 
 
 def _kind(head: bytes) -> str:
-    """What a file is that begins with `head`."""
+    """Kind of the file that begins with `head`, in words."""
     if not head:
         return "an empty file"
     for start, kind in KINDS:
@@ -110,7 +110,7 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
             damaged = archive.testzip()
-    except Exception as error:      # noqa: BLE001  zipfile raises many types for what it cannot make sense of
+    except Exception as error:      # noqa: BLE001  zipfile raises many types for damaged files
         raise ValueError(f"{path}: damaged or incomplete ({printable(first_line(error))}); "
                          "copy or download it again") from None
     names = [part.filename for part in parts]
@@ -120,17 +120,17 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
         raise ValueError(f"{path}: not weights, but a TorchScript program")
     if not any(name.endswith("data.pkl") for name in names):
         raise ValueError(f"{path}: not weights, but a zip file of something else")
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):     # could unpack to any size
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):     # a zip bomb could fill the memory
         raise ValueError(f"{path}: compressed, which torch.save never does; it is not read")
 
 
 def load(path: Path) -> object:
-    """What torch.save stored there, on the CPU: tensors and plain containers. Raises OSError, ValueError."""
-    with opened(path) as file, warnings.catch_warnings(action="ignore"):    # of what it checks in sparse tensors
+    """Load a torch.save file: tensors on the CPU, in plain containers. Raises OSError, ValueError."""
+    with opened(path) as file, warnings.catch_warnings(action="ignore"):    # warnings about sparse tensors
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            # Not in its own words: they advise weights_only=False, which runs what the file holds.
+            # PyTorch's own message is not shown: it advises weights_only=False, which executes code in the file.
             asked = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
             what = printable(asked[1]) if asked else "objects other than tensors"
             raise ValueError(f"{path}: refused, because its pickle asks for {what}; weights are stored as "
@@ -140,7 +140,7 @@ def load(path: Path) -> object:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises OSError; ValueError for anything else in it."""
+    """Read a JSON file that holds an object. Raises OSError, or ValueError for any other content."""
     _check_is_file(path)
     data = path.read_bytes()
     try:
@@ -155,7 +155,7 @@ def read_json(path: Path) -> dict:
 
 
 def in_words(value: object) -> str:
-    """The kind of a value from a JSON file or a checkpoint."""
+    """Type of a value from a JSON file or a checkpoint, in words."""
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number",
              float: "a number", type(None): "null", Tensor: "a tensor"}
     return kinds.get(type(value), f"a {type(value).__name__}")
@@ -166,16 +166,16 @@ def in_words(value: object) -> str:
 
 
 class Checkpoint(NamedTuple):
-    """What a file of weights holds."""
+    """Content of a file of weights."""
     weights: dict[str, Tensor]
-    config: dict        # the arguments of RPFNet
-    described_in: Path  # the file that holds the arguments, for error messages
+    config: dict        # arguments of RPFNet
+    described_in: Path  # file that holds the arguments, for error messages
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a shipped checkpoint (`.pth`, and `.json` beside it) or a training checkpoint (last.pth).
+    """Read weights (`.pth`, with a `.json` beside it) or a training checkpoint (last.pth).
 
-    Raises OSError, ValueError. `check_weights` tests whether the weights fit the network.
+    It does not check that the weights fit the network; `check_weights` does. Raises OSError, ValueError.
     """
     state, source = load(path), path
     if isinstance(state, dict) and {"model", "config"} <= state.keys():
@@ -192,10 +192,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _described(path: Path, source: Path) -> object:
-    """The network's arguments, from the JSON file that train.py writes beside the weights."""
+    """The arguments of the network, from the JSON file that train.py writes beside the weights."""
     try:
         about = read_json(source)
-    except FileNotFoundError:       # not guessed: with shared stages the weights do not tell their number
+    except FileNotFoundError:       # the weights do not show all arguments, for example not `border`
         raise ValueError(f"{path}: the network's arguments are missing; put the {source.name} that was written "
                          "with it beside it") from None
     if "config" not in about:
@@ -204,7 +204,7 @@ def _described(path: Path, source: Path) -> object:
 
 
 def _contents(state: object) -> str:
-    """What a file without our weights holds."""
+    """Content of a file that holds no weights of RPFNet, in words."""
     if not isinstance(state, dict):
         return in_words(state)
     if state and all(isinstance(value, Tensor) for value in state.values()):
@@ -217,11 +217,14 @@ def _named(names: Iterable[object], most: int = 3) -> str:
 
 
 def check_weights(path: Path, weights: object, network: nn.Module) -> None:
-    """Raise ValueError unless `weights` can be the state dict of `network`, with numbers that a network can use.
+    """Check a state dict: names, shapes, types, shared tensors, finite values.
 
     Args:
-        path: the file that they come from, for the message.
-        network: may be on the device "meta", without values.
+        path: file of the weights, for the message.
+        weights: the state dict.
+        network: the network that they should fit. It may be on the device "meta", without values.
+    Raises:
+        ValueError: the weights do not fit, or contain NaN or infinite values.
     """
     wanted = network.state_dict(keep_vars=True)
     if not isinstance(weights, Mapping):
@@ -243,7 +246,7 @@ def check_weights(path: Path, weights: object, network: nn.Module) -> None:
 
 
 def _problem(name: str, value: object, target: Tensor) -> str:
-    """Why the value cannot be taken for a parameter or buffer; empty if it can."""
+    """Reason why the value cannot be this parameter or buffer; empty if it can."""
     if not isinstance(value, Tensor):
         return f"is {in_words(value)}, not a tensor"
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
@@ -252,7 +255,7 @@ def _problem(name: str, value: object, target: Tensor) -> str:
         return f"has the shape {tuple(value.shape)}, and {tuple(target.shape)} is expected"
     if value.is_floating_point() != target.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         return f"holds {value.dtype}, and {target.dtype} is expected"
-    if not value.to(target.dtype).isfinite().all():     # in its dtype: float64 can hold what float32 cannot
+    if not value.to(target.dtype).isfinite().all():     # after conversion: a float64 value can overflow in float32
         return "holds NaN or infinite numbers, as after a training that diverged"
     if name.endswith("running_var") and (value < 0).any():
         return "holds negative numbers, and a variance has none"
@@ -260,7 +263,7 @@ def _problem(name: str, value: object, target: Tensor) -> str:
 
 
 def find(name: str | Path) -> Path:
-    """The file of a name in CHECKPOINTS, or a path as it is. Raises FileNotFoundError, ValueError."""
+    """Path of a checkpoint: `name` is a name in CHECKPOINTS or a path. Raises FileNotFoundError, ValueError."""
     if name is None or str(name) in ("", "."):
         raise ValueError(f"path={name!r}: leave it out for its default")
     path = CHECKPOINTS.get(str(name), Path(name))
@@ -271,18 +274,18 @@ def find(name: str | Path) -> Path:
 
 
 def restored(build: Callable[..., Network], name: str | Path) -> Network:
-    """The network that a checkpoint describes, with its weights.
+    """Build the network of a checkpoint and load its weights.
 
     Args:
         build: makes the network from its config.
-        name: as in `find`.
+        name: as for `find`.
     Raises:
-        OSError, ValueError: no such file, or not sound weights of this network; one line that names it.
+        OSError, ValueError: no such file, or no valid weights of this network. One line that names the file.
     """
     path = find(name)
     weights, config, described_in = read_checkpoint(path)
     try:
-        with torch.device("meta"):      # names and shapes alone: what does not fit takes no memory
+        with torch.device("meta"):      # names and shapes without values, so that a wrong config takes no memory
             plan = build(**config)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{described_in}: "config": {printable(first_line(error))}') from None
