@@ -60,7 +60,7 @@ def has_bfloat16(device: str | torch.device) -> bool:
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    instructions = getattr(torch.cpu, "get_capabilities", dict)()       # older PyTorch has no such function
+    instructions: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()       # older PyTorch has no such function
     return not instructions or any(instructions.get(name) for name in BFLOAT16)
 
 
