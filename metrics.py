@@ -358,6 +358,7 @@ class Report:
         self.scores: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
 
     def add(self, scored: Scored) -> None:
+        """Add the scores of one pair, and write them to the CSV file."""
         self.notes.update(scored.notes)
         for (method, protocol), values in scored.values.items():
             self.scores.setdefault(protocol, {}).setdefault(method, {})[scored.name] = values
@@ -380,6 +381,7 @@ class Report:
         return False
 
     def complain_of_notes(self) -> None:
+        """Print the warnings of all pairs, each once with its number."""
         for note, count in self.notes.items():
             complain(f"note: {note} ({count} times, left out of the mean)")
 

@@ -58,14 +58,17 @@ class Image(Shared):
 
     @cached_property
     def histogram(self) -> np.ndarray:
+        """Counts of the 256 gray levels."""
         return np.bincount(self.pixels.ravel(), minlength=256)
 
     @property
     def is_flat(self) -> bool:
+        """Whether all pixels are equal."""
         return np.count_nonzero(self.histogram) == 1
 
     @property
     def size(self) -> str:
+        """WIDTHxHEIGHT, for messages."""
         return f"{self.pixels.shape[1]}x{self.pixels.shape[0]}"
 
 
@@ -83,6 +86,7 @@ class Trio(Shared):
 
     @classmethod
     def of(cls, fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> Trio:
+        """Check three arrays, uint8 (H, W), and make a trio. Raises ValueError."""
         return cls(Image(fused, "fused"), Image(ir, "ir"), Image(vis, "vis"))
 
     @cached_property

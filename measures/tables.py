@@ -48,6 +48,7 @@ class Running:
         self.count, self.mean, self._squares = 0, math.nan, 0.0
 
     def add(self, value: float) -> None:
+        """Add a value; nan is ignored."""
         if math.isnan(value):
             return
         self.count += 1
@@ -61,6 +62,7 @@ class Running:
 
     @property
     def std(self) -> float:
+        """Sample standard deviation; nan for fewer than two values."""
         return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else math.nan
 
 

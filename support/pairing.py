@@ -194,4 +194,5 @@ def all_paired(pairs: list[Pair], unpaired: list[str]) -> list[Pair]:
 
 
 def listing(title: str, lines: list[str]) -> str:
+    """A message of several lines: the title, then the lines, indented."""
     return title + ":\n" + "\n".join(f"  {line}" for line in lines)

@@ -272,6 +272,7 @@ class Change:
         self._means: list[float] = []
 
     def add(self, image: np.ndarray) -> None:
+        """Add the next frame, uint8 (H, W)."""
         level = image[self._background].astype(np.float64)
         if self._first is None:
             self._first = level

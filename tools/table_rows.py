@@ -177,15 +177,18 @@ Fuse = Callable[[Pair, np.ndarray, np.ndarray], np.ndarray]     # pair, ir, vis_
 
 
 def of_network(model: RPFNet, use: Use) -> Fuse:
+    """Fuse with a network."""
     return lambda pair, ir, vis: model.fuse(ir, vis, studio_range=use.range == "studio",
                                             as_published=use.use == "as published")
 
 
 def of_baseline(name: str) -> Fuse:
+    """Fuse with a baseline of metrics.py."""
     return lambda pair, ir, vis: metrics.baseline(name, ir, vis)
 
 
 def of_files(files: dict[str, Path]) -> Fuse:
+    """Read fused images of another method."""
     return lambda pair, ir, vis: read_gray(files[pair.name])
 
 
@@ -291,7 +294,7 @@ def train_run(run: Run) -> None:
     if code in (130, 143):      # stopped by a signal
         raise KeyboardInterrupt
     if code:
-        raise TableError(f"train.py ended with code {code}; what it said stands above")
+        raise TableError(f"train.py ended with code {code}; its messages are above")
 
 
 def call_train(options: Sequence[str]) -> int:
@@ -372,7 +375,7 @@ def training_of(path: Path) -> dict[str, str]:
                 "crops": f"{recipe['batch']} of {recipe['crop']}", "commit": about["commit"],
                 "machine": machine(about["device"])}
     except (OSError, ValueError, KeyError) as error:
-        raise TableError(f"{path}: does not tell how its weights were trained "
+        raise TableError(f"{path}: does not say how its weights were trained "
                          f"({type(error).__name__}: {error})") from None
 
 

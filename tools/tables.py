@@ -261,7 +261,7 @@ def print_parts(args: argparse.Namespace) -> None:
         cells.append(["" if row["method"] == previous else row["method"], row["part"],
                       *(f"{float(row[name]):.3f}" for name in PARTS_METRICS)])
         previous = row["method"]
-    notes = ["change: mean absolute difference from the whole network's picture, gray levels",
+    notes = ["change: mean absolute difference from the result of the whole network, gray levels",
              "hot: mean on hot pixels (IR > mean + standard deviation) over the infrared's",
              f"eval, plain; EN, SF, VIFF by definition; {rows[0]['images']} images"]
     show("What the parts contribute, FLIR-val", cells, notes, args.format)
