@@ -23,5 +23,5 @@ def _entry(checkpoint: str, about: str) -> collections.abc.Callable[..., _RPFNet
 
 
 rpfnet = _entry("paper", "trained with the paper's recipe")
-rpfnet_contrast = _entry("contrast", "for natural pictures of night and day, the default of test.py")
+rpfnet_contrast = _entry("contrast", "for natural images, day and night; the default of test.py")
 rpfnet_medical = _entry("medical", "for medical images")

@@ -161,6 +161,7 @@ class SaliencyStructureLoss(ImageLoss):
         self.lambda_1, self.form = lambda_1, form
 
     def forward(self, m_prime: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        """(L_SS, terms) for images (B, 1, H, W) in [0, 1]. Raises ValueError for images that do not fit."""
         self.check(m_prime=m_prime, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             m_prime, ir, vis_y = m_prime.float(), ir.float(), vis_y.float()
@@ -226,6 +227,7 @@ class FrequencyContrastiveLoss(ImageLoss):
         return difference.abs().mean(IMAGE)
 
     def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        """(L_c, terms) for images (B, 1, H, W) in [0, 1]. Raises ValueError for images that do not fit."""
         self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
@@ -309,6 +311,7 @@ class SSIMLoss(ImageLoss):
         self.smallest = window
 
     def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        """(L_s, terms) for images (B, 1, H, W) in [0, 1]. Raises ValueError for images that do not fit."""
         self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             fused, sources = fused.float(), (ir.float(), vis_y.float())
@@ -346,6 +349,7 @@ class LuminanceLoss(ImageLoss):
         self.smallest = self.side // 2 + 1      # a smaller image cannot be padded by reflection
 
     def forward(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        """(L_l, terms) for images (B, 1, H, W) in [0, 1]. Raises ValueError for images that do not fit."""
         self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
@@ -382,6 +386,7 @@ class DistillationLoss(nn.Module):
         return terms["L_1"] + terms["L_ssim"], terms
 
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
+        """Arguments and result as for `FusionLoss.forward`; m_prime is ignored."""
         total, terms = self.fusion(fused, ir, vis_y)
         return total, {"L_total": total} | terms
 

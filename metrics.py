@@ -1,22 +1,21 @@
-"""Image fusion metrics that agree with published tables, and the command that prints such tables.
+"""Image fusion metrics that reproduce published tables, and the command that prints such tables.
 
     python metrics.py --fused Fused --dataset tno --data data/TNO --baselines
 
-Published tables disagree because most of them come from MATLAB toolboxes that read images as
-uint8 and compute some metrics *in* uint8, where a negative difference becomes 0 and a square
-above 255 becomes 255. A protocol names the arithmetic:
+Published tables disagree. Most of them come from MATLAB toolboxes that read images as uint8 and compute some metrics in
+uint8. There a negative difference becomes 0, and a square above 255 becomes 255. A protocol names the arithmetic:
 
     "definition"    the definitions, in real numbers (formerly "float")
-    "toolbox"       the saturating arithmetic, in the metrics that have it: MI, SF, SD, VIF, VIFF (formerly "uint8")
+    "toolbox"       saturating uint8 arithmetic in MI, SF, SD and VIF; VIFF of images in [0, 1] (formerly "uint8")
     "paper"         the six columns of the RPFNet paper, as they were computed there
-    "cddfuse"       the columns of the papers that follow CDDFuse, whose evaluator works in real numbers with
-                    conventions of its own
+    "cddfuse"       the columns of the papers that follow CDDFuse. Their evaluator uses real numbers and its own
+                    conventions
 
-`evaluate` computes all metrics of one image and shares what they have in common; each metric is also a
-function: `SCD(fused, ir, vis)`, `SD(fused, protocol="toolbox")`. They live in the package `measures`.
+`evaluate` computes all metrics of one image and shares intermediate results. Each metric is also a function:
+`SCD(fused, ir, vis)`, `SD(fused, protocol="toolbox")`. The metrics are implemented in the package `measures`.
 
-All images are 8-bit gray numpy arrays of one shape (H, W); colour is turned to BT.601 luma first
-(`images.read_gray`). "Both sources" are the infrared and the visible image.
+All images are 8-bit gray numpy arrays of one shape (H, W). Colour is converted to BT.601 luma first
+(`images.read_gray`). "Both sources" means the infrared and the visible image.
 """
 from __future__ import annotations
 
@@ -94,30 +93,30 @@ __all__ = [
 
 
 class Task(NamedTuple):
-    """One pair with the methods' fused images, as arrays: the process that scores it opens no file."""
+    """One pair and the fused images of all methods, as arrays. Worker processes open no files."""
     name: str
-    ir: np.ndarray
-    vis: np.ndarray
-    fused: dict[str, np.ndarray]
+    ir: np.ndarray                  # uint8 (H, W)
+    vis: np.ndarray                 # uint8 (H, W)
+    fused: dict[str, np.ndarray]    # {method: uint8 (H, W)}
 
 
 class Scored(NamedTuple):
-    """What one pair gave: {(method, protocol): {metric: value}}, why methods failed, and warnings."""
+    """Scores of one pair."""
     name: str
-    values: dict[tuple[str, str], dict[str, float]]
-    problems: list[str]
-    notes: list[str]
+    values: dict[tuple[str, str], dict[str, float]]     # {(method, protocol): {metric: value}}
+    problems: list[str]                                 # one line for each method that failed
+    notes: list[str]                                    # warnings
 
 
 def baseline(name: str, ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
-    """The trivial fusions "average" (rounded half up) and "max" of the sources, uint8."""
+    """Trivial fusion of the sources: "average" (rounded half up) or "max". All images are uint8 (H, W)."""
     if name == "max":
         return np.maximum(ir, vis)
     return ((ir.astype(np.uint16) + vis + 1) // 2).astype(np.uint8)
 
 
 def score(task: Task, protocols: Sequence[str], names: Sequence[str] | None) -> Scored:
-    """All methods of one pair. The sources' intermediate results are shared; errors are returned, not raised."""
+    """Score all methods of one pair. Intermediate results of the sources are shared. Errors are returned as text."""
     values: dict[tuple[str, str], dict[str, float]] = {}
     problems, notes, sources = [], [], None
     for method, fused in task.fused.items():
@@ -135,12 +134,12 @@ def score(task: Task, protocols: Sequence[str], names: Sequence[str] | None) -> 
 
 def score_all(tasks: Iterable[Task], protocols: Sequence[str], names: Sequence[str] | None,
               workers: int) -> Iterator[Scored]:
-    """Results in the order of the tasks, from `workers` processes. Tasks are drawn a few ahead, not all at once."""
+    """Yield the scores in the order of the tasks, from `workers` processes. Only a few tasks are read in advance."""
     if workers <= 1:
         yield from (score(task, protocols, names) for task in tasks)
         return
-    # One thread a process: threads of their own in OpenCV or BLAS would fight for the cores. Fresh
-    # processes ("spawn") read the environment, and inherit no locks.
+    # One thread in each process: more threads of OpenCV or BLAS would compete for the cores. Processes are started by
+    # "spawn", so that they read these variables and inherit no locks.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
@@ -157,7 +156,7 @@ def score_all(tasks: Iterable[Task], protocols: Sequence[str], names: Sequence[s
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is for the parent, which keeps what is done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # the parent handles Ctrl-C and keeps the scores so far
     cv2.setNumThreads(1)
 
 
@@ -171,14 +170,15 @@ TITLES = {
                "the rest as defined",
     "cddfuse": "protocol cddfuse: gray levels in real numbers; MI in nats; Qabf of 0-255 images; "
                "SSIM summed, 7 x 7 windows, data range 2",
-    "paper": 'protocol paper: the column that the paper heads SF is the average gradient (AG), SD and VIFF are those of toolbox',
+    "paper": "protocol paper: the column that the paper calls SF is the average gradient (AG), SD and VIFF are those "
+             "of toolbox",
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Score fused images against their sources, with the arithmetic of the tables you compare with.",
+        description="Score fused images against their sources, in the arithmetic of published tables.",
         epilog="examples:\n"
                "  python metrics.py --fused Fused --ir data/ir --vis data/vis\n"
                "  python metrics.py --fused RPFNet=Fused LRRNet=other/LRRNet --dataset tno --data data/TNO \\\n"
@@ -187,48 +187,54 @@ def build_parser() -> argparse.ArgumentParser:
 
     what = parser.add_argument_group("what to compute")
     what.add_argument("--protocol", metavar="NAME", choices=(*PROTOCOLS, "both", *ALIASES),
-                      help="definition: real numbers; toolbox: MATLAB's saturating uint8 arithmetic; both of them; "
-                      "paper: the RPFNet paper's six columns as they were computed; cddfuse: the eight columns of "
-                      "CDDFuse's family of tables, and on demand AG, PSNR, CC, MSE (default: definition; with --paper: "
-                      "paper). float and uint8, the former names of the first two, are accepted in this release")
+                      help="definition: real numbers; toolbox: MATLAB's saturating uint8 arithmetic; both: definition "
+                      "and toolbox; paper: the six columns of the RPFNet paper, as they were computed; cddfuse: the "
+                      "eight columns of the tables that follow CDDFuse, and with --metrics also AG, PSNR, CC, MSE "
+                      "(default: definition; with --paper: paper). float and uint8, the former names of definition and "
+                      "toolbox, are accepted in this release")
     what.add_argument("--metrics", nargs="+", metavar="NAME", help=f"only these (default: all): {' '.join(NAMES)}")
-    what.add_argument("--paper", metavar="TABLE", help="put the published rows of this table beside: 1, 2, 3, 4:TNO, "
-                      "4:MSRS, 4:M3FD, 6 (with --dataset, 4 is enough)")
+    what.add_argument("--paper", metavar="TABLE", help="also print the published rows of this table of the paper: 1, "
+                      "2, 3, 4:TNO, 4:MSRS, 4:M3FD, 6 (with --dataset, 4 is enough)")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--std", action="store_true", help="standard deviations over the images")
+    output.add_argument("--std", action="store_true", help="also print standard deviations over the images")
     shape = output.add_mutually_exclusive_group()
     shape.add_argument("--markdown", action="store_true", help="print Markdown tables")
     shape.add_argument("--latex", action="store_true", help="print LaTeX tables (booktabs)")
     output.add_argument("--csv", type=Path, metavar="FILE", help="write one row for each method, image and protocol")
-    output.add_argument("--workers", type=int, default=cores(), help="processes (default: all cores, %(default)s)")
+    output.add_argument("--workers", type=int, default=cores(),
+                        help="number of processes (default: all cores, %(default)s)")
     return parser
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The options that `collect_methods` and `collect_pairs` read. Returns their group, for more."""
+    """Add the options that `collect_methods` and `collect_pairs` use. Returns their group, for further options."""
     images = parser.add_argument_group("images")
     images.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR",
-                        help="folders of fused images, named as the pairs (for IR{n}/VIS{n}: {n}); colour becomes luma")
-    images.add_argument("--ir", type=Path, help="infrared folder (for IR*/VIS* in one folder: that folder, twice)")
+                        help="folders of fused images, one for each method; file names are the names of the pairs (for "
+                        "IR{n}/VIS{n}: {n}); colour is converted to luma")
+    images.add_argument("--ir", type=Path,
+                        help="infrared folder (if one folder holds IR* and VIS*, give it to --ir and --vis)")
     images.add_argument("--vis", type=Path, help="visible folder")
-    images.add_argument("--dataset", type=str.lower, help="a published data set's layout, in place of --ir and --vis")
-    images.add_argument("--data", type=Path, help="its folder")
-    images.add_argument("--split", help="its split (default: the one that is evaluated; roadscene: the 40 of val)")
+    images.add_argument("--dataset", type=str.lower, help="name of a published data set, in place of --ir and --vis")
+    images.add_argument("--data", type=Path, help="folder of the data set")
+    images.add_argument("--split", help="split of the data set (default: the one for evaluation; roadscene: the 40 "
+                        "pairs of val)")
     return images
 
 
 def add_baselines(images: argparse._ArgumentGroup) -> None:
-    images.add_argument("--baselines", action="store_true", help="also score the sources' average and maximum")
+    images.add_argument("--baselines", action="store_true",
+                        help="also score the average and the maximum of the sources")
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def collect_pairs(args: argparse.Namespace) -> tuple[list, list[str]]:
-    """The pairs to score, and a line for each source image without a partner."""
+    """The pairs to score, and one line for each source image without a partner. Raises DataError."""
     chosen = find_chosen(args.dataset, args.data, args.split, args.ir, args.vis)
     if chosen:
         return chosen
@@ -238,7 +244,7 @@ def collect_pairs(args: argparse.Namespace) -> tuple[list, list[str]]:
 
 
 def collect_methods(specs: Sequence[str]) -> dict[str, Path]:
-    """{name: folder} of "NAME=DIR" or "DIR", whose name is the folder's."""
+    """{name: folder} from "NAME=DIR" or "DIR". Without NAME, it is the name of the folder. Raises ValueError."""
     methods: dict[str, Path] = {}
     for spec in specs:
         name, equals, folder = spec.partition("=")
@@ -251,9 +257,12 @@ def collect_methods(specs: Sequence[str]) -> dict[str, Path]:
 
 
 def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """{pair's name: fused image} by file stem, and a line for everything that does not match.
+    """Match fused images to pairs by file stem. Raises DataError if there is no such folder.
 
-    For numbered pairs, 01 and 1 are the same number unless the folder has both.
+    If the names are numbers, 01 and 1 match, unless the folder holds both.
+
+    Returns:
+        {name of the pair: fused image}, and one line for each pair or image without a match.
     """
     found = list_images(folder)
     numbers = Counter(int(stem) for stem in found if stem.isdecimal())
@@ -272,13 +281,13 @@ def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[st
 
 def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: Sequence[str],
                problems: list[str]) -> Iterator[Task]:
-    """Read the images pair by pair; what cannot be read is added to `problems` and left out."""
+    """Read the images pair by pair. Images that cannot be read are left out, with a line in `problems`."""
     for pair in pairs:
         try:
             ir, vis = load_pair(pair)
         except DataError as error:
             problems.append(str(error))
-            yield Task(pair.name, np.empty(0), np.empty(0), {})     # keeps the progress bar's count
+            yield Task(pair.name, np.empty(0), np.empty(0), {})     # an empty task keeps the progress bar correct
             continue
         vis = luma(vis)
         fused = {name: baseline(name, ir, vis) for name in baselines}
@@ -292,7 +301,7 @@ def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: 
 
 
 def check_csv(path: Path, pairs: Sequence, methods: dict[str, dict[str, Path]]) -> None:
-    """Refuse to write over an image."""
+    """Raises ValueError if --csv would overwrite an image."""
     images = [image for pair in pairs for image in (pair.ir, pair.vis)]
     images += [image for paths in methods.values() for image in paths.values()]
     known = {(status.st_dev, status.st_ino) for status in (image.stat() for image in images)}
@@ -301,9 +310,10 @@ def check_csv(path: Path, pairs: Sequence, methods: dict[str, dict[str, Path]]) 
 
 
 class CsvFile:
-    """One row for each method, image and protocol, whole after every image.
+    """CSV file with one row for each method, image and protocol. It is complete after every image.
 
-    A write that fails (a full disk) ends the file and not the scoring: `problem` then says so.
+    If a write fails, for example because the disk is full, no more rows are written and `problem` holds the error. The
+    scoring continues.
     """
 
     def __init__(self, path: Path, names: Sequence[str]):
@@ -335,14 +345,20 @@ class CsvFile:
 
 
 class Report:
-    """Collects scores as they come."""
+    """Collects the scores and computes the rows of the tables.
+
+    Attributes:
+        scores: {protocol: {method: {image: {metric: value}}}}.
+        notes: number of occurrences of each warning.
+    """
 
     def __init__(self, names: Sequence[str], csv_file: CsvFile | None):
         self.names, self.csv_file = names, csv_file
         self.notes: Counter[str] = Counter()
-        self.scores: dict[str, dict[str, dict[str, dict[str, float]]]] = {}     # [protocol][method][image][metric]
+        self.scores: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
 
     def add(self, scored: Scored) -> None:
+        """Add the scores of one pair, and write them to the CSV file."""
         self.notes.update(scored.notes)
         for (method, protocol), values in scored.values.items():
             self.scores.setdefault(protocol, {}).setdefault(method, {})[scored.name] = values
@@ -352,7 +368,7 @@ class Report:
 
     def collect(self, tasks: Iterable[Task], protocols: Sequence[str], workers: int, total: int, title: str,
                 problems: list[str]) -> bool:
-        """Score `total` tasks; what fails goes to `problems`. Whether Ctrl-C ended it, with what was done kept."""
+        """Score `total` tasks. Errors are added to `problems`. Returns True after Ctrl-C; scores so far are kept."""
         try:
             for scored in tqdm(score_all(tasks, protocols, self.names, min(workers, total)), total=total, unit="pair",
                                desc=title, disable=None):
@@ -365,11 +381,12 @@ class Report:
         return False
 
     def complain_of_notes(self) -> None:
+        """Print the warnings of all pairs, each once with its number."""
         for note, count in self.notes.items():
             complain(f"note: {note} ({count} times, left out of the mean)")
 
     def rows(self, protocol: str, order: Sequence[str]) -> tuple[list[Row], int]:
-        """Rows in the order of `order`, and the number of images that all of them have."""
+        """Rows of a table in the order of `order`, and the number of images that all methods have."""
         scores = self.scores.get(protocol)
         if not scores:
             return [], 0
@@ -414,7 +431,7 @@ def encoding() -> str:
 
 
 def can_show(text: str) -> bool:
-    """Whether standard output has these characters."""
+    """Whether standard output can encode these characters."""
     try:
         text.encode(encoding())
     except UnicodeEncodeError:
@@ -423,7 +440,7 @@ def can_show(text: str) -> bool:
 
 
 def show(text: str = "") -> None:
-    """Print; characters that standard output lacks become escapes."""
+    """Print a line. Characters that standard output cannot encode are escaped."""
     print(text.encode(encoding(), "backslashreplace").decode(encoding()))
 
 
@@ -473,7 +490,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def chosen_names(chosen: Sequence[str] | None, protocol: str) -> list[str]:
-    """Columns of a protocol that --metrics means, in any case; those of its published tables by default."""
+    """Columns of a protocol for the names in --metrics, which may be in upper or lower case.
+
+    Without names, the columns of the protocol's published tables. Raises ValueError for an unknown name.
+    """
     if not chosen:
         return list(table_columns(protocol))
     written = {name.lower(): name for name in (*NAMES, *columns(protocol))}

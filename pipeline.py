@@ -42,6 +42,7 @@ class Item(NamedTuple):
 
     @property
     def shapes(self) -> tuple:
+        """Shapes of both images. Only items with equal shapes share a batch."""
         return self.ir.shape, self.vis.shape
 
 
@@ -72,6 +73,7 @@ def target(pair: Pair, args: argparse.Namespace) -> Path:
 
 
 def compare_folder(args: argparse.Namespace) -> Path:
+    """Folder of the images of --compare."""
     return args.out / "compare"
 
 

@@ -38,7 +38,7 @@ FLAG = argparse.BooleanOptionalAction        # --name and --no-name
 
 
 class TrainingError(Exception):
-    """Training cannot go on; the message says what to change."""
+    """Training cannot start or continue. The message says what to change."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
         parser.error("--saliency needs --prior: M' is decoded from the residual features")
     void = [name for name in LOSS if name in chosen]
     if args.teacher != NO_TEACHER and void:
-        parser.error(f"--{void[0].replace('_', '-')} goes without --teacher: the loss is the distance to its picture")
+        parser.error(f"--{void[0].replace('_', '-')} goes without --teacher: the loss is the distance to its output")
     if args.fixed_statistics and args.max_minutes:
         parser.error("--fixed-statistics goes without --max-minutes: its first step has to be known")
     if args.ssim_window > args.crop:
@@ -366,8 +366,8 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
 def refuse_overwriting_a_run(out: Path) -> None:
     """Raises TrainingError if the folder holds files of an earlier run."""
     if (out / "last.pth").exists():
-        raise TrainingError(f"{out / 'last.pth'}: a run is there already; go on with --resume, or start anew with "
-                            "another --out")
+        raise TrainingError(f"{out / 'last.pth'}: a run is there already; continue it with --resume, or start a new "
+                            "run with another --out")
     for name in ("best.pth", "best.json", "log.csv"):
         if (out / name).exists():
             raise TrainingError(f"{out / name}: of an earlier run, and would be overwritten; move it away, or choose "
@@ -378,7 +378,7 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
              ) -> tuple[argparse.Namespace, dict]:
     for name in ("recipe", "init"):
         if name in chosen:
-            parser.error(f"--{name} goes without --resume, which goes on with the recipe and weights of last.pth")
+            parser.error(f"--{name} goes without --resume, which continues with the recipe and weights of last.pth")
     path = chosen.get("out", parser.get_default("out")) / "last.pth"
     state = read_state(path)
     stored = completed(state["recipe"], f"{path}: cannot be resumed")

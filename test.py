@@ -196,6 +196,7 @@ def choose_output(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
 
 
 def output_folders(args: argparse.Namespace) -> list[Path]:
+    """The folders that are written to."""
     return [args.out, compare_folder(args)] if args.compare else [args.out]
 
 

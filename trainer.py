@@ -64,6 +64,7 @@ def build_loss(args: argparse.Namespace) -> FusionLoss | DistillationLoss:
 
 
 def build_network(args: argparse.Namespace) -> RPFNet:
+    """The network that the options name, with random weights."""
     return RPFNet(args.channels, args.stages, args.sharing, args.global_branch, args.cpm, args.prior)
 
 
@@ -315,6 +316,7 @@ class Trainer:
         write_or_warn(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())
 
     def write_log(self) -> None:
+        """Write log.csv."""
         columns = list(dict.fromkeys(key for row in self.history for key in row))
         write_or_warn(self.args.out / "log.csv", as_csv(columns, self.history))
 
@@ -445,7 +447,7 @@ def write_or_warn(path: Path, data: bytes) -> None:
     try:
         write_once(path, data)
     except OSError as error:
-        say(f"warning: {path} not written ({error.strerror}); training goes on", sys.stderr)
+        say(f"warning: {path} not written ({error.strerror}); training continues", sys.stderr)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
@@ -472,6 +474,7 @@ def packages() -> dict[str, str]:
 
 
 def serialised(state: dict) -> bytes:
+    """Content of a torch.save file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -484,5 +487,6 @@ def write_once(path: Path, data: bytes) -> None:
 
 
 def device_name(device: torch.device) -> str:
+    """Name of the device for logs, with the number of processes or CPU threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return f"{team.world} x {name}" if team.world > 1 else name

@@ -1,7 +1,8 @@
-"""The 16 fusion metrics, a file for each family, and the protocols that published tables use.
+"""The 16 fusion metrics, one file for each family, and the protocols of published tables.
 
-`registry.metric` turns a function of shared images into a public one; `protocols.evaluate` computes
-the columns of a table at once; `tables` ranks and prints. Needs NumPy and OpenCV, not PyTorch.
+`registry.metric` makes a public function of arrays from a function of checked images. `protocols.evaluate` computes all
+columns of a table. `tables` ranks methods and formats tables. The package needs NumPy, OpenCV and scikit-image, but not
+PyTorch.
 """
 from measures.differences import AG, CC, MSE, PSNR, SCD, SD, SF
 from measures.edges import Nabf, Qabf

@@ -1,4 +1,4 @@
-"""Metrics of contrast, differences and correlations."""
+"""Metrics of contrast, errors and correlations: SF, SD, AG, MSE, PSNR, CC, SCD."""
 from __future__ import annotations
 
 import math
@@ -14,9 +14,8 @@ from measures.registry import METRICS, metric
 def SF(fused: Image, arithmetic: str) -> float:
     """Spatial frequency, in gray levels. Range [0, 361], higher is better.
 
-    sqrt(mean(row difference^2) + mean(column difference^2)), each mean over its own valid
-    differences. Some tables print it divided by 255. "toolbox": negative differences become 0 and
-    squares saturate at 255.
+    sqrt(mean(row difference^2) + mean(column difference^2)). Each mean is over its own valid differences. Some tables
+    print SF / 255. "toolbox": negative differences become 0, and squares saturate at 255.
     Source: Eskicioglu and Fisher, IEEE Trans. Commun. 43(12), 1995.
     """
     x = fused.pixels
@@ -31,8 +30,8 @@ def SF(fused: Image, arithmetic: str) -> float:
 def SD(fused: Image, arithmetic: str) -> float:
     """Population standard deviation of the gray levels. Range [0, 127.5], higher is better.
 
-    "toolbox": F - mean saturates at 0 and its square at 255, which gives values up to 16, near 10
-    for images whose standard deviation is near 40. Most tables print this one.
+    "toolbox": F - mean saturates at 0, and its square saturates at 255. The values are then at most 16, and near 10 for
+    images whose standard deviation is near 40. Most tables print this variant.
     Source: Rao, Meas. Sci. Technol. 8(4), 1997.
     """
     n, level = fused.pixels.size, np.arange(256)
@@ -47,8 +46,8 @@ def SD(fused: Image, arithmetic: str) -> float:
 def AG(fused: Image, arithmetic: str) -> float:
     """Average gradient, in gray levels. Range [0, 255], higher is better.
 
-    sum(sqrt((gx^2 + gy^2) / 2)) / ((H - 1)(W - 1)), gx and gy as `numpy.gradient` gives them. The
-    RPFNet paper prints this in its column "SF". "cddfuse": the mean over all H x W places.
+    sum(sqrt((gx^2 + gy^2) / 2)) / ((H - 1)(W - 1)), with gx and gy of `numpy.gradient`. The RPFNet paper prints AG in
+    its column "SF". "cddfuse": the mean over all H x W pixels.
     Source: Cui et al., Optics Communications 341, 2015.
     """
     gy, gx = np.gradient(fused.pixels.astype(np.float32))
@@ -60,7 +59,7 @@ def AG(fused: Image, arithmetic: str) -> float:
 
 @metric(lower_is_better=True, variants=("cddfuse",))
 def MSE(trio: Trio, arithmetic: str) -> float:
-    """Mean of the squared errors to both sources, images in [0, 1]. Range [0, 1], lower is better.
+    """Mean of the mean squared errors to both sources, for images in [0, 1]. Range [0, 1], lower is better.
 
     "cddfuse": in squared gray levels, range [0, 65025].
     """
@@ -72,9 +71,9 @@ def MSE(trio: Trio, arithmetic: str) -> float:
 def PSNR(trio: Trio, arithmetic: str) -> float:
     """Peak signal-to-noise ratio, as fusion tables print it, in dB. Range [48.1, inf], higher is better.
 
-    20 log10(255 / sqrt(MSE)) with the MSE of images in [0, 1]: the peak and the error have
-    different units, so every value is 48.13 dB above the textbook's. inf for equal images.
-    "cddfuse": 10 log10(P^2 / MSE) in gray levels, P the brightest pixel of the fused image.
+    20 log10(255 / sqrt(MSE)) with the MSE of images in [0, 1]. The peak and the error have different units, so each
+    value is 48.13 dB above the textbook definition. inf for equal images. "cddfuse": 10 log10(P^2 / MSE) in gray
+    levels, where P is the brightest pixel of the fused image.
     """
     mse = METRICS["MSE"].of(trio, arithmetic)
     if mse == 0:
@@ -89,7 +88,7 @@ def PSNR(trio: Trio, arithmetic: str) -> float:
 def CC(trio: Trio) -> float:
     """Mean of the Pearson correlations with both sources. Range [-1, 1], higher is better.
 
-    nan with a warning where an image is constant.
+    nan with a warning if an image is constant.
     Source: Deshmukh and Bhosale, Int. J. Image Process. 4(5), 2010.
     """
     moments = trio.moments
@@ -105,8 +104,8 @@ def CC(trio: Trio) -> float:
 def SCD(trio: Trio) -> float:
     """Sum of the correlations of differences, corr(F - VIS, IR) + corr(F - IR, VIS). Range [-2, 2], higher is better.
 
-    A constant difference (the fused image is a copy of one source) carries nothing of the other
-    source and counts 0. nan with a warning where a source is constant.
+    If a difference is constant (the fused image is a copy of one source), it holds nothing of the other source, and its
+    correlation counts as 0. nan with a warning if a source is constant.
     Source: Aslantas and Bendes, AEU Int. J. Electron. Commun. 69(12), 2015.
     """
     cov, total = trio.moments.covariance, 0.0

@@ -1,4 +1,4 @@
-"""Edge metrics of Sobel gradients: what the fused image keeps (Qabf) and what it adds (Nabf)."""
+"""Metrics of Sobel edges: Qabf measures preserved edges, Nabf measures added edges."""
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -12,14 +12,13 @@ from measures.registry import metric
 
 @metric(variants=("cddfuse",))
 def Qabf(trio: Trio, arithmetic: str) -> float:
-    """Edge information kept from both sources. Range [0, 1], higher is better.
+    """Edge information that is preserved from both sources. Range [0, 1], higher is better.
 
-    Sobel with zero padding, L 1, Tg .9994, kg -15, Dg .5, Ta .9879, ka -22, Da .8. Where fused image
-    and source have exactly equal strengths, the ratio is the strength itself (images in [0, 1]) and
-    not 1, as in the MATLAB toolboxes that published tables come from: a method that copies a source
-    pixel by pixel scores lower than the definition says (CS2Fusion on TNO by 0.01, the maximum by
-    0.35), others do not notice. "cddfuse": images of 0-255, where the same rule counts all equal
-    strengths above 1 as kept. nan with a warning where both sources are black.
+    Sobel with zero padding, L 1, Tg .9994, kg -15, Dg .5, Ta .9879, ka -22, Da .8. If fused image and source have
+    exactly equal edge strengths, the ratio is the strength itself (images in [0, 1]) and not 1. The MATLAB toolboxes
+    behind published tables do so. A method that copies source pixels therefore scores lower than by the definition:
+    CS2Fusion on TNO by 0.01, the maximum by 0.35. Other methods hardly change. "cddfuse": images of 0-255, where the
+    same rule counts all equal strengths above 1 as preserved. nan with a warning if both sources are black.
     Source: Xydeas and Petrovic, Electronics Letters 36(4), 2000.
     """
     gradient = _exact_gradient if arithmetic == "cddfuse" else _toolbox_gradient
@@ -41,10 +40,10 @@ def Qabf(trio: Trio, arithmetic: str) -> float:
 
 @metric(lower_is_better=True)
 def Nabf(trio: Trio) -> float:
-    """Fusion artifacts: edges stronger than in both sources. Range [0, 1], lower is better.
+    """Fusion artifacts: edges that are stronger than in both sources. Range [0, 1], lower is better.
 
-    Shreyamsha Kumar's modification of Petrovic's measure, gray levels 0-255, Sobel / 8 with
-    mirrored borders; weights gradient^1.5 from a gradient of 2 on and 0.001 below.
+    Shreyamsha Kumar's modification of Petrovic's measure. Gray levels are 0-255, gradients are Sobel / 8 with reflected
+    borders. The weights are gradient^1.5 for gradients of at least 2, and 0.001 for smaller ones.
     Source: Shreyamsha Kumar, Signal, Image and Video Processing 7(6), 2013.
     """
     images = [cv2.copyMakeBorder(image.pixels, 1, 1, 1, 1, cv2.BORDER_REFLECT_101)
@@ -65,16 +64,16 @@ def Nabf(trio: Trio) -> float:
 
 
 class _Gradient(NamedTuple):
-    """Sobel magnitude, float64 (equality of two is meant exactly), and angle, float32."""
+    """Sobel magnitude and angle. The magnitude is float64, because magnitudes are compared for exact equality."""
     magnitude: np.ndarray
     angle: np.ndarray
 
 
 def _toolbox_gradient(padded: np.ndarray) -> _Gradient:
     """Sobel of the image in [0, 1], (H + 2, W + 2) to (H, W)."""
-    # Many vertical gradients have an x component of pure rounding noise, whose sign decides between
-    # the angles pi / 2 and -pi / 2. Summing in double precision column by column, on an axis that
-    # points left, is what MATLAB's conv2 does: exact sums would move the metric by up to 0.003.
+    # The x component of many vertical gradients is only rounding noise, and its sign decides between the angles pi / 2
+    # and -pi / 2. MATLAB's conv2 sums in double precision column by column, with an x axis that points left. These sums
+    # have the same order. Exact sums would change the metric by up to 0.003.
     height, width = padded.shape[0] - 2, padded.shape[1] - 2
     x = padded / 255
     (p00, p01, p02), (p10, _, p12), (p20, p21, p22) = (
@@ -85,14 +84,14 @@ def _toolbox_gradient(padded: np.ndarray) -> _Gradient:
 
 
 def _exact_gradient(padded: np.ndarray) -> _Gradient:
-    """Sobel in gray levels, exact integers, axes and angles as in `_toolbox_gradient`: (H + 2, W + 2) to (H, W)."""
+    """Sobel in gray levels (exact integers), (H + 2, W + 2) to (H, W). Axes and angles as in `_toolbox_gradient`."""
     gx = -cv2.Sobel(padded, cv2.CV_64F, 1, 0)[1:-1, 1:-1]
     gy = cv2.Sobel(padded, cv2.CV_64F, 0, 1)[1:-1, 1:-1]
     return _polar(gx, gy)
 
 
 def _polar(gx: np.ndarray, gy: np.ndarray) -> _Gradient:
-    """Of Qabf: the angle where the x component is 0 is pi / 2."""
+    """Magnitude and angle for Qabf. The angle is pi / 2 if the x component is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         angle = np.where(gx == 0, np.pi / 2, np.arctan(gy / gx))
     return _Gradient(np.sqrt(gx * gx + gy * gy), angle.astype(np.float32))
@@ -108,7 +107,7 @@ def _nabf_gradient(padded: np.ndarray) -> _Gradient:
 
 
 def _strength_ratio(f: _Gradient, s: _Gradient) -> np.ndarray:
-    """Smaller over larger magnitude, 0 where both are 0. Where both are equal: the magnitude, as the toolboxes do."""
+    """Smaller / larger magnitude, 0 if both are 0. For equal magnitudes: the magnitude, as in the toolboxes."""
     larger = np.maximum(f.magnitude, s.magnitude)
     ratio = np.minimum(f.magnitude, s.magnitude) / np.where(larger == 0, 1, larger)
     equal = f.magnitude == s.magnitude

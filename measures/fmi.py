@@ -7,7 +7,7 @@ import numpy as np
 from measures.images import Trio
 from measures.registry import metric
 
-WINDOWS = 2048      # at a time: their (9, 9, n) joint distributions stay in the CPU's cache
+WINDOWS = 2048      # windows in one band, so that their joint distributions (9, 9, n) fit into the CPU cache
 
 
 @metric()
@@ -15,10 +15,10 @@ def FMI(trio: Trio) -> float:
     """Feature mutual information of raw pixels (FMI_pixel), mean over both sources. Range about [0, 1], higher is
     better.
 
-    Every 3 x 3 window, stretched to [0, 1] and divided by its sum, is read as a distribution over
-    its nine places (column by column). The joint distribution of two windows mixes independence with
-    the extreme coupling of the sign of their Pearson correlation, in the proportion that gives this
-    correlation; the metric is the mean normalised mutual information 2 I / (H + H), 1 for equal windows.
+    Each 3 x 3 window is stretched to [0, 1] and divided by its sum. The result is read as a probability distribution
+    over the nine positions, column by column. The joint distribution of two windows is a mixture of the independent
+    coupling and the extreme coupling with the sign of their Pearson correlation. The mixture has this correlation. The
+    metric is the mean normalised mutual information 2 I / (H + H), which is 1 for equal windows.
     Source: Haghighat and Razian, Fast-FMI, AICT 2014.
     """
     height, width = trio.fused.pixels.shape
@@ -38,18 +38,18 @@ def _dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 class _Places:
-    """All 3 x 3 windows (9, n) as distributions over their nine places, column by column.
+    """All 3 x 3 windows, (9, n), as distributions over their nine positions, column by column.
 
-    The units keep all sums exact integers in float32.
+    The distributions are not divided by their sums, so that all sums are exact integers in float32.
     """
 
     def __init__(self, x: np.ndarray):
         height, width = x.shape
         windows = np.stack([x[dy:height - 2 + dy, dx:width - 2 + dx].ravel() for dx in range(3) for dy in range(3)])
         stretched = windows - windows.min(axis=0)
-        stretched[:, stretched.max(axis=0) == 0] = 1    # a flat window is the uniform distribution
+        stretched[:, stretched.max(axis=0) == 0] = 1    # a constant window becomes the uniform distribution
         self.windows, self.weights = windows, stretched.astype(np.float32)
-        self.ends = np.zeros((10, windows.shape[1]), np.float32)        # cumulative, from 0 to the total
+        self.ends = np.zeros((10, windows.shape[1]), np.float32)        # cumulative sums, from 0 to the total
         for k in range(9):                                              # np.cumsum is slow along this axis
             np.add(self.ends[k], self.weights[k], out=self.ends[k + 1])
         self.total = self.ends[9]
@@ -62,17 +62,17 @@ class _Places:
 
 
 def _window_information(f: _Places, s: _Places, extreme: np.ndarray, joint: np.ndarray, logs: np.ndarray) -> np.ndarray:
-    """Normalised mutual information of each pair of windows, (n,). The last three arguments are work space."""
+    """Normalised mutual information of each pair of windows, (n,). The last three arguments are buffers."""
     n = f.total.size
     extreme, joint, logs = extreme[:, :n].reshape(10, 10, n), joint[:, :n], logs[:, :n]
     correlation = _dot(f.centred, s.centred) / np.maximum(np.sqrt(f.norm * s.norm), 1)
-    # Both cumulative distributions in units of 1 / (f.total s.total): integers below 2^24, exact. A
-    # negative correlation turns one of them round, and the same coupling is the lower extreme.
+    # Both cumulative distributions in units of 1 / (f.total s.total) are integers below 2^24, so float32 is exact. For
+    # a negative correlation one of them is reversed. The minimum then gives the other extreme coupling.
     unit = f.total * s.total
     x, y = f.ends * s.total, s.ends * f.total
     y = np.abs((correlation < 0) * unit - y)
     np.minimum(x[:, None], y[None], out=extreme)
-    # Hoeffding: the covariance of the places sums the coupling's distribution function minus the product.
+    # Hoeffding's formula: the covariance is the sum of the joint distribution function minus the product of both.
     covariance = extreme[1:9, 1:9].sum(axis=(0, 1)) / unit - x[1:9].sum(axis=0) / unit * (y[1:9].sum(axis=0) / unit)
     deviation = np.sqrt(f.spread * s.spread) / unit
     share = np.abs(correlation) * deviation / np.where(deviation > 0, covariance, 1)
@@ -81,13 +81,13 @@ def _window_information(f: _Places, s: _Places, extreme: np.ndarray, joint: np.n
     joint *= np.copysign(share, correlation)
     np.multiply(((1 - share) * f.weights)[:, None], s.weights[None], out=logs.reshape(9, 9, n))
     joint += logs
-    # The share may exceed 1 and make terms negative; the definition takes the real part of their logarithm.
+    # The share can exceed 1, and terms then become negative. The definition uses the real part of their logarithm.
     np.multiply(joint, joint, out=logs)
     logs += 1e-30
     cv2.log(logs, logs)
     joint_entropy = np.log(unit) - _dot(joint, logs) / (2 * unit)
     both = f.entropy + s.entropy
     information = 2 * (both - joint_entropy) / np.where(both > 0, both, 1)
-    information[(deviation == 0) | (both <= 0)] = 0     # all weight at one place: nothing to know
+    information[(deviation == 0) | (both <= 0)] = 0     # all weight is at one position, so the entropy is 0
     information[(f.windows == s.windows).all(axis=0)] = 1
     return information

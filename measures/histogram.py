@@ -22,8 +22,8 @@ def EN(fused: Image) -> float:
 def MI(trio: Trio, arithmetic: str) -> float:
     """Mutual information of the fused image with both sources, summed, in bits. Range [0, 16], higher is better.
 
-    "toolbox": the joint histogram counts min(v + 1, 255), so that 254 and 255 share a bin, while the
-    marginal entropies keep 256 bins (a toolbox's index that saturates). "cddfuse": in nats.
+    "toolbox": the joint histogram counts min(v + 1, 255), because the toolbox's index saturates. So 254 and 255 share a
+    bin, and the marginal entropies keep 256 bins. "cddfuse": in nats.
     Source: Qu et al., Electronics Letters 38(7), 2002.
     """
     total = 0.0
@@ -35,7 +35,7 @@ def MI(trio: Trio, arithmetic: str) -> float:
 
 def _entropy(counts: np.ndarray) -> float:
     p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log2(p)).sum()) + 0.0     # + 0.0 turns the -0.0 of a flat image to 0.0
+    return float(-(p * np.log2(p)).sum()) + 0.0     # + 0.0 changes the -0.0 of a constant image to 0.0
 
 
 def _merge_last_bins(joint: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""What the metrics share: checked images, results that several metrics need, filters, rows in bands.
+"""Shared by the metrics: input checks, intermediate results, filters, iteration over bands of rows.
 
-Everything is computed when first asked for, and only sums and small pyramids are kept: the passes
-over the pixels go band by band, so that their work space stays in the cache whatever the size of the
-image.
+Intermediate results are computed on first use. Only sums and small pyramids are kept. Passes over the pixels work on
+bands of rows, so that their buffers fit into the CPU cache for any image size.
 """
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ import numpy as np
 
 Result = TypeVar("Result")
 
-BAND_PIXELS = 1 << 16
+BAND_PIXELS = 1 << 16       # approximate number of pixels in a band
 
 
 def bands(shape: tuple[int, ...], halo: int) -> Iterator[slice]:
-    """Slices of rows whose windows of 1 + halo rows cover each place of an image once."""
+    """Slices of rows for windows of 1 + halo rows. Each window position of the image lies in exactly one slice."""
     height, width = shape
     rows = max(8, BAND_PIXELS // width)
     for top in range(0, height - halo, rows):
@@ -27,17 +26,17 @@ def bands(shape: tuple[int, ...], halo: int) -> Iterator[slice]:
 
 
 class Undefined(Exception):
-    """A metric has no value for these images; the message says why."""
+    """A metric is not defined for these images. The message says why."""
 
 
 class Shared:
-    """Keeps what was computed from it, for the next one who asks."""
+    """Base class that caches results computed from its instance."""
 
     def __init__(self) -> None:
         self._results: dict[tuple[Hashable, ...], Any] = {}
 
     def shared(self, compute: Callable[..., Result], *args: Hashable) -> Result:
-        """compute(self, *args), once."""
+        """Result of compute(self, *args). It is computed once and cached."""
         key = (compute, *args)
         if key not in self._results:
             self._results[key] = compute(self, *args)
@@ -45,28 +44,36 @@ class Shared:
 
 
 class Image(Shared):
-    """One 8-bit gray image with the results that depend on it alone."""
+    """One 8-bit gray image, (H, W), and cached results that depend only on it.
+
+    Args:
+        pixels: the image; errors as for `check`.
+        role: "fused", "ir" or "vis", for messages.
+    """
 
     def __init__(self, pixels: np.ndarray, role: str):
         super().__init__()
         check(pixels, role)
-        self.pixels, self.role = np.ascontiguousarray(pixels), role      # whatever its strides or subclass
+        self.pixels, self.role = np.ascontiguousarray(pixels), role      # also for views and subclasses
 
     @cached_property
     def histogram(self) -> np.ndarray:
+        """Counts of the 256 gray levels."""
         return np.bincount(self.pixels.ravel(), minlength=256)
 
     @property
     def is_flat(self) -> bool:
+        """Whether all pixels are equal."""
         return np.count_nonzero(self.histogram) == 1
 
     @property
     def size(self) -> str:
+        """WIDTHxHEIGHT, for messages."""
         return f"{self.pixels.shape[1]}x{self.pixels.shape[0]}"
 
 
 class Trio(Shared):
-    """A fused image with both sources, and the results of their pairs."""
+    """A fused image and both sources, and cached results of them. Raises ValueError for different sizes."""
 
     def __init__(self, fused: Image, ir: Image, vis: Image):
         super().__init__()
@@ -79,6 +86,7 @@ class Trio(Shared):
 
     @classmethod
     def of(cls, fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> Trio:
+        """Check three arrays, uint8 (H, W), and make a trio. Raises ValueError."""
         return cls(Image(fused, "fused"), Image(ir, "ir"), Image(vis, "vis"))
 
     @cached_property
@@ -92,7 +100,7 @@ class Trio(Shared):
 
 
 class Moments:
-    """Sums over pixels as exact integers, so that a flat image or difference is exactly flat."""
+    """Sums over pixels as exact integers, so that the variance of a constant image or difference is exactly 0."""
 
     def __init__(self, trio: Trio):
         level = np.arange(256)
@@ -111,13 +119,14 @@ class Moments:
         return self.n * product - self._sums[x] * self._sums[y]
 
     def squared_error(self, source: str) -> float:
-        """Mean squared difference of the fused image and a source, in gray levels."""
+        """Mean squared difference of the fused image and a source, in squared gray levels."""
         total = (self._products["fused", "fused"] + self._products[source, source]
                  - 2 * self._products["fused", source])
         return total / self.n
 
 
 def check(pixels: np.ndarray, role: str) -> None:
+    """Raises ValueError unless `pixels` is an unmasked uint8 array (H, W) of at least 3 x 3."""
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2:
         got = f"shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise ValueError(f"{role}: expected a gray numpy array (H, W), got {got}; "
@@ -134,22 +143,23 @@ def check(pixels: np.ndarray, role: str) -> None:
 
 
 def saturate(x: np.ndarray) -> np.ndarray:
-    """MATLAB's conversion to uint8: round half up, clip to [0, 255]."""
+    """Conversion to uint8 as in MATLAB: round half up, clip to [0, 255]. The dtype does not change."""
     return np.clip(np.floor(x + 0.5), 0, 255)
 
 
 def valid_filter(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Separable filter at the places where the window lies inside the image."""
+    """Separable filter, float64. The result covers only positions where the whole window lies inside the image."""
     radius = len(kernel) // 2
     return cv2.sepFilter2D(x, cv2.CV_64F, kernel, kernel)[radius:-radius, radius:-radius]
 
 
 def joint_histogram(x: Image, y: Image) -> np.ndarray:
-    """(256, 256) counts, x along the rows."""
+    """Joint histogram, (256, 256) counts. The first index is the level of x."""
     both = (x.pixels.astype(np.uint16) << 8) | y.pixels
     return np.bincount(both.ravel(), minlength=1 << 16).reshape(256, 256)
 
 
 def need_side(image: Image, side: int) -> None:
+    """Raises Undefined if the height or width of the image is below `side`."""
     if min(image.pixels.shape) < side:
         raise Undefined(f"{image.size} is below {side}x{side}")

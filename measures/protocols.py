@@ -1,11 +1,11 @@
-"""`evaluate`: the columns of a protocol, with shared intermediate results."""
+"""Protocols: which metrics and arithmetic a table has. `evaluate` computes all of them for one image."""
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from measures import differences, edges, fmi, histogram, ssim, vif  # noqa: F401  (they register their metrics)
+from measures import differences, edges, fmi, histogram, ssim, vif  # noqa: F401  (importing registers the metrics)
 from measures.images import Trio
 from measures.registry import ALIASES, METRICS
 
@@ -14,17 +14,20 @@ NAMES = ("EN", "MI", "SF", "SD", "AG", "MSE", "PSNR", "CC", "SCD", "VIF", "VIFF"
          "MS-SSIM", "FMI", "Nabf")
 LOWER_IS_BETTER = frozenset(name for name, metric in METRICS.items() if metric.lower_is_better)
 
-# The paper's columns and what they hold: (metric, arithmetic). The column that it heads SF is the average gradient.
+# {column of the paper: (metric, arithmetic)}. The paper's column SF holds the average gradient.
 PAPER_COLUMNS = {"EN": ("EN", "definition"), "SF (AG)": ("AG", "definition"), "SD": ("SD", "toolbox"),
                  "CC": ("CC", "definition"), "SCD": ("SCD", "definition"), "VIFF": ("VIFF", "toolbox")}
 
-# The columns of CDDFuse's family of tables, and four that its evaluator has besides.
+# The columns of the tables that follow CDDFuse, and four more metrics of its evaluator.
 CDDFUSE_COLUMNS = ("EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM")
 CDDFUSE_EXTRAS = ("AG", "PSNR", "CC", "MSE")
 
 
 def canonical(protocol: str) -> str:
-    """The protocol's name today: "float" and "uint8" are the former names of "definition" and "toolbox"."""
+    """Current name of a protocol. "float" and "uint8" are the former names of "definition" and "toolbox".
+
+    Raises ValueError for an unknown name.
+    """
     name = ALIASES.get(protocol, protocol)
     if name not in PROTOCOLS:
         raise ValueError(f"protocol '{protocol}': one of {', '.join(PROTOCOLS)}")
@@ -32,13 +35,13 @@ def canonical(protocol: str) -> str:
 
 
 def columns(protocol: str) -> tuple[str, ...]:
-    """Names of the metrics that `evaluate` gives under a protocol."""
+    """Names of the metrics that `evaluate` computes under a protocol."""
     special = {"paper": tuple(PAPER_COLUMNS), "cddfuse": CDDFUSE_COLUMNS + CDDFUSE_EXTRAS}
     return special.get(canonical(protocol), NAMES)
 
 
 def column(name: str, protocol: str) -> str:
-    """The column of a protocol that a name means; "SF" under "paper" is "SF (AG)"."""
+    """The column of a protocol with this name. Under "paper", "SF" means "SF (AG)". Raises ValueError."""
     known = columns(protocol)
     meant = "SF (AG)" if canonical(protocol) == "paper" and name == "SF" else name
     if meant not in known:
@@ -47,37 +50,36 @@ def column(name: str, protocol: str) -> str:
 
 
 def table_columns(protocol: str) -> tuple[str, ...]:
-    """Those of `columns` that the published tables of the protocol print."""
+    """The columns that the published tables of the protocol print; a part of `columns`."""
     return CDDFUSE_COLUMNS if canonical(protocol) == "cddfuse" else columns(protocol)
 
 
 def evaluate(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, protocol: str = "definition",
              names: Iterable[str] | None = None) -> dict[str, float]:
-    """Metrics of one fused image, with shared intermediate results.
+    """Compute metrics of one fused image. Intermediate results are shared.
 
     Args:
         fused, ir, vis: uint8 (H, W), one size, at least 3 x 3.
         protocol: one of
             "definition": the definitions, in real numbers;
             "toolbox": MATLAB's saturating uint8 arithmetic in MI, SF, SD, VIF; VIFF of images in [0, 1];
-            "paper": the RPFNet paper's EN, "SF (AG)", SD (toolbox), CC, SCD, VIFF (toolbox), where the column
-                that the paper heads SF holds the average gradient;
-            "cddfuse": CDDFuse's EN, SD, SF, MI (nats), SCD, VIF, Qabf (0-255), SSIM (sum, data range 2), and
-                its AG (mean over H x W), PSNR, CC, MSE (gray levels).
+            "paper": EN, "SF (AG)", SD (toolbox), CC, SCD, VIFF (toolbox) as in the RPFNet paper, whose column SF holds
+                the average gradient;
+            "cddfuse": EN, SD, SF, MI (nats), SCD, VIF, Qabf (0-255), SSIM (sum, data range 2) as in CDDFuse, and
+                AG (mean over H x W), PSNR, CC, MSE (gray levels).
             "float" and "uint8", the former names of the first two, are accepted in this release.
-        names: some of `columns(protocol)` (under "paper" SF stands for SF (AG)); all of them by default. Only
-            these are computed.
+        names: the metrics to compute, a part of `columns(protocol)`; by default all. Under "paper", SF means SF (AG).
     Returns:
-        {name: value} in the order of `names`. nan, with a warning, where a metric is undefined: below 176 x 176
-        pixels MS-SSIM, 41 x 41 VIF and VIFF, 11 x 11 SSIM; correlations of a constant image.
+        {name: value} in the order of `names`. An undefined metric is nan, with a warning: MS-SSIM below 176 x 176
+        pixels, VIF and VIFF below 41 x 41, SSIM below 11 x 11, correlations of a constant image.
     Raises:
-        ValueError: not uint8 (H, W), masked, different sizes, below 3 x 3, unknown name or protocol.
+        ValueError: images that are not uint8 (H, W), masked, of different sizes or below 3 x 3; unknown names.
     """
     return evaluate_trio(Trio.of(fused, ir, vis), protocol, names)
 
 
 def evaluate_trio(trio: Trio, protocol: str, names: Iterable[str] | None = None) -> dict[str, float]:
-    """`evaluate` of images that may already hold results."""
+    """`evaluate` for checked images, which may already hold cached results."""
     protocol = canonical(protocol)
     names = columns(protocol) if names is None else [column(name, protocol) for name in names]
     held = PAPER_COLUMNS if protocol == "paper" else {name: (name, protocol) for name in names}

@@ -1,4 +1,4 @@
-"""`metric` registers a metric and makes its public function."""
+"""The decorator `metric` registers a metric and makes its public function."""
 from __future__ import annotations
 
 import inspect
@@ -12,22 +12,22 @@ import numpy as np
 from measures.images import Image, Trio, Undefined
 
 ARITHMETICS = ("definition", "toolbox", "cddfuse")
-ALIASES = {"float": "definition", "uint8": "toolbox"}       # the names of earlier versions
+ALIASES = {"float": "definition", "uint8": "toolbox"}       # names in earlier versions
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as `evaluate` and the tables use it."""
+    """A registered metric."""
     name: str
-    compute: Callable[..., float]       # of an Image or a Trio, and of the arithmetic where there are variants
-    fused_only: bool
+    compute: Callable[..., float]       # arguments: an Image or a Trio, and the arithmetic if there are variants
+    fused_only: bool                    # needs only the fused image
     lower_is_better: bool
-    variants: tuple[str, ...]           # arithmetics of its own; in the others it is as defined
+    variants: tuple[str, ...]           # arithmetics with another result than "definition"
 
     def of(self, trio: Trio | Image, arithmetic: str = "definition") -> float:
-        """The value, computed once for each arithmetic. nan, with a warning, where it is undefined.
+        """The value, computed once for each arithmetic and cached. nan, with a warning, if the metric is undefined.
 
-        A metric of the fused image alone also takes that image in place of the three.
+        trio: the images; a metric with `fused_only` also accepts only the fused image.
         """
         images = trio.fused if self.fused_only and isinstance(trio, Trio) else trio
         variant = arithmetic if arithmetic in self.variants else "definition"
@@ -45,10 +45,11 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(*, fused_only: bool = False, lower_is_better: bool = False, variants: tuple[str, ...] = ()):
-    """Register a function of a `Trio` (with `fused_only`: of an `Image`) and return the public function of arrays.
+    """Decorator that registers a function of a `Trio` (with `fused_only`: of an `Image`).
 
-    The function's name is the metric's, with "_" for "-". With `variants` it also takes the arithmetic, and the
-    public function takes it as `protocol`. It raises `Undefined` where there is no value.
+    It returns the public function of arrays. The name of the function is the name of the metric, with "_" for "-". With
+    `variants`, the function has a second argument, the arithmetic, and the public function calls it `protocol`. The
+    function raises `Undefined` if the metric has no value.
     """
     def register(compute: Callable[..., float]) -> Callable[..., float]:
         entry = Metric(compute.__name__.replace("_", "-"), compute, fused_only, lower_is_better, variants)
@@ -58,7 +59,7 @@ def metric(*, fused_only: bool = False, lower_is_better: bool = False, variants:
 
 
 def _public_function(entry: Metric) -> Callable[..., float]:
-    """f(fused, ir, vis, protocol="definition") -> float, without the arguments that the metric does not need."""
+    """Make f(fused, ir, vis, protocol="definition") -> float, with only the arguments that the metric needs."""
     roles = ("fused",) if entry.fused_only else ("fused", "ir", "vis")
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(role, kind, annotation=np.ndarray) for role in roles]

@@ -11,15 +11,16 @@ from measures.protocols import LOWER_IS_BETTER, PAPER_COLUMNS
 from support.console import printable
 
 PAPER_TABLES = Path(__file__).resolve().parents[1] / "results" / "paper_tables.csv"
-PAPER_NAMES = {"roadscene": "FLIR-val", "mri-pet": "Harvard", "mri-spect": "Harvard"}     # others as in dataset.DATASETS
+# {name in dataset.DATASETS: name in the paper}, where they differ.
+PAPER_NAMES = {"roadscene": "FLIR-val", "mri-pet": "Harvard", "mri-spect": "Harvard"}
 
 
 # ---------------------------------------------------------------------------------------------
-# Names of files and methods may hold anything
+# Names of files and methods, which can contain any characters
 
 
 def csv_cell(text: str) -> str:
-    """A name as a CSV cell that no spreadsheet takes for a formula: an apostrophe before =, +, - and @."""
+    """A name as a CSV cell. An apostrophe before =, +, - and @ prevents that spreadsheets read it as a formula."""
     return ("'" if text.startswith(("=", "+", "-", "@")) else "") + printable(text)
 
 
@@ -32,7 +33,7 @@ _ESCAPES = {
 
 
 def escape(text: str, style: str) -> str:
-    """A name as text of a table in one of `STYLES`."""
+    """Escape a name for a table in one of `STYLES`."""
     return printable(text).translate(_ESCAPES.get(style, {}))
 
 
@@ -41,12 +42,13 @@ def escape(text: str, style: str) -> str:
 
 
 class Running:
-    """Mean and sample standard deviation of a stream of values; nan is left out."""
+    """Running mean and sample standard deviation (Welford). nan values are left out."""
 
     def __init__(self):
         self.count, self.mean, self._squares = 0, math.nan, 0.0
 
     def add(self, value: float) -> None:
+        """Add a value; nan is ignored."""
         if math.isnan(value):
             return
         self.count += 1
@@ -54,12 +56,13 @@ class Running:
             self.mean = value
             return
         before = value - self.mean
-        # Once infinite (PSNR of an equal image), the mean stays so.
+        # An infinite value (PSNR of equal images) makes the mean infinite.
         self.mean += before / self.count if math.isfinite(before) else value
         self._squares += before * (value - self.mean)
 
     @property
     def std(self) -> float:
+        """Sample standard deviation; nan for fewer than two values."""
         return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else math.nan
 
 
@@ -68,21 +71,22 @@ class Row:
     """One line of a table: a measured method, or a published one with its values as printed."""
     label: str
     means: dict[str, float]
-    images: int | None = None
+    images: int | None = None                                       # number of images; None for published rows
     stds: dict[str, float] = field(default_factory=dict)
-    printed: dict[str, str] = field(default_factory=dict)
-    ranked: dict[str, float] | None = None      # means that count for RoR, where `means` do not; {} where none can
+    printed: dict[str, str] = field(default_factory=dict)           # digits as published
+    ranked: dict[str, float] | None = None      # means for RoR; None: use `means`; {}: RoR is not possible
 
 
 def common_means(scores: dict[str, dict[str, dict[str, float]]],
                  names: Sequence[str]) -> tuple[int, dict[str, dict[str, float]]]:
-    """Means over the images that all methods have, so that nobody is ranked by easier images.
+    """Means over the images that all methods have, so that no method is ranked on easier images.
 
     Args:
         scores: {method: {image: {metric: value}}}.
+        names: the metrics.
     Returns:
-        (number of these images, {method: {metric: mean}}). An image where a metric is nan for one method does not
-        count for this metric, unless it is nan for some method on every image.
+        (number of these images, {method: {metric: mean}}). If a metric is nan for one method, the image is left out for
+        all methods, for this metric. If no image would remain, all common images are used.
     """
     first = next(iter(scores.values()))
     shared = [image for image in first if all(image in images for images in scores.values())]
@@ -98,16 +102,16 @@ def common_means(scores: dict[str, dict[str, dict[str, float]]],
 
 
 def ranks(values: Sequence[float], lower_is_better: bool = False) -> list[int]:
-    """1 for the best value, equal values share the better rank, nan comes last."""
+    """Ranks of values: 1 for the best. Equal values share the better rank. nan comes last."""
     keys = [math.inf if math.isnan(v) else v if lower_is_better else -v for v in values]
     return [1 + sum(other < key for other in keys) for key in keys]
 
 
 def rank_of_ranks(rows: Sequence[dict[str, float]]) -> list[int]:
-    """RoR: rank under each metric, average the ranks of a method, rank the averages. 1 is best.
+    """RoR of the paper: rank the methods under each metric, average the ranks, rank the averages. 1 is best.
 
     Args:
-        rows: the metrics of each method, {name: mean}, the same names in all.
+        rows: {metric: mean} of each method, with the same metrics in all.
     """
     totals = [0] * len(rows)
     for name in rows[0]:
@@ -117,13 +121,15 @@ def rank_of_ranks(rows: Sequence[dict[str, float]]) -> list[int]:
 
 
 def published_rows(table: str, dataset: str | None = None) -> tuple[str, list[Row]]:
-    """Rows of `results/paper_tables.csv`.
+    """Read rows of `results/paper_tables.csv`.
 
     Args:
-        table: its number, and the data set where the table has several: "1", "4:TNO".
-        dataset: a name of `dataset.DATASETS`, which also picks the data set.
+        table: number of the table, with the data set if the table has several: "1", "4:TNO".
+        dataset: a name in `dataset.DATASETS`, another way to choose the data set.
     Returns:
-        (data set as the paper names it, rows).
+        (name of the data set in the paper, rows).
+    Raises:
+        ValueError: no such table, or the data set is missing or unknown.
     """
     with open(PAPER_TABLES, newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
@@ -163,14 +169,16 @@ STYLES = {      # best, second best
 
 def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: bool = False,
           ascii_only: bool = False) -> str:
-    """An aligned table of means, best and second best marked, RoR where there are several rows.
+    """Format a table of means. The best and second best values are marked. RoR is added if there are several rows.
 
-    A row with fewer images than others is not marked, and RoR compares the means over common images.
+    Values of a row with fewer images than others are not marked. RoR compares the means over common images.
 
     Args:
+        rows: the lines of the table.
+        names: the metrics, in the order of the columns.
         style: a key of `STYLES`.
         std: add standard deviations.
-        ascii_only: ^, v and +- in place of arrows and the plus-minus sign.
+        ascii_only: use ^, v and +- in place of arrows and the plus-minus sign.
     """
     up, down, plus_minus = SYMBOLS["latex" if style == "latex" else "ascii" if ascii_only else "unicode"]
     counts = {row.images for row in rows if row.images is not None}
@@ -196,7 +204,7 @@ def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: 
     for i, line in enumerate(cells):
         padded = []
         for j, (text, width) in enumerate(zip(line, widths)):
-            # Pad outside the mark, by the visible width.
+            # Marks have no visible width, so padding is computed without them.
             marked = STYLES[style][marks[i - 1, j - 1]].format(text) if (i - 1, j - 1) in marks else text
             padding = " " * (width - len(text))
             padded.append(marked + padding if j == 0 else padding + marked)
@@ -212,7 +220,7 @@ def _ror(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
 
 
 def _marks(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[int, int], int]:
-    """{(row, column): 0 for the best, 1 for the second best} of the rows with all images."""
+    """{(row, column): 0 for the best, 1 for the second best}, among the rows with the largest number of images."""
     most = max((row.images for row in rows if row.images is not None), default=None)
     found: dict[tuple[int, int], int] = {}
     for column, name in enumerate(names):
@@ -224,9 +232,13 @@ def _marks(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[int, int], i
 
 
 def framed(cells: Sequence[Sequence[str]], widths: Sequence[int], style: str, text_columns: int = 1) -> str:
-    """A table of padded cells, the first line its head; the first `text_columns` columns are text, the others numbers.
+    """Format padded cells as a table.
 
-    style: "latex" (booktabs), "markdown", or anything else for a terminal.
+    Args:
+        cells: lines of cells; the first line is the header.
+        widths: width of each column.
+        style: "latex" (booktabs), "markdown", or any other word for a terminal.
+        text_columns: number of text columns at the left; the other columns are numbers.
     """
     numbers = len(widths) - text_columns
     if style == "latex":

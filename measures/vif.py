@@ -1,4 +1,4 @@
-"""Visual information fidelity: VIF and its form for fusion, VIFF."""
+"""Visual information fidelity (VIF) and its variant for fusion (VIFF)."""
 from __future__ import annotations
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from measures.images import Image, Trio, Undefined, bands, need_side, valid_filter
 from measures.registry import metric
 
-VIF_MIN_SIDE = 41       # the smallest image whose fourth scale still holds one 3 x 3 window
+VIF_MIN_SIDE = 41       # smallest side for which the fourth scale has a 3 x 3 window
 
 _KERNELS = [cv2.getGaussianKernel(size, size / 5) for size in (17, 9, 5, 3)]
 _EPS = 1e-10
@@ -20,12 +20,11 @@ _VIFF_NOISE = 0.005 * 255**2
 
 @metric(variants=("toolbox",))
 def VIF(trio: Trio, arithmetic: str) -> float:
-    """Pixel-domain visual information fidelity (vifp) with both sources, summed. Range [0, 2] for images without
-    added contrast (which raises it), higher is better.
+    """Pixel-domain visual information fidelity (vifp), summed over both sources. Range [0, 2], higher is better.
 
-    Four scales, sigma_n^2 = 2; the logarithms are summed over the scales before the one ratio.
-    "toolbox": at scale 1 the squares and products saturate at 255. nan with a warning below
-    41 x 41 pixels, and where a source is constant.
+    Added contrast can raise it above 2. Four scales, sigma_n^2 = 2. The logarithms are summed over the scales, then one
+    ratio is taken. "toolbox": at scale 1, squares and products saturate at 255. nan with a warning below 41 x 41
+    pixels, and if a source is constant.
     Source: Sheikh and Bovik, IEEE Trans. Image Process. 15(2), 2006, the authors' vifp_mscale.
     """
     need_side(trio.fused, VIF_MIN_SIDE)
@@ -43,13 +42,12 @@ def VIF(trio: Trio, arithmetic: str) -> float:
 
 @metric(variants=("toolbox",))
 def VIFF(trio: Trio, arithmetic: str) -> float:
-    """Visual information fidelity for fusion. Range [0, 1] for images without added contrast (which raises it),
-    higher is better.
+    """Visual information fidelity for fusion. Range [0, 1], higher is better.
 
-    The four scales of vifp; at every place the source with the smaller gain counts; one ratio per
-    scale, weighted (1, 0, 0.15, 1) / 2.15; sigma_n^2 = 0.005 * 255^2. "toolbox": images in [0, 1] with
-    that noise left as it is (a toolbox's im2double), which is what tables print. nan with a
-    warning below 41 x 41 pixels.
+    Added contrast can raise it above 1. It uses the four scales of vifp. At each position, the source with the smaller
+    gain is used. There is one ratio for each scale, with the weights (1, 0, 0.15, 1) / 2.15. sigma_n^2 = 0.005 * 255^2.
+    "toolbox": images in [0, 1] with the noise variance unchanged, because the toolbox calls im2double. Tables print
+    this variant. nan with a warning below 41 x 41 pixels.
     Source: Han et al., Information Fusion 14(2), 2013.
     """
     need_side(trio.fused, VIF_MIN_SIDE)
@@ -58,13 +56,13 @@ def VIFF(trio: Trio, arithmetic: str) -> float:
 
 
 class _Sums(NamedTuple):
-    """Sums over the places of one scale: information kept in the fused image and there in the source, in nats."""
-    vif: list[list[float]]              # [kept, there] of both sources
-    viff: dict[str, list[float]]        # by arithmetic: of the source with the smaller gain at every place
+    """Sums over the positions of one scale: information in the fused image and in the source, in nats."""
+    vif: list[list[float]]              # [in the fused image, in the source] for each source
+    viff: dict[str, list[float]]        # {arithmetic: the same for the source with the smaller gain at each position}
 
 
 def _pyramid(image: Image) -> list[np.ndarray]:
-    """The four scales of vifp: filter, then every second sample, before scales 2 to 4."""
+    """The four scales of vifp. Before scales 2 to 4, the image is filtered, then every second sample is taken."""
     scales = [image.pixels]
     for kernel in _KERNELS[1:]:
         scales.append(np.ascontiguousarray(valid_filter(scales[-1], kernel)[::2, ::2]))
@@ -72,7 +70,7 @@ def _pyramid(image: Image) -> list[np.ndarray]:
 
 
 def _sums(trio: Trio, scale: int, saturate: bool = False) -> _Sums:
-    """One pass over a scale. With `saturate`, products stop at 255, as uint8 * uint8 does in MATLAB (VIF only)."""
+    """One pass over a scale. `saturate`: products saturate at 255, as uint8 * uint8 does in MATLAB (VIF only)."""
     kernel = _KERNELS[scale]
     images = [image.shared(_pyramid)[scale] for image in (trio.fused, trio.ir, trio.vis)]
     vif, viff = np.zeros((2, 2)), {"definition": np.zeros(2), "toolbox": np.zeros(2)}
@@ -83,11 +81,11 @@ def _sums(trio: Trio, scale: int, saturate: bool = False) -> _Sums:
         if saturate or _VIFF_WEIGHTS[scale] == 0:
             continue
         viff["definition"] += _least_information(variances, models, _VIFF_NOISE)
-        # Images in [0, 1] divide all variances by 255^2, which is the same as multiplying the constants.
+        # Images in [0, 1] have variances divided by 255^2. Multiplying the constants by 255^2 is equivalent.
         models = [_gain(var, fused_var, cov, _EPS * 255**2) for var, cov in zip(variances, covariances)]
         viff["toolbox"] += _least_information(variances, models, _VIFF_NOISE * 255**2)
     places = (images[0].shape[0] - len(kernel) + 1) * (images[0].shape[1] - len(kernel) + 1)
-    floor = 1e-7 * math.log(10) * places        # VIFF adds 1e-7 at every place, its logarithms have base 10
+    floor = 1e-7 * math.log(10) * places        # VIFF adds 1e-7 at each position, and its logarithms have base 10
     return _Sums(vif.tolist(), {key: (both + floor).tolist() for key, both in viff.items()})
 
 
@@ -105,9 +103,9 @@ def _window_statistics(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, kerne
 
 
 def _gain(ref_var: np.ndarray, fused_var: np.ndarray, cov: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """Model F = gain * source + noise of every window: the gain and the variance of the noise.
+    """Model F = gain * source + noise in each window. Returns the gain and the variance of the noise.
 
-    Windows that are flat in either image, and negative gains, carry no information: gain 0.
+    The gain is 0 (no information) for windows that are constant in either image and for negative gains.
     """
     gain = cov / (ref_var + eps)
     gain *= (cov > 0) & (ref_var >= eps) & (fused_var >= eps)
@@ -115,13 +113,13 @@ def _gain(ref_var: np.ndarray, fused_var: np.ndarray, cov: np.ndarray, eps: floa
 
 
 def _information(ref_var: np.ndarray, gain: np.ndarray, noise: np.ndarray, noise_var: float) -> tuple[float, float]:
-    """Information that all windows keep in the fused image, and that is there in the source, in nats."""
+    """Information in the fused image and in the source, summed over all windows, in nats."""
     kept = 1 + gain * gain * ref_var / (noise + noise_var)
     return float(np.log(kept).sum()), float(np.log(1 + ref_var / noise_var).sum())
 
 
 def _least_information(variances, models, noise_var: float) -> tuple[float, float]:
-    """`_information` of the source with the smaller gain at every place."""
+    """`_information` of the source with the smaller gain at each position."""
     of_ir = models[0][0] < models[1][0]
     gain, noise = (np.where(of_ir, *both) for both in zip(*models))
     return _information(np.where(of_ir, *variances), gain, noise, noise_var)

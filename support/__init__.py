@@ -1,1 +1,1 @@
-"""What the commands need besides fusion: the terminal, image files and their names, outputs, processes."""
+"""Helpers of the commands: terminal, headers and names of image files, output files, devices and processes."""

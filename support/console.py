@@ -1,4 +1,7 @@
-"""The terminal: options, names that may hold anything, streams that may be closed, Ctrl-C. Imports nothing that takes time."""
+"""Terminal helpers: printable names, streams that may be closed, Ctrl-C, warnings.
+
+It imports only the standard library, so that it loads fast.
+"""
 from __future__ import annotations
 
 import argparse
@@ -15,33 +18,35 @@ INTERRUPTED = 130       # exit code after Ctrl-C, as in a shell
 
 
 def printable(text: str) -> str:
-    r"""Control codes, line ends and undecodable bytes as \x1b, \n, ...; safe in a terminal."""
+    r"""Escape control codes, line ends and undecodable bytes as \x1b, \n, ..., so that text is safe in a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def complain(*lines: str) -> None:
+    """Print lines to standard error, escaped by `printable`."""
     for line in lines:
         print(printable(line), file=sys.stderr)
 
 
 def given(text: str) -> str:
-    """Not empty, for argparse."""
+    """Type of an option for argparse: text that is not empty."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; is a variable of the shell unset?")
     return text
 
 
 def given_path(text: str) -> Path:
+    """Type of an option for argparse: a path that is not empty."""
     return Path(given(text))
 
 
 def before_imports() -> None:
-    """What a command does first: its imports take seconds, in which Ctrl-C needs no traceback.
+    """Called by a command before its imports. They take seconds, and Ctrl-C should end them without a traceback.
 
-    Closed standard streams are opened on the null device. Otherwise the next file would get their descriptors, and with
-    them the warnings of C libraries.
+    Closed standard streams are opened on the null device. Otherwise the next file that is opened would get the
+    descriptor of such a stream, and C libraries would write their warnings into it.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:      # nohup, or in the background
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:      # SIGINT is ignored for background jobs
         signal.signal(signal.SIGINT, _leave)
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -49,10 +54,11 @@ def before_imports() -> None:
 
 
 def run(main: Callable[[], int]) -> int:
-    """The exit code of a command's `main`, whatever its streams are.
+    """Run the `main` of a command and return its exit code.
 
-    The first Ctrl-C raises KeyboardInterrupt in `main`, the second ends the process at once. Where standard output is a
-    closed pipe (| head), it ends in silence with exit code 1; a standard error that nobody reads stops nothing.
+    The first Ctrl-C raises KeyboardInterrupt in `main`. The second ends the process at once. If standard output is a
+    closed pipe (| head), the command ends without a message and with exit code 1. If standard error is closed, the
+    command continues.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
@@ -68,15 +74,15 @@ def run(main: Callable[[], int]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return _without_output(1)
-    except OSError as error:        # main names the files of its own errors
+    except OSError as error:        # main handles the errors of its files, so this one is of standard output
         print(f"{os.path.basename(sys.argv[0])}: standard output: {error.strerror}", file=sys.stderr)
         return _without_output(1)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)        # Python's end takes a moment, in which the exit code is settled
+        signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C during Python's shutdown must not change the code
 
 
 def _without_output(code: int) -> int:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for the flush when Python ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # Python flushes standard output at its end
     return code
 
 
@@ -90,7 +96,7 @@ def _interrupt(*_: object) -> None:
 
 
 class Lasting:
-    """A text stream that drops what cannot be written, so that a terminal that goes away ends nothing."""
+    """A text stream that ignores write errors, so that a closed terminal does not end the program."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -116,20 +122,20 @@ class Lasting:
 
 
 class ImageWarning(UserWarning):
-    """Something about an image, a pair or a folder that deserves a look: ImageWarning(what, name)."""
+    """A warning about an image, a pair or a folder: ImageWarning(what, name)."""
 
     def __str__(self) -> str:
         return ": ".join(reversed(self.args))
 
 
 def note(what: str, name: object) -> None:
-    """Warn about `name`. Commands list all names of the same `what` in one line, see `collected`."""
+    """Warn about `name`. Commands print all names with the same `what` in one line; see `collected`."""
     warnings.warn(ImageWarning(what, str(name)), stacklevel=3)
 
 
 @contextmanager
 def collected(notes: list[tuple[str, ...]]) -> Iterator[None]:
-    """Adds the warnings of the block to `notes`, for `grouped`, in place of printing them."""
+    """Collect the warnings of the block in `notes`, for `grouped`. They are not printed."""
     with warnings.catch_warnings(record=True) as caught:
         try:
             yield
@@ -139,13 +145,13 @@ def collected(notes: list[tuple[str, ...]]) -> Iterator[None]:
 
 
 def grouped(notes: list[tuple[str, ...]], most: int = 20) -> list[str]:
-    """(what, name) -> one line for each `what`, with its names in order, `most` at most."""
+    """One line for each `what` of the notes (what, name), with at most `most` sorted names."""
     names: dict[str, list[str]] = {}
-    for what, *name in sorted({*notes}):        # threads give them in any order
+    for what, *name in sorted({*notes}):        # threads add notes in any order
         names.setdefault(what, []).extend(name)
     return [what + (": " if those else "") + listed(those, most) for what, those in names.items()]
 
 
 def listed(names: list[str], most: int) -> str:
-    """a, b, c and 7 more"""
+    """Join names to a text such as "a, b, c and 7 more", with at most `most` names."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

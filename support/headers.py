@@ -1,4 +1,4 @@
-"""Image files: which are read, and what OpenCV passes over in them: orientation, TIFF's min-is-white, damage."""
+"""Headers of image files: information that OpenCV ignores (orientation, min-is-white of TIFF, damaged data)."""
 from __future__ import annotations
 
 import io
@@ -9,27 +9,33 @@ from collections.abc import Iterator
 
 import numpy as np
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-ORIENTATION, PHOTOMETRIC = 274, 262     # tags of TIFF 6.0, and so of Exif
-MIN_IS_WHITE = 0
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}      # image files that are read
+ORIENTATION, PHOTOMETRIC = 274, 262     # tags of TIFF 6.0, also used by Exif
+MIN_IS_WHITE = 0                        # value of PHOTOMETRIC
 
-# After entropy-coded data: an FF that is neither escaped (00), nor a restart, nor fill.
+# The end of entropy-coded JPEG data: a byte FF that is not escaped (00), not a restart marker and not a fill byte.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# Markers that can follow a scan.
 _AFTER_SCAN = {0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 
 
 class DataError(Exception):
-    """Something is wrong with the user's images; the message names the files and the remedy."""
+    """An error in the user's images. The message names the files and, if possible, the remedy."""
 
 
 def orientation(data: bytes) -> int:
-    """Exif orientation of a JPEG, PNG or WebP file, 1 (upright) to 8. OpenCV turns TIFFs itself."""
+    """Exif orientation of a JPEG, PNG or WebP file, 1 (upright) to 8. 1 for TIFF, because OpenCV rotates it itself."""
     value = _first_directory(_exif(data)).get(ORIENTATION, 1)
     return value if 1 <= value <= 8 else 1
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:
-    """The image as it is to be seen (Exif 2.32, table 6)."""
+    """Rotate and flip an image so that it is upright (Exif 2.32, table 6).
+
+    Args:
+        image: (H, W) or (H, W, 3).
+        orientation: Exif orientation, 1 to 8.
+    """
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -37,14 +43,15 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def min_is_white(data: bytes) -> bool:
-    """Whether the file is a TIFF whose zero is white."""
+    """Whether the file is a TIFF in which 0 means white."""
     return _first_directory(data).get(PHOTOMETRIC) == MIN_IS_WHITE
 
 
 def damage(data: bytes) -> str:
-    """What is wrong with a JPEG or 8-bit TIFF that OpenCV decodes in part, without an error; "" if nothing is found.
+    """Describe damage in a JPEG or 8-bit TIFF file; "" if none is found.
 
-    JPEG and most TIFFs have no checksums: bytes that are changed and still decode are not noticed.
+    OpenCV decodes a part of such files and reports no error. JPEG and most TIFFs have no checksums, so changed bytes
+    that can still be decoded are not detected.
     """
     if data[:2] == b"\xff\xd8":
         return _jpeg_damage(data)
@@ -61,14 +68,14 @@ def _jpeg_damage(data: bytes) -> str:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int | None, bytes]]:
-    """(marker, content) of each segment (ITU T.81, annex B); (None, b"") where none begins, which is the end."""
+    """Yield (marker, content) of each segment (ITU T.81, annex B). Ends with (None, b"") if a segment is not valid."""
     at, scanned = 2, False
     while at + 4 <= len(data) or data[at:at + 2] == b"\xff\xd9":
         marker = data[at + 1]
         if data[at] != 0xFF or scanned and marker not in _AFTER_SCAN | {0xFF}:
             yield None, b""
             return
-        if marker == 0xFF or marker == 0x01:        # fill; a marker without content
+        if marker == 0xFF or marker == 0x01:        # a fill byte, or a marker without content
             at += 1 if marker == 0xFF else 2
             continue
         if marker == 0xD9:
@@ -76,7 +83,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int | None, bytes]]:
             return
         end = at + 2 + int.from_bytes(data[at + 2:at + 4], "big")
         yield marker, data[at + 4:end]
-        if marker == 0xDA:      # the pixels follow
+        if marker == 0xDA:      # start of scan: the pixels follow
             scanned = True
             found = _NEXT_MARKER.search(data, end)
             if not found:
@@ -86,42 +93,45 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int | None, bytes]]:
 
 
 def _tiff_damage(data: bytes) -> str:
-    # Pillow reports what libtiff says; OpenCV does not for 8 bits.
-    from PIL import Image, UnidentifiedImageError  # only here: most folders hold no TIFF
+    # Pillow reports the errors of libtiff. OpenCV ignores them for 8-bit files.
+    from PIL import Image, UnidentifiedImageError  # imported here, because most folders hold no TIFF
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             found = getattr(image, "tag_v2", {})
-            if found.get(259) in (8, 32946):        # Deflate has a checksum, at which libtiff does not look
+            if found.get(259) in (8, 32946):        # Deflate has a checksum, which libtiff does not verify
                 tags = [found.get(strips, found.get(tiles, ())) for strips, tiles in ((273, 324), (279, 325))]
                 for start, length in zip(*tags):
                     zlib.decompress(data[start:start + length])
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        return ""       # nothing is known
+        return ""       # cannot be checked
     except (OSError, SyntaxError, ValueError, zlib.error) as error:
         return f"its data are damaged ({error})"
     return ""
 
 
 def _exif(data: bytes) -> bytes:
-    """The file's Exif block, which is a TIFF without pixels; b"" if there is none."""
+    """The Exif block of a file, which has the structure of a TIFF file without pixels; b"" if there is none."""
     if data[:2] == b"\xff\xd8":
         for marker, content in _jpeg_segments(data):
             if marker == 0xE1 and content[:6] == b"Exif\0\0":
                 return content[6:]
-            if marker == 0xDA:      # the pixels
+            if marker == 0xDA:      # start of scan: no Exif after it
                 return b""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and b"eXIf" in data:    # a search is faster than a walk over many chunks
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and b"eXIf" in data:    # a search is faster than a loop over many chunks
         return _chunk(data, 8, b"eXIf", ">")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and b"EXIF" in data:
         block = _chunk(data, 12, b"EXIF", "<")
-        return block[6:] if block[:6] == b"Exif\0\0" else block     # some writers put JPEG's prefix before it
+        return block[6:] if block[:6] == b"Exif\0\0" else block     # some programs add the prefix of JPEG files
     return b""
 
 
 def _chunk(data: bytes, at: int, name: bytes, order: str) -> bytes:
-    """A chunk's content: in PNG after length and name, then a checksum; in RIFF after name and length, even."""
+    """Content of the first chunk `name` from offset `at`; b"" if there is none.
+
+    PNG (order ">"): length, name, content, checksum. RIFF (order "<"): name, length, content, padded to an even length.
+    """
     while at + 8 <= len(data):
         (length,) = struct.unpack_from(order + "I", data, at + (4 if order == "<" else 0))
         if data[at + (0 if order == "<" else 4):][:4] == name:
@@ -131,7 +141,7 @@ def _chunk(data: bytes, at: int, name: bytes, order: str) -> bytes:
 
 
 def _first_directory(data: bytes) -> dict[int, int]:
-    """{tag: value} of the tags that are one 16-bit number, in the first directory of a TIFF or Exif block."""
+    """{tag: value} from the first directory of a TIFF or Exif block. Only tags with one 16-bit number are read."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if not order or len(data) < 8:
         return {}

@@ -1,4 +1,4 @@
-"""Writing without losing anything: files whole or not at all, one run at a time, never over an input."""
+"""Safe output files: atomic writes, a lock for each output folder, no overwriting of input files."""
 from __future__ import annotations
 
 import csv
@@ -10,22 +10,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# The disk and not the file is at fault: the next write fails as well.
+# Errors of the disk and not of one file: the next write would fail as well.
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO} | {getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class OutputError(Exception):
-    """The results cannot be written there; the message names the place and the remedy."""
+    """The results cannot be written to this place. The message names the place and the remedy."""
 
 
 def write_atomically(path: Path, data: bytes, sync: bool = True) -> None:
-    """Write a file whole or not at all, under a name of its own first. Raises OSError that names `path`.
+    """Write a file completely or not at all: write to a temporary name, then rename. Raises OSError that names `path`.
 
-    sync: wait until the data are on the disk. Without it a power cut, not a crash, may leave an empty file.
+    sync: wait until the data are on the disk. Without it, a power failure (but not a crash) can leave an empty file.
     """
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with open(part, "xb") as file:      # x: neither an existing file nor a link that somebody planted
+        with open(part, "xb") as file:      # x: never writes to an existing file or through a symbolic link
             file.write(data)
             if sync:
                 file.flush()
@@ -38,7 +38,7 @@ def write_atomically(path: Path, data: bytes, sync: bool = True) -> None:
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Mapping]) -> bytes:
-    """A CSV file with a header; cells that a row does not have stay empty."""
+    """Content of a CSV file with a header. Cells that a row lacks are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
@@ -47,19 +47,19 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping]) -> bytes:
 
 
 def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Sequence[Path]) -> None:
-    """One check of all outputs against all inputs, before anything is written. Raises OutputError.
+    """Check all outputs against all inputs, before anything is written. Raises OutputError.
 
-    A folder of results holds no input: fused images among the sources would be taken for sources by the next run.
-    A single file is no input, nor the twin of one under another suffix.
+    An output folder must not hold an input file. The next run would otherwise read the fused images as sources. A
+    single output file must not be an input file, and must not have the name of an input file with another suffix.
 
     Args:
-        folders: which results are written to.
+        folders: output folders.
         file: the only result, with a name that the user chose; None for results named after their pairs.
-        inputs: all files that are read.
+        inputs: all input files.
     """
     homes: dict[tuple[int, int] | None, list[Path]] = {}
     for path in inputs:
-        for place in {path, Path(os.path.realpath(path))}:      # of links, both ends
+        for place in {path, Path(os.path.realpath(path))}:      # for a symbolic link: the link and its target
             homes.setdefault(_identity(place.parent), []).append(place)
     homes.pop(None, None)
     if file:
@@ -73,7 +73,7 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """The same for all names of one folder; None if there is none."""
+    """Device and inode, equal for all paths of one folder or file; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -83,25 +83,26 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def making(folders: Sequence[Path]) -> Iterator[None]:
-    """Makes the folders; those that were not there and stay empty are removed again. Raises OSError."""
+    """Create the folders. At the end of the block, new folders that are still empty are removed. Raises OSError."""
     missing = {place for folder in folders for place in (folder, *folder.parents) if not place.exists()}
     try:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        for place in sorted(missing, reverse=True):     # from below
+        for place in sorted(missing, reverse=True):     # subfolders first
             try:
                 place.rmdir()
-            except OSError:     # not empty, or never made
+            except OSError:     # not empty, or never created
                 pass
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder until the block or the process ends, however it ends.
+    """Lock a folder against other runs until the block or the process ends, also if the process is killed.
 
-    Not on Windows, nor on file systems without locks. Raises OutputError at once where another run is.
+    Raises OutputError at once if another run holds the lock. On Windows, and on file systems without locks, there is no
+    check.
     """
     try:
         import fcntl
@@ -120,7 +121,7 @@ def locked(folder: Path) -> Iterator[None]:
             pass
         if _identity(path) == (os.fstat(number).st_dev, os.fstat(number).st_ino):
             break
-        os.close(number)        # another run ended in between, and removed the file
+        os.close(number)        # another run has ended in the meantime and removed the file, so try again
     try:
         yield
     finally:

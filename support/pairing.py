@@ -1,4 +1,4 @@
-"""Which files belong together: by equal names, by the usual prefixes and suffixes, by patterns."""
+"""Match the files of two folders to pairs: by equal names, by the usual prefixes and suffixes, or by patterns."""
 from __future__ import annotations
 
 import re
@@ -9,20 +9,23 @@ from typing import NamedTuple
 from support.console import listed, note
 from support.headers import SUFFIXES, DataError
 
-# What folders add to the two names of one scene, in any case: a_ir and a_vis, IR1 and VIS1, x-thermal and x-rgb.
+# Usual prefixes and suffixes of file names, in upper or lower case: a_ir and a_vis, IR1 and VIS1, x-thermal and x-rgb.
 INFRARED = ("infrared", "thermal", "lwir", "mwir", "tir", "inf", "ir", "mri")
 VISIBLE = ("visible", "vis", "vi", "rgb", "colour", "color", "optical", "tv", "pet", "spect")
 
 
 class Pair(NamedTuple):
-    """One aligned pair on disk."""
+    """The files of one aligned pair, and its name."""
     name: str
     ir: Path
     vis: Path
 
 
 def list_images(folder: str | Path) -> dict[str, Path]:
-    """Images of one folder by file stem, in natural order (2 before 10). Warns of files that are not read."""
+    """{file stem: path} of the images in a folder, in natural order (2 before 10). Warns about other files.
+
+    Raises DataError if there is no such folder, or if two images have the same stem.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -43,17 +46,17 @@ def _add(found: dict[str, Path], name: str, path: Path) -> None:
 
 
 def natural_key(text: str) -> tuple:
-    """Sort key that orders numbers inside names by value. Only 0 to 9 count, whatever else is a digit somewhere."""
+    """Sort key that orders numbers in names by value. Only 0 to 9 count as digits, not other Unicode digits."""
     return [(0, len(part.lstrip("0")), part.lstrip("0")) if part[0] in "0123456789" else (1, 0, part.lower())
-            for part in re.split("([0-9]+)", text) if part], text       # 01 and 1 in an order of their own
+            for part in re.split("([0-9]+)", text) if part], text       # the text itself gives 01 and 1 a fixed order
 
 
 # ---------------------------------------------------------------------------------------------
-# Names of one scene in two spellings
+# Different names of one scene
 
 
 def without_affix(stem: str, affixes: tuple[str, ...]) -> str:
-    """ir_001, 001-ir and IR1 without the affix; the stem itself where it has none."""
+    """Remove a prefix or suffix: ir_001, 001-ir -> 001, IR1 -> 1. Returns the stem unchanged if it has none."""
     words = "|".join(affixes)
     for pattern in (rf"(?:{words})(?:[-_. ]+|(?=[0-9]))(?P<name>.+)",
                     rf"(?P<name>.+?)(?:[-_. ]+|(?<=[0-9]))(?:{words})"):
@@ -72,14 +75,14 @@ def _only_number(name: str) -> str:
     return str(int(numbers[0])) if len(numbers) == 1 else ""
 
 
-# From the strictest to the loosest. Each is taken only if it pairs all files, one to one.
+# From strict to loose. A comparison is used only if it pairs all files one to one.
 _COMPARISONS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("equal but for upper and lower case", str.casefold), ("equal names, numbers by value", _equal_numbers),
     ("equal numbers", _only_number))
 
 
 def _guess(ir: dict[str, Path], vis: dict[str, Path]) -> list[Pair]:
-    """All files in pairs by one comparison of their names, or nothing."""
+    """Pair all files by the first comparison of names that works, with a warning; [] if none does."""
     for how, key in _COMPARISONS:
         sides = []
         for images, affixes in ((ir, INFRARED), (vis, VISIBLE)):
@@ -89,14 +92,18 @@ def _guess(ir: dict[str, Path], vis: dict[str, Path]) -> list[Pair]:
         if one_to_one and "" not in sides[0]:
             pairs = [Pair(sides[1][key][0], path, sides[1][key][1]) for key, (_, path) in sides[0].items()]
             first = pairs[0]
-            note(f"file names differ; matched by {how}, without ir, vis and the like",
+            note(f"file names differ; matched by {how}, without prefixes and suffixes such as ir and vis",
                  f"{first.ir.name} with {first.vis.name}, and so on, {len(pairs)} pairs")
             return pairs
     return []
 
 
 def _matching(images: dict[str, Path], pattern: str, option: str) -> dict[str, Path]:
-    """Those of the pattern, by what * stands for. With a suffix (*_ir.png), the whole file name is meant."""
+    """{text that * matches: path} of the images that match a pattern.
+
+    A pattern with a suffix (*_ir.png) is compared with the whole file name, any other pattern with the stem. Raises
+    DataError if nothing matches.
+    """
     before, star, after = pattern.partition("*")
     if not star or "*" in after:
         raise DataError(f"{option} {pattern}: write one *, for what the two names of a pair have in common")
@@ -121,18 +128,20 @@ def _examples(images: dict[str, Path]) -> str:
 
 def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None = None,
                vis_pattern: str | None = None) -> tuple[list[Pair], list[str]]:
-    """Pairs of two folders matched by file name, or of one folder whose names say infrared or visible (IR1, VIS1).
+    """Match the images of two folders by file name, or the images of one folder that are named IR1, VIS1, ...
 
-    Equal stems are a pair. If there are others, names are compared without the usual prefixes and suffixes, and by
-    their numbers; that is taken only if it pairs all files one to one, and a warning says what was matched.
+    Files with equal stems are a pair. If not all stems are equal, names are compared without the usual prefixes and
+    suffixes, and then by their numbers. This is used only if it pairs all files one to one. A warning then says what
+    was matched.
 
     Args:
-        ir_dir, vis_dir: folders, or one folder twice.
-        ir_pattern, vis_pattern: file names with one *, which stands for the pair's name; other files are left out.
+        ir_dir, vis_dir: the folders, or the same folder twice.
+        ir_pattern, vis_pattern: file names with one *, which stands for the name of the pair. Files that do not match
+            are left out.
     Returns:
         The pairs in natural order, and one line for each file without a partner.
     Raises:
-        DataError: a folder is missing or holds no images, or no names match.
+        DataError: a folder is missing or has no images, or no names match.
     """
     ir_dir, vis_dir = Path(ir_dir), Path(vis_dir)
     if ir_pattern or vis_pattern:
@@ -159,7 +168,7 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
 
 
 def _sides(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Infrared and visible files of one folder, each by its name without the affix."""
+    """Infrared and visible images of one folder, each as {name without prefix or suffix: path}. Raises DataError."""
     sides: tuple[dict, dict] = {}, {}
     for stem, path in list_images(folder).items():
         for side, affixes in zip(sides, (INFRARED, VISIBLE)):
@@ -173,15 +182,17 @@ def _sides(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def match_pairs(ir_dir: str | Path, vis_dir: str | Path) -> list[Pair]:
-    """`find_pairs`, for uses that need every file: raises DataError that lists all those without a partner."""
+    """As `find_pairs`, but files without a partner are an error: DataError lists all of them."""
     return all_paired(*find_pairs(ir_dir, vis_dir))
 
 
 def all_paired(pairs: list[Pair], unpaired: list[str]) -> list[Pair]:
+    """The pairs. Raises DataError that lists `unpaired`, unless it is empty."""
     if unpaired:
         raise DataError(listing(f"{len(unpaired)} image(s) without a partner of the same name", unpaired))
     return pairs
 
 
 def listing(title: str, lines: list[str]) -> str:
+    """A message of several lines: the title, then the lines, indented."""
     return title + ":\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,17 +1,18 @@
-"""Time and memory of RPFNet beside the authors' released graph.
+"""Compare time and memory of RPFNet with the authors' released graph.
 
     python tools/bench.py --device cpu --sizes 480x640 --json FILE      inference
     python tools/bench.py --tasks training                              a training step
 
-rows      released: tools/released.py as its users run it. Ratios are to its time in float32
-          released, memory kept: freed memory is kept for the next tensor, as test.py and train.py do (CPU on Linux)
-          RPFNet, optimize(): BatchNorm folded into the convolutions; in bfloat16 it is what `test.py --fast` runs
-          RPFNet, compiled: with --compile; optimize(bfloat16=True, compiled=True). Compiling takes minutes
+rows      released: tools/released.py as its users run it. Ratios are relative to its time in float32
+          released, memory kept: freed memory is kept for the next tensor, as in test.py and train.py (CPU on Linux)
+          RPFNet, optimize(): BatchNorm folded into the convolutions; with bfloat16 this is `test.py --fast`
+          RPFNet, compiled: optimize(bfloat16=True, compiled=True), with --compile. Compilation takes minutes
           Training is a step of train.py with recipes/paper.json. Weights are random. RPFNet's rows keep freed memory
           small, tiny, ...: the networks of --checkpoint, optimize()
-ms        Median of the timed passes; spread is their interquartile range. Rows warm up, then take turns pass by pass.
-peak MB   Growth over libraries, weights and inputs: of a row's own process (CPU, Linux), of PyTorch's allocator (CUDA).
-gflop     Convolutions and matrix products by PyTorch's counter, without FFTs. A multiplication and an addition are 2.
+ms        Median of the timed passes. Spread is their interquartile range. After a warm-up, rows are timed in turns.
+peak MB   Memory beyond libraries, weights and inputs: of the process of the row (CPU, Linux), of PyTorch's allocator
+          (CUDA).
+gflop     Convolutions and matrix products by PyTorch's counter, without FFTs. A multiply-add counts as 2.
 """
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # first: another folder may have a net.py too
+# At position 0, because another folder on the path may have a net.py, too.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset import positive
 from inference import MIN_SIZE
@@ -49,13 +51,13 @@ from tools.released import ReleasedNet
 from trainer import Trainer, commit
 from weights import CHECKPOINTS
 
-KEPT, COMPILED = "memory kept", "compiled"      # variants
+KEPT, COMPILED = "memory kept", "compiled"      # values of Case.variant
 COLUMNS = "task size batch model variant precision median_ms spread_ms repeats peak_mb gflop ratio".split()
 
 
 class Case(NamedTuple):
-    """One row: what runs, on what."""
-    model: str          # "released", "RPFNet", the name of a checkpoint, or the path of a peer
+    """Model, variant, precision, task and input size of one row."""
+    model: str          # "released", "RPFNet", name of a checkpoint or path of a peer's file
     variant: str        # "", "optimize()", KEPT or COMPILED
     precision: str      # "float32" or "bfloat16"
     task: str           # "inference" or "training"
@@ -64,7 +66,7 @@ class Case(NamedTuple):
 
 
 def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
-    """What is timed, of (ir, vis_y), each (B, 1, H, W): a step of train.py, or a network in inference mode."""
+    """The function to time: a step of train.py, or a network in inference mode. Arguments: ir, vis_y, (B, 1, H, W)."""
     half = case.precision == "bfloat16"
     layout = torch.channels_last if half else torch.contiguous_format
     if case.task == "training":
@@ -84,7 +86,7 @@ def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
 
 
 def load_peer(path: str) -> Callable[[], nn.Module]:
-    """`build` of a Python file. The file imports from its own folder: its net.py is not the one here."""
+    """The function `build` of a Python file. The file can import from its own folder, also a net.py of its own."""
     ours = {entry.stem for entry in Path(__file__).resolve().parent.parent.iterdir()}
     for name in [name for name in sys.modules if name.partition(".")[0] in {*ours, Path(path).stem}]:
         del sys.modules[name]
@@ -93,7 +95,7 @@ def load_peer(path: str) -> Callable[[], nn.Module]:
 
 
 def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
-    """What is known of the row after its warm-up; then, each time, milliseconds and peak memory of one more pass."""
+    """Yield the GFLOP of a row after its warm-up, then milliseconds and peak memory of one more pass each time."""
     torch.set_num_threads(threads)
     if case.model in ("RPFNet", *CHECKPOINTS) or case.variant == KEPT:
         keep_freed_memory()
@@ -106,9 +108,9 @@ def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    with torch.compiler.set_stance("force_eager"):      # in compiled code the counter sees no operators
+    with torch.compiler.set_stance("force_eager"):      # the counter does not see operators in compiled code
         run(*(x[:1, :, :32, :32] for x in inputs))      # loads libraries
-        idle = None if case.variant == COMPILED else peak_memory(device)    # compilers and CUDA graphs take their own
+        idle = None if case.variant == COMPILED else peak_memory(device)    # compilers and CUDA graphs add their own
         with FlopCounterMode(display=False) as counter:
             once()
     for _ in range(3 if device == "cuda" else case.variant == COMPILED):    # a GPU raises its clock
@@ -121,33 +123,33 @@ def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
 
 
 def peak_memory(device: str) -> float | None:
-    """Most memory so far, MB: on CUDA of PyTorch's allocator, otherwise resident, which only Linux tells."""
+    """Peak memory so far, MB: of PyTorch's allocator on CUDA, else resident memory. None on systems except Linux."""
     if device == "cuda" or sys.platform != "linux":
         return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
 
 
 def serve(*row: object) -> None:
-    """Makes this process that of a row, which ends when its parent does, however that happens."""
+    """Initialise the process of a row. It ends when its parent ends, also if the parent is killed."""
     threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
     global results
-    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is for the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)        # the parent handles Ctrl-C
     results = passes(*row)
 
 
 def answer() -> dict:
-    """In the process of a row: its next result. Raises RuntimeError for all errors: a peer's own cannot be sent."""
+    """In the process of a row: its next result. All errors become RuntimeError, because others may not be picklable."""
     try:
         return next(results)
-    except (Exception, SystemExit) as error:    # noqa: BLE001  out of memory, a compiler's, a peer's
+    except (Exception, SystemExit) as error:    # noqa: BLE001  out of memory, errors of a compiler or of a peer
         raise RuntimeError(f"{type(error).__name__}: {first_line(error)}") from None
 
 
 def measure(cases: Sequence[Case], device: str, threads: int, repeats: int) -> tuple[list[dict], dict[str, str]]:
-    """Rows of one task and size, the baseline first, and the errors of those that failed."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # threads that spin would slow down the row that runs next
+    """Measure the rows of one task and size, the baseline first. Returns the rows, and {row: error} of failed rows."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # spinning threads would slow down the next row
     pools = {case: ProcessPoolExecutor(1, get_context("spawn"), serve, (case, device, threads)) for case in cases}
-    wait([pool.submit(os.getpid) for pool in pools.values()])   # they start together; nothing is timed until all have
+    wait([pool.submit(os.getpid) for pool in pools.values()])   # all processes have started before anything is timed
     answers, failed = {case: [] for case in cases}, {}
     for case in tqdm(list(cases) * (1 + repeats), desc=f"{cases[0].task} {cases[0].size}", unit="pass"):     # in turns
         if case not in failed:
@@ -166,7 +168,7 @@ def measure(cases: Sequence[Case], device: str, threads: int, repeats: int) -> t
 
 
 def row(case: Case, known: dict, *timed: dict) -> dict:
-    """A row of the JSON file, without its ratio."""
+    """A row of the JSON file, without the ratio."""
     times = [one["ms"] for one in timed]
     low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     return case._asdict() | {"median_ms": round(statistics.median(times), 1), "spread_ms": round(high - low, 1),
@@ -176,23 +178,26 @@ def row(case: Case, known: dict, *timed: dict) -> dict:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, best = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=("cpu", "cuda"), default=best, help="default: cuda where there is one")
-    add("--tasks", nargs="+", choices=("inference", "training"), default=["inference"], help="default: inference")
-    add("--sizes", type=size, nargs="+", default=["480x640"], metavar="HxW", help="of inference (default: 480x640)")
-    add("--batch", type=positive, default=1, help="images of a pass of inference (default: 1)")
-    add("--compile", action="store_true", help="also the compiled RPFNet")
-    add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="also this one's network; may be repeated")
-    add("--peer", action="append", default=[], metavar="FILE", help="also another network, in float32: a Python file "
-        "whose build() returns a module, which is called as network(ir, vis_y); may be repeated")
-    add("--repeats", type=positive, help="timed passes of a row (default: 2 on a CPU, 30 on a GPU)")
+    add("--device", choices=("cpu", "cuda"), default=best, help="device (default: cuda if available)")
+    add("--tasks", nargs="+", choices=("inference", "training"), default=["inference"],
+        help="what to measure (default: inference)")
+    add("--sizes", type=size, nargs="+", default=["480x640"], metavar="HxW",
+        help="image sizes for inference (default: 480x640)")
+    add("--batch", type=positive, default=1, help="batch size for inference (default: 1)")
+    add("--compile", action="store_true", help="also measure the compiled RPFNet")
+    add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="also measure this one; can be repeated")
+    add("--peer", action="append", default=[], metavar="FILE", help="also measure another network, in float32: a "
+        "Python file whose build() returns a module, which is called as network(ir, vis_y); can be repeated")
+    add("--repeats", type=positive, help="timed passes of each row (default: 2 on a CPU, 30 on a GPU)")
     add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
-    add("--json", type=Path, default=Path(os.devnull), metavar="FILE", help="also write rows and machine here")
-    add("--markdown", type=Path, metavar="FILE", help="measure nothing; print the table of such a file")
+    add("--json", type=Path, default=Path(os.devnull), metavar="FILE", help="also write the rows and the machine to "
+        "this file")
+    add("--markdown", type=Path, metavar="FILE", help="measure nothing; print the table of a file written by --json")
     return parser
 
 
 def size(text: str) -> str:
-    """HxW, for argparse."""
+    """Type of an option for argparse: HEIGHTxWIDTH."""
     if not re.fullmatch(r"\d{1,5}x\d{1,5}", text) or min(map(int, text.split("x"))) < MIN_SIZE:
         raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH, each at least {MIN_SIZE}, such as 480x640")
     return text
@@ -213,9 +218,9 @@ def plan(args: argparse.Namespace) -> list[list[Case]]:
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Rows, failed rows and what the numbers depend on. Raises ValueError or OSError for what cannot work."""
+    """Measure all rows. Returns rows, failed rows and the machine. Raises ValueError or OSError for wrong options."""
     for needed in [*args.peer, args.json.absolute().parent]:
-        os.stat(needed)         # before any time is spent
+        os.stat(needed)         # report a missing file before the measurement
     check_device(args.device)
     report = {"rows": [], "failed": {}, "machine": {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
@@ -229,7 +234,7 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def markdown(report: dict) -> str:
-    """The table of a run; below it the machine, and rows that failed."""
+    """Markdown table of a run, followed by the machine and the failed rows."""
     lines = [[key.replace("_", " ") for key in COLUMNS]]
     lines += [["-" if r[key] is None else str(r[key]) for key in COLUMNS] for r in report["rows"]]
     widths = [max(map(len, column)) for column in zip(*lines)]

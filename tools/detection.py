@@ -1,22 +1,22 @@
-"""Object detection on fused images, as in the paper's Table 5: average precision at IoU 0.5 of YOLOv5, for each method.
+"""Object detection on fused images, as in Table 5 of the paper: average precision of YOLOv5 at IoU 0.5 for each method.
 
     python tools/detection.py average --ir DIR --vis DIR --out data/average
     python tools/detection.py prepare --images infrared=DIR visible=DIR RPFNet=Fused --labels DIR --out data/detection/M3FD
     python tools/detection.py train --data data/detection/M3FD --epochs 100 --seeds 0 1 2
     python tools/detection.py table
 
-prepare  links the images of each method and their boxes into one YOLO data set a method, all with the same split
-average  writes the average of each pair in the visible image's colours: the trivial fusion to compare with
-train    trains a detector for each method and seed, measures it on the test part, and records a row
-score    measures trained detectors again, without training
-table    prints the recorded rows beside the paper's
+prepare  makes a YOLO data set for each method from its images and the boxes, all with the same split
+average  writes the average of each pair, with the colour of the visible image, as a trivial baseline
+train    trains a detector for each method and seed, evaluates it on the test part, and records a row
+score    evaluates trained detectors again, without training
+table    prints the recorded rows and those of the paper
 
-A method and seed that has its row is not trained again, so the same command goes on after Ctrl-C. All methods have the
-same images, split, seeds and schedule. The detector is trained from scratch, unless --weights names a file.
+A method and seed that already has a row is not trained again, so the same command continues after Ctrl-C. All methods
+have the same images, split, seeds and schedule. The detector is trained from scratch, unless --weights names a file.
 
 train and score need the ultralytics package: python -m pip install -r requirements-detection.txt
-Its licence is AGPL-3.0, which differs from that of this project; it matters to those who pass on or offer what they
-build with it. It runs without network access here: no downloads, no analytics, no installations.
+Its licence is AGPL-3.0, which differs from the licence of this project. Consider it if you distribute or offer software
+that uses the package. It runs without network access here: no downloads, no analytics, no installations.
 """
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from tools.table_rows import RESULTS, TableError, device, digits, machine, read_
 from tools.tables import show
 
 MEAN = "mAP@.5"
-COMPARABLE = ("dataset", "split", "model", "epochs", "size", "batch")    # equal in the lines of one table
+COMPARABLE = ("dataset", "split", "model", "epochs", "size", "batch")    # equal in all rows of one table
 IDENTITY = ("method", "seed", *COMPARABLE)
 ABOUT = ("images", "minutes", "package", "command", "commit", "machine", "date")
 MODELS = ("yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x")
@@ -84,13 +84,13 @@ class Run(NamedTuple):
     """A detector of one method with one seed."""
     method: str
     seed: int
-    folder: Path        # of its weights
-    data: Path          # data.yaml
-    row: dict[str, str]     # IDENTITY
+    folder: Path            # folder of the weights
+    data: Path              # data.yaml
+    row: dict[str, str]     # values of IDENTITY
 
     @property
     def weights(self) -> Path:
-        """Of the best epoch. It is renamed to this after the last one, so it is of a whole training."""
+        """Weights of the best epoch. The file gets this name after the last epoch, so the training is complete."""
         return self.folder / "detector.pt"
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ class Run(NamedTuple):
 
 
 def planned_runs(args: argparse.Namespace) -> list[Run]:
-    """All seeds of the first method, then those of the next. Raises DataError."""
+    """All seeds of the first method, then all seeds of the next. Raises DataError."""
     found = {path.parent.name: path for path in sorted(args.data.glob("*/data.yaml"))}
     if not found:
         raise DataError(f"{args.data}: no METHOD/data.yaml; make it with tools/detection.py prepare")
@@ -115,7 +115,7 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
 
 
 def split_code(data: Path) -> str:
-    """Eight hexadecimal digits that tell one split from another. Raises DataError."""
+    """Hash of a split, eight hexadecimal digits. Raises DataError."""
     try:
         lists = [(data / f"{part}.txt").read_bytes() for part in SHARES]
     except OSError as error:
@@ -124,11 +124,11 @@ def split_code(data: Path) -> str:
 
 
 def run_all(args: argparse.Namespace) -> list[str]:
-    """train and score: each method and seed that has no row yet. Returns a line for each that failed."""
+    """Actions train and score, for each method and seed without a row. Returns one line for each run that failed."""
     runs, problems = planned_runs(args), []
     check_device(args.device)
-    commit = train.commit()     # of the code that runs, whatever is committed meanwhile
-    detector.package()      # one error for all runs where it is missing
+    commit = train.commit()     # read now, because new commits can be made during the runs
+    detector.package()          # if the package is missing, report it once and not for each run
     for number, run in enumerate(runs, 1):
         done = next((row for row in read_rows(args.csv) if identity(row) == identity(run.row)), None)
         if done and not args.again:
@@ -146,7 +146,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
 
 
 def measured_row(run: Run, args: argparse.Namespace) -> dict[str, str]:
-    """The row of a run, without the commit; `train` trains it first. Raises DetectorError."""
+    """The row of a run, without the commit. The action train trains the detector first. Raises DetectorError."""
     schedule = Schedule(args.weights or f"{args.model}.yaml", args.epochs, args.size, args.batch, args.device, args.workers)
     minutes = ""
     if args.action == "train" and (args.again or not run.weights.exists()):
@@ -161,12 +161,12 @@ def measured_row(run: Run, args: argparse.Namespace) -> dict[str, str]:
 
 
 def identity(row: dict[str, str]) -> tuple[str, ...]:
-    """What a newer measurement replaces."""
+    """Key of a row. A newer row with the same key replaces an older one."""
     return tuple(row[key] for key in IDENTITY)
 
 
 def classes_of(rows: Sequence[dict[str, str]]) -> list[str]:
-    """The classes that rows have values of; each data set has its own."""
+    """The classes for which rows have values. Each data set has its own classes."""
     return [name for name in dict.fromkeys(name for row in rows for name, value in row.items() if value)
             if name not in (*IDENTITY, *ABOUT, MEAN, "table")]
 
@@ -198,7 +198,7 @@ def run_table(args: argparse.Namespace) -> list[str]:
 
 
 def show_group(rows: Sequence[dict[str, str]], style: str) -> None:
-    """One table of the rows that can be compared."""
+    """Print one table of rows that can be compared."""
     first = rows[0]
     start = "from random weights" if first["model"] in MODELS else "from the weights of this file"
     seeds = sorted({row["seed"] for row in rows}, key=int)
@@ -210,7 +210,7 @@ def show_group(rows: Sequence[dict[str, str]], style: str) -> None:
 
 
 def cells_of(rows: Sequence[dict[str, str]], names: Sequence[str]) -> list[list[str]]:
-    """A header, and a line for each method: means over its rows, which are seeds."""
+    """A header, and one line for each method with means over its seeds."""
     cells = [["method", "seeds", *names]]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -219,7 +219,7 @@ def cells_of(rows: Sequence[dict[str, str]], names: Sequence[str]) -> list[list[
 
 
 def mean_of(rows: Sequence[dict[str, str]], name: str) -> str:
-    """0.812 ± 0.010; without spread for one value, "-" for none."""
+    """Mean and standard deviation, such as "0.812 ± 0.010"; only the mean for one value, "-" for none."""
     values = Running()
     for row in rows:
         if row[name]:
@@ -233,7 +233,7 @@ def mean_of(rows: Sequence[dict[str, str]], name: str) -> str:
 
 
 def named_folder(text: str) -> tuple[str, Path]:
-    """NAME=DIR, for argparse. The name becomes a folder's."""
+    """Type of --images for argparse: NAME=DIR. A folder gets this name."""
     name, equals, folder = text.partition("=")
     if not (equals and folder) or not name.strip() or name.startswith(".") or "/" in name or "\\" in name:
         raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DIR, the name without slashes")
@@ -251,43 +251,44 @@ def build_parser() -> argparse.ArgumentParser:
 
     preparing = actions.add_parser("prepare", help="make a YOLO data set of each method's images")
     preparing.add_argument("--images", type=named_folder, nargs="+", required=True, metavar="NAME=DIR",
-                           help="methods and their images (8-bit), which have the names of the label files")
+                           help="name of each method and folder of its 8-bit images, named as the label files")
     preparing.add_argument("--labels", type=given_path, required=True, metavar="DIR",
-                           help="boxes, NAME.xml (VOC) or NAME.txt (YOLO)")
-    preparing.add_argument("--classes", nargs="+", metavar="NAME", help="in the order of their numbers (default, VOC alone: "
-                           "M3FD's People Car Bus Motorcycle Lamp Truck)")
+                           help="folder of the boxes, NAME.xml (VOC) or NAME.txt (YOLO)")
+    preparing.add_argument("--classes", nargs="+", metavar="NAME", help="class names in the order of their numbers "
+                           "(default, for VOC only: People Car Bus Motorcycle Lamp Truck, as in M3FD)")
     preparing.add_argument("--out", type=given_path, required=True, metavar="DIR",
-                           help="where the data sets are made; its name becomes that of the set in the results")
-    preparing.add_argument("--seed", type=int, default=0, help="of the 60/20/20 split (default: 0)")
+                           help="folder of the data sets; its name is the name of the data set in the results")
+    preparing.add_argument("--seed", type=int, default=0, help="seed of the 60/20/20 split (default: 0)")
 
-    for name, text in (("train", "train, measure and record"), ("score", "measure trained detectors again")):
+    for name, text in (("train", "train, evaluate and record"), ("score", "evaluate trained detectors again")):
         add_training_options(actions.add_parser(name, help=text))
 
-    table = actions.add_parser("table", help="print the recorded rows beside the paper's")
+    table = actions.add_parser("table", help="print the recorded rows and those of the paper")
     table.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
     for action in (actions.choices[name] for name in ("train", "score", "table")):
         action.add_argument("--csv", type=given_path, default=RESULTS / "detection.csv", metavar="FILE",
-                            help="the recorded rows (default: results/detection.csv of the repository)")
+                            help="file of the recorded rows (default: results/detection.csv of the repository)")
     return parser
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=given_path, required=True, metavar="DIR", help="the --out of prepare")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these (default: all in --data)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="(default: 0)")
-    parser.add_argument("--epochs", type=positive, default=100, help="(default: 100)")
+    parser.add_argument("--data", type=given_path, required=True, metavar="DIR", help="the folder --out of prepare")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods (default: all in --data)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED",
+                        help="seeds of the trainings (default: 0)")
+    parser.add_argument("--epochs", type=positive, default=100, help="number of epochs (default: 100)")
     parser.add_argument("--size", type=positive, default=320, help="longer side of the images, pixels (default: 320)")
-    parser.add_argument("--batch", type=positive, default=16, help="images a step (default: 16)")
+    parser.add_argument("--batch", type=positive, default=16, help="images in a step (default: 16)")
     beginning = parser.add_mutually_exclusive_group()
-    beginning.add_argument("--model", choices=MODELS, default="yolov5n", help="from random weights: ultralytics' YOLOv5, with an "
-                           "anchor-free head, of this size (default: yolov5n)")
-    beginning.add_argument("--weights", type=given_path, metavar="FILE", help="begin with this .pt file, which is a program: "
-                           "take it from people you trust")
-    parser.add_argument("--device", default=device(), help="cpu, cuda or cuda:1 (default: what is there)")
+    beginning.add_argument("--model", choices=MODELS, default="yolov5n", help="size of the detector, YOLOv5 of "
+                           "ultralytics with an anchor-free head, from random weights (default: yolov5n)")
+    beginning.add_argument("--weights", type=given_path, metavar="FILE", help="initial weights, a .pt file; loading it "
+                           "can execute code, so use only files that you trust")
+    parser.add_argument("--device", default=device(), help="cpu, cuda or cuda:1 (default: cuda if available)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, for CPUs)")
-    parser.add_argument("--again", action="store_true", help="also what has its row; the row is replaced")
+    parser.add_argument("--again", action="store_true", help="repeat runs that have a row; the row is replaced")
     parser.add_argument("--out", type=given_path, default=Path("runs/detection"), metavar="DIR",
-                        help="where detectors are kept (default: runs/detection)")
+                        help="folder of the detectors (default: runs/detection)")
 
 
 ACTIONS = {"prepare": run_prepare, "average": run_average, "train": run_all, "score": run_all, "table": run_table}

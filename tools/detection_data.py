@@ -1,9 +1,10 @@
-"""YOLO data sets of several methods' images, with the same boxes and the same split. The command is tools/detection.py.
+"""Make YOLO data sets of the images of several methods, with equal boxes and splits. The command is tools/detection.py.
 
     OUT/train.txt, val.txt, test.txt    names of the images of each part
     OUT/METHOD/data.yaml                the file that YOLO trainers read
     OUT/METHOD/images/PART/NAME.png     a link to the method's image
-    OUT/METHOD/labels/PART/NAME.txt     a line for each box: class, centre x, centre y, width, height (shares of the image)
+    OUT/METHOD/labels/PART/NAME.txt     one line for each box: class, centre x, centre y, width, height, as fractions of
+                                        the image's width and height
 """
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
 class Box(NamedTuple):
-    """One object; centre and size are shares of the image's width and height."""
-    label: int      # index of its class
+    """Box of one object. Centre and size are fractions of the image's width and height."""
+    label: int      # index of the class
     x: float
     y: float
     width: float
@@ -44,10 +45,10 @@ class Box(NamedTuple):
 
 
 def find_labels(folder: Path) -> dict[str, Path]:
-    """Label files of a folder by stem, in natural order. Raises DataError where there are none, or two kinds."""
+    """{stem: path} of the label files in a folder, in natural order. Raises DataError for no files or for two kinds."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    # classes.txt: what labelling programs write beside YOLO text files.
+    # Labelling programs write classes.txt beside YOLO text files.
     paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in READERS and path.name != "classes.txt"),
                    key=lambda path: natural_key(path.stem))
     kinds = {path.suffix.lower() for path in paths}
@@ -59,7 +60,7 @@ def find_labels(folder: Path) -> dict[str, Path]:
 
 
 def read_voc(path: Path, classes: Sequence[str]) -> list[Box]:
-    """Boxes of a VOC XML file, cut at the image's borders. Raises DataError."""
+    """Read the boxes of a VOC XML file. They are clipped to the image. Raises DataError."""
     try:
         root = ElementTree.parse(path).getroot()
         size = [float(root.findtext(f"size/{side}", "")) for side in ("width", "height")]
@@ -80,7 +81,7 @@ def _voc_box(path: Path, name: str, corners: Sequence[float], size: Sequence[flo
 
 
 def read_yolo(path: Path, classes: Sequence[str]) -> list[Box]:
-    """Boxes of a YOLO text file; an empty file is an image without objects. Raises DataError."""
+    """Read the boxes of a YOLO text file. An empty file means an image without objects. Raises DataError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -99,7 +100,7 @@ def _yolo_box(path: Path, number: int, line: str, classes: Sequence[str]) -> Box
 
 
 def checked(path: Path, box: Box) -> Box:
-    """The box. Raises DataError where it has no area, or lies outside the image."""
+    """Return the box. Raises DataError if it has no area or lies outside the image."""
     if not (0 <= box.x <= 1 and 0 <= box.y <= 1 and 0 < box.width <= 1 and 0 < box.height <= 1):
         raise DataError(f"{path}: a box has no area or leaves the image "
                         f"({', '.join(f'{share:.3g}' for share in box[1:])} of it); correct it")
@@ -110,6 +111,7 @@ READERS = {".xml": read_voc, ".txt": read_yolo}
 
 
 def as_yolo(boxes: Sequence[Box]) -> bytes:
+    """Content of a YOLO text file."""
     return "".join(f"{box.label} {' '.join(f'{share:.6f}' for share in box[1:])}\n" for box in boxes).encode()
 
 
@@ -118,23 +120,23 @@ def as_yolo(boxes: Sequence[Box]) -> bytes:
 
 
 class Prepared(NamedTuple):
-    """What `prepare` made."""
-    parts: dict[str, list[str]]     # names of the images
-    counts: dict[str, int]          # of boxes, by class
-    problems: list[str]             # a line for each thing that was left out
+    """Result of `prepare`."""
+    parts: dict[str, list[str]]     # {part: names of its images}
+    counts: dict[str, int]          # {class: number of boxes}
+    problems: list[str]             # one line for each thing that was left out
 
 
 def prepare(images: Mapping[str, Path], labels: Path, classes: Sequence[str] | None, out: Path, seed: int) -> Prepared:
-    """A YOLO data set of each method. Only images that every method has, readable, are used: all train on the same.
+    """Make a YOLO data set for each method. Only images that all methods have and that can be read are used.
 
     Args:
-        images: {method: folder}; files have the stems of the label files.
+        images: {method: folder}. File stems are those of the label files.
         labels: folder of VOC .xml or YOLO .txt files.
-        classes: names in the order of their numbers; None for those of M3FD, with VOC files alone.
-        out: folder of the data sets. Methods that are added later need the split that is there.
-        seed: of the split.
+        classes: class names in the order of their numbers. None means the classes of M3FD, for VOC files only.
+        out: folder of the data sets. Methods that are added later must have the same split.
+        seed: seed of the split.
     Raises:
-        DataError: folders without files, nothing in common, another split in `out`.
+        DataError: folders without files, no common images, or another split in `out`.
         OutputError: `out` holds the images.
         OSError: `out` cannot be written.
     """
@@ -157,7 +159,10 @@ def prepare(images: Mapping[str, Path], labels: Path, classes: Sequence[str] | N
 
 
 def in_common(labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Path]]) -> tuple[list[str], list[str]]:
-    """The names that have a label and an image of every method, and a line for each kind of partner that is missing."""
+    """Names that have a label file and an image of every method, and one line for each kind of missing file.
+
+    Raises DataError if there are no common names.
+    """
     problems = []
     for method, files in methods.items():
         for what, some, others in (("without an image", labels, files), ("without a label", files, labels)):
@@ -172,7 +177,10 @@ def in_common(labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Pat
 
 def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Path]],
              classes: Sequence[str], problems: list[str]) -> dict[str, list[Box]]:
-    """{name: boxes} of the names whose label and images can be used; the others are added to `problems`."""
+    """{name: boxes} of the names whose label and images can be used. Others are left out, with a line in `problems`.
+
+    Raises DataError if too few remain for a split.
+    """
     boxes = {}
     for name in tqdm(names, desc="checking", unit="image", leave=False, disable=None):
         try:
@@ -187,19 +195,22 @@ def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[
 
 
 def check_images(paths: Sequence[Path]) -> None:
-    """One scene's images. Raises DataError for what cannot be read, or not as here, and for images of several sizes."""
+    """Check the images of one scene. Raises DataError for files that cannot be read, for 16 bits and for several sizes.
+
+    The detector reads the files itself, and it reads only 8-bit images without loss.
+    """
     sizes = []
     for path in paths:
         image = decode(path)
         sizes.append(image.shape[1::-1])
         if image.dtype != np.uint8:
             raise DataError(f"{path}: 16 bits, which the detector would cut; convert it to 8 bits")
-        if sizes[-1] != sizes[0]:       # a cropped image would need other boxes
+        if sizes[-1] != sizes[0]:       # the boxes would not fit a cropped image
             raise DataError("{}: is {}x{} and {} {}x{}; fuse it at that size".format(path, *sizes[-1], paths[0], *sizes[0]))
 
 
 def split(names: Sequence[str], seed: int) -> dict[str, list[str]]:
-    """The names in three parts, 60 / 20 / 20, each in natural order. It depends on the names and the seed alone."""
+    """Split names into train, val and test, 60 / 20 / 20, each in natural order. Depends only on names and seed."""
     shuffled = sorted(names)
     random.Random(seed).shuffle(shuffled)
     first = min(round(SHARES["train"] * len(names)), len(names) - 2)
@@ -209,7 +220,7 @@ def split(names: Sequence[str], seed: int) -> dict[str, list[str]]:
 
 
 def write_split(out: Path, parts: Mapping[str, Sequence[str]]) -> None:
-    """The lists. Raises DataError where there are others, because methods of two splits cannot be compared."""
+    """Write the lists of a split. Raises DataError if `out` has another split: methods could not be compared."""
     out.mkdir(parents=True, exist_ok=True)
     texts = {out / f"{part}.txt": "".join(f"{name}\n" for name in some) for part, some in parts.items()}
     for path, text in texts.items():
@@ -222,7 +233,7 @@ def write_split(out: Path, parts: Mapping[str, Sequence[str]]) -> None:
 
 def write_method(folder: Path, files: Mapping[str, Path], boxes: Mapping[str, Sequence[Box]],
                  parts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:
-    """One method's data set. Raises DataError where its folders hold other files."""
+    """Write the data set of one method. Raises DataError if its folders hold other files."""
     for part, names in parts.items():
         images, labels = folder / "images" / part, folder / "labels" / part
         targets = {images / files[name].name: files[name] for name in names}
@@ -241,14 +252,14 @@ def write_method(folder: Path, files: Mapping[str, Path], boxes: Mapping[str, Se
 
 
 def link(source: Path, target: Path) -> None:
-    """`target` leads to the pixels of `source`: a symbolic link, a hard link or a copy, the first that works."""
+    """Make `target` a symbolic link, a hard link or a copy of `source`, whichever works first."""
     source = source.resolve()
     target.unlink(missing_ok=True)
     for make in (os.symlink, os.link):
         try:
             make(source, target)
             return
-        except OSError:     # Windows without the right to, file systems without links, two disks
+        except OSError:     # missing rights on Windows, a file system without links, or two different disks
             pass
     shutil.copyfile(source, target)
 
@@ -258,10 +269,13 @@ def link(source: Path, target: Path) -> None:
 
 
 def write_averages(ir: Path, vis: Path, out: Path) -> tuple[int, list[str]]:
-    """The average of each pair, in the visible image's colours, as NAME.png: the trivial fusion to compare with.
+    """Write the average of each pair, with the colour of the visible image, as NAME.png. It is a trivial baseline.
 
+    Args:
+        ir, vis: folders of the sources.
+        out: output folder.
     Returns:
-        The number of images, and a line for each that is missing.
+        The number of images, and one line for each pair or image that was left out.
     Raises:
         DataError: the folders hold no pairs.
         OutputError, OSError: `out` cannot be written.

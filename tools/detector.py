@@ -1,7 +1,7 @@
-"""YOLOv5 through the ultralytics package, without network access: train, measure. The command is tools/detection.py.
+"""Train and evaluate YOLOv5 of the ultralytics package, without network access. The command is tools/detection.py.
 
-The package's licence is AGPL-3.0. It is imported only where it is used, after its downloads, analytics, logging services
-and installations have been turned off. Its settings are written to a folder of their own.
+The licence of the package is AGPL-3.0. It is imported only when it is used, after its downloads, analytics, logging
+services and installations have been turned off. Its settings are written to a temporary folder.
 """
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from tqdm import tqdm
 
 from support.runtime import first_line
 
-# With fewer optimiser steps than some thousands, the package's own "auto" takes AdamW as well. Written down, so that it
-# does not depend on the number of images.
+# The package's "auto" also chooses AdamW for fewer than some thousand optimiser steps. It is set here, so that the
+# choice does not depend on the number of images.
 OPTIMISER = {"optimizer": "AdamW", "lr0": 1e-3, "lrf": 0.01, "momentum": 0.9}
 FONTS = ("Arial.ttf", "Arial.Unicode.ttf")
 
 
 class DetectorError(Exception):
-    """A detector cannot be trained or measured; one line."""
+    """A detector cannot be trained or evaluated. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a detector is trained; the same for all methods."""
-    model: str | Path           # a configuration of the package, yolov5n.yaml, from random weights; or a file of weights
+    """Training options of a detector. They are the same for all methods."""
+    model: str | Path           # a configuration of the package (yolov5n.yaml) for random weights, or a file of weights
     epochs: int
     size: int                   # longer side of the images, pixels
-    batch: int
+    batch: int                  # batch size
     device: str
     workers: int                # processes that read images
 
 
 @cache
 def package() -> ModuleType:
-    """ultralytics, with everything off that leaves this machine. Raises DetectorError where it is missing.
+    """Import ultralytics with all network access turned off. Raises DetectorError if it is not installed.
 
-    Its settings are in a temporary folder, so that the user's own are neither used nor changed.
+    Its settings are in a temporary folder. The settings of the user are not used and not changed.
     """
     os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false",
                    "YOLO_CONFIG_DIR": _settings_folder()}
-    os.environ.pop("ULTRALYTICS_API_KEY", None)     # with it, trainings are sent to the package's makers
+    os.environ.pop("ULTRALYTICS_API_KEY", None)     # with this key, the package uploads the trainings
     try:
         import ultralytics
         from matplotlib import font_manager
@@ -58,7 +58,7 @@ def package() -> ModuleType:
     except ModuleNotFoundError as error:
         raise DetectorError(f"{error.name} is missing; python -m pip install -r requirements-detection.txt") from None
     SETTINGS.update({name: False for name, value in SETTINGS.items() if value is True})
-    for name in FONTS:      # looked for on the network where it is not there, even if nothing is drawn
+    for name in FONTS:      # the package downloads missing fonts, even if nothing is drawn
         shutil.copyfile(font_manager.findfont("DejaVu Sans"), USER_CONFIG_DIR / name)
     return ultralytics
 
@@ -74,19 +74,25 @@ def version() -> str:
 
 
 def train(data: Path, folder: Path, schedule: Schedule, seed: int) -> float:
-    """Train on the train part of data.yaml; the epoch that is best on the val part is kept in weights/best.pt of `folder`.
+    """Train a detector.
 
+    Args:
+        data: data.yaml. Its train part is for training, its val part to choose the best epoch.
+        folder: output folder. weights/best.pt in it holds the weights of the best epoch.
+        schedule: training options.
+        seed: seed of the training.
     Returns:
-        Minutes.
+        Training time in minutes.
     Raises:
-        DetectorError: the package is missing, or training fails.
+        DetectorError: the package is not installed, or training fails.
     """
     start = time.monotonic()
     model = _load(schedule.model)
     with tqdm(desc=folder.name, unit="batch", disable=None) as bar:
         _show_progress(model, bar, schedule.epochs)
-        # nbs: the package would gather gradients up to 64 images, few steps for a small set.
-        # amp: its check downloads a model. patience: no early end, all methods have the same schedule.
+        # nbs: by default the package accumulates gradients over 64 images, which gives few steps for a small set.
+        # amp: its check downloads a model.
+        # patience: no early stopping, so that all methods have the same schedule.
         _call(data, model.train, data=str(data.resolve()), epochs=schedule.epochs, imgsz=schedule.size,
               batch=schedule.batch, nbs=schedule.batch, seed=seed, deterministic=True, amp=False,
               patience=schedule.epochs, **OPTIMISER, **_common(folder, schedule))
@@ -94,12 +100,17 @@ def train(data: Path, folder: Path, schedule: Schedule, seed: int) -> float:
 
 
 def score(weights: Path, data: Path, folder: Path, schedule: Schedule) -> dict[str, float]:
-    """Average precision at IoU 0.5 on the test part of data.yaml.
+    """Average precision at IoU 0.5 of a detector on the test part of data.yaml.
 
+    Args:
+        weights: the detector.
+        data: data.yaml.
+        folder: folder for files of the package.
+        schedule: image size, batch size, device and workers.
     Returns:
-        {class: average precision} of the classes that occur there, and their mean as "mAP@.5".
+        {class: average precision in [0, 1]} for the classes that occur in the test part, and their mean as "mAP@.5".
     Raises:
-        DetectorError: the package or the weights are missing, or measuring fails.
+        DetectorError: the package or the weights are missing, or the evaluation fails.
     """
     model = _load(weights)
     box = _call(data, model.val, data=str(data.resolve()), split="test", imgsz=schedule.size, batch=schedule.batch,
@@ -109,20 +120,20 @@ def score(weights: Path, data: Path, folder: Path, schedule: Schedule) -> dict[s
 
 
 def _common(folder: Path, schedule: Schedule) -> dict[str, Any]:
-    """Options of both: where files are written, on what it runs, no pictures."""
+    """Options of training and evaluation: output folder, device, no plots."""
     folder = folder.resolve()
     return {"project": str(folder.parent), "name": folder.name, "exist_ok": True, "plots": False, "verbose": False,
             "device": schedule.device, "workers": schedule.workers}
 
 
 def _load(source: Path | str) -> Any:
-    if isinstance(source, Path) and not source.is_file():       # the package would download one of that name
+    if isinstance(source, Path) and not source.is_file():       # the package would download a file of this name
         raise DetectorError(f"{source}: no such file of weights")
     return _call(source, package().YOLO, str(source), task="detect")
 
 
 def _show_progress(model: Any, bar: tqdm, epochs: int) -> None:
-    """A bar over all batches, with the mAP@.5 on the val part after each epoch."""
+    """Show a progress bar over all batches, and the mAP@.5 on the val part after each epoch."""
     def begin(trainer: Any) -> None:
         bar.reset(epochs * len(trainer.train_loader))
 
@@ -136,7 +147,7 @@ def _show_progress(model: Any, bar: tqdm, epochs: int) -> None:
 
 
 def _call(about: object, function: Any, *args: Any, **options: Any) -> Any:
-    """Call the package; what it raises, of any type, becomes one line about a file."""
+    """Call the package. Any exception becomes a DetectorError of one line that begins with `about`."""
     try:
         return function(*args, **options)
     except Exception as error:

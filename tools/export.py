@@ -1,4 +1,4 @@
-"""Export the network and its weights to one file, for programs that run without this repository.
+"""Export the network and its weights to one file, for use without this repository.
 
     python tools/export.py --size 480x640 --out rpfnet.onnx     for onnxruntime and other runtimes
     python tools/export.py --size 480x640 --out rpfnet.pt2      for PyTorch: torch.export.load(FILE).module()
@@ -7,8 +7,8 @@ inputs      ir, vis_y: float32 in [0, 1], (1, 1, H, W); vis_y is the luma of the
 output      fused: float32 in [0, 1], (1, 1, H, W)
 metadata    checkpoint and size: in ONNX as metadata_props, in .pt2 as the extra file rpfnet.json
 
-The graph is that of net.py in eval mode, with mirrored borders. BatchNorm is folded into the convolutions. ONNX needs
-the packages of requirements-export.txt. docs/export.md says what runs where and what it costs.
+The graph is that of net.py in eval mode, with reflect padding. BatchNorm is folded into the convolutions. ONNX needs
+the packages in requirements-export.txt. docs/export.md lists what works and how fast it is.
 """
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))     # first: another folder may have a net.py too
+# At position 0, because another folder on the path may have a net.py, too.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset import Pair, load_pair, positive
 from images import DataError
@@ -40,8 +41,8 @@ from support.runtime import first_line, keep_freed_memory
 from tools.bench import size
 
 INPUTS, OUTPUT = ("ir", "vis_y"), "fused"
-LARGEST = 8192      # pixels a side, of a file for all sizes
-ENOUGH = 60         # dB
+LARGEST = 8192      # largest side in pixels of a file with dynamic sizes
+ENOUGH = 60         # dB; PSNR that --check requires
 Fuse = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -50,20 +51,20 @@ Fuse = Callable[[Tensor, Tensor], Tensor]
 
 
 def graph(height: int, width: int, dynamic: bool) -> dict:
-    """Example inputs and open sizes, as torch.export.export and torch.onnx.export both take them."""
+    """Example inputs and dynamic sizes, as arguments of torch.export.export and torch.onnx.export."""
     sides = {2: torch.export.Dim("height", min=MIN_SIZE, max=LARGEST), 3: torch.export.Dim("width", min=MIN_SIZE, max=LARGEST)}
     return {"args": tuple(torch.zeros(1, 1, height, width) for _ in INPUTS),
             "dynamic_shapes": {name: sides for name in INPUTS} if dynamic else None}
 
 
 def to_onnx(model: nn.Module, height: int, width: int, dynamic: bool, about: dict[str, str]) -> bytes:
-    """An ONNX file of the network.
+    """Content of an ONNX file of the network.
 
     Args:
         model: RPFNet after `optimize()`.
-        height, width: of the images; with `dynamic`, of an example.
-        dynamic: leave height and width open.
-        about: stored as metadata.
+        height, width: size of the images; with `dynamic`, of an example image.
+        dynamic: allow any height and width.
+        about: metadata to store.
     """
     program = torch.onnx.export(model, **graph(height, width, dynamic), input_names=INPUTS, output_names=[OUTPUT],
                                 dynamo=True, verbose=False)
@@ -72,7 +73,7 @@ def to_onnx(model: nn.Module, height: int, width: int, dynamic: bool, about: dic
 
 
 def to_pt2(model: nn.Module, height: int, width: int, dynamic: bool, about: dict[str, str]) -> bytes:
-    """A file of torch.export; arguments as for `to_onnx`."""
+    """Content of a torch.export file; arguments as for `to_onnx`."""
     file = io.BytesIO()
     torch.export.save(torch.export.export(model, **graph(height, width, dynamic)), file,
                       extra_files={"rpfnet.json": json.dumps(about)})
@@ -83,12 +84,13 @@ FORMATS = {".onnx": to_onnx, ".pt2": to_pt2}
 
 
 def export(model: RPFNet, path: Path, height: int, width: int, dynamic: bool = False, checkpoint: str = "") -> None:
-    """Write the network to `path`, in the format of its suffix. `model` is optimised and frozen by it.
+    """Write the network to `path`, in the format of its suffix (.onnx or .pt2). Raises OSError.
 
-    Raises OSError.
+    It calls `model.optimize()` and freezes the model. Other arguments are those of `to_onnx`; `checkpoint` is stored as
+    metadata.
     """
     about = {"checkpoint": checkpoint, "size": "any" if dynamic else f"{height}x{width}"}
-    with warnings.catch_warnings(action="ignore"):      # of the exporters, about their own code
+    with warnings.catch_warnings(action="ignore"):      # warnings of the exporters about their own code
         data = FORMATS[path.suffix](model.optimize().requires_grad_(False), height, width, dynamic, about)
     write_atomically(path, data)
 
@@ -98,7 +100,7 @@ def export(model: RPFNet, path: Path, height: int, width: int, dynamic: bool = F
 
 
 def load(path: Path, threads: int = 0) -> Fuse:
-    """The exported file as a function of ir and vis_y, (1, 1, H, W) each, on the CPU. threads: 0 for all."""
+    """Load an exported file as a function of ir and vis_y, (1, 1, H, W) each, on the CPU. threads: 0 means all."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     import onnxruntime
@@ -109,19 +111,19 @@ def load(path: Path, threads: int = 0) -> Fuse:
 
 
 def psnr(first: Tensor, second: Tensor) -> float:
-    """Peak signal-to-noise ratio of two images in [0, 1], dB."""
+    """Peak signal-to-noise ratio of two images in [0, 1], dB; inf for equal images."""
     error = (first.double() - second.double()).square().mean().item()
     return 10 * math.log10(1 / error) if error else math.inf
 
 
 def read_pair(paths: Sequence[Path]) -> list[Tensor]:
-    """ir and vis_y, (1, 1, H, W) in [0, 1], of two files. Raises DataError."""
+    """Read ir and vis_y, (1, 1, H, W) in [0, 1], from two files. Raises DataError."""
     ir, vis_y = prepare(*load_pair(Pair(paths[0].stem, *paths)))
     return [torch.from_numpy(np.float32(image))[None, None] for image in (ir / 255, vis_y)]
 
 
 def medians(ways: dict[str, Fuse], images: Sequence[Tensor], passes: int) -> dict[str, float]:
-    """Seconds of process time of a pass on one thread; the ways take turns, after a pass that is not timed."""
+    """Median process time in seconds of each way, on one thread. The ways run in turns, after an untimed pass."""
     torch.set_num_threads(1)
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(1 + passes):
@@ -137,7 +139,7 @@ def medians(ways: dict[str, Fuse], images: Sequence[Tensor], passes: int) -> dic
 
 
 def output(text: str) -> Path:
-    """A file whose suffix names a format, for argparse."""
+    """Type of --out for argparse: a path that ends in .onnx or .pt2."""
     path = given_path(text)
     if path.suffix not in FORMATS:
         raise argparse.ArgumentTypeError(f"{text!r}: the name has to end in {' or '.join(FORMATS)}")
@@ -150,16 +152,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--size", type=size, required=True, metavar="HxW", help="height and width of the images, such as 480x640")
     add("--out", type=output, required=True, metavar="FILE", help="file to write: .onnx or .pt2")
     add("--checkpoint", type=given, default="contrast", metavar="NAME|FILE", help="weights (default: %(default)s)")
-    add("--dynamic", action="store_true", help=f"leave height and width open, {MIN_SIZE} to {LARGEST} pixels; "
-        "--size is then an example. As ONNX this is slower")
-    add("--check", type=given_path, nargs=2, metavar=("IR", "VIS"), help="run the file on this pair and compare with "
-        f"PyTorch in float32; below {ENOUGH} dB the exit code is 1")
+    add("--dynamic", action="store_true", help=f"allow any height and width from {MIN_SIZE} to {LARGEST} pixels; "
+        "--size is then an example. An ONNX file is slower with it")
+    add("--check", type=given_path, nargs=2, metavar=("IR", "VIS"), help="run the file on this pair and compare the "
+        f"result with PyTorch in float32; below {ENOUGH} dB the exit code is 1")
     add("--time", type=positive, metavar="PASSES", help="with --check: also time the file and PyTorch, on one thread")
     return parser
 
 
 def check_options(args: argparse.Namespace) -> list[Tensor]:
-    """The images of --check. Raises ValueError, OSError or DataError for what cannot work, before any time is spent."""
+    """Check the options before the export. Returns the images of --check. Raises ValueError, OSError, DataError."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if args.out.suffix == ".onnx" and missing:
         raise ValueError(f"{args.out}: ONNX needs {', '.join(missing)}; python -m pip install -r requirements-export.txt")
@@ -176,7 +178,7 @@ def check_options(args: argparse.Namespace) -> list[Tensor]:
 
 
 def check(args: argparse.Namespace, model: nn.Module, images: Sequence[Tensor]) -> bool:
-    """Print how well, and how fast, the file does what the network does. False below 60 dB."""
+    """Compare the file with the network, print PSNR and (with --time) speed. Returns False below ENOUGH dB."""
     ways = {str(args.out): load(args.out, threads=1 if args.time else 0), "PyTorch": torch.inference_mode()(model.__call__)}
     score = psnr(*(fuse(*images) for fuse in ways.values()))
     print(f"{args.out}: {score:.1f} dB from PyTorch in float32 on {args.check[0].name}")
@@ -188,10 +190,10 @@ def check(args: argparse.Namespace, model: nn.Module, images: Sequence[Tensor]) 
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Raises OSError, ValueError, DataError."""
+    """Export and check. Returns False if the check fails. Raises OSError, ValueError, DataError."""
     images = check_options(args)
     model = RPFNet.from_pretrained(args.checkpoint)
-    print(f"exporting {args.checkpoint}, which takes up to a minute", file=sys.stderr)
+    print(f"exporting {args.checkpoint}; this takes up to a minute", file=sys.stderr)
     height, width = map(int, args.size.split("x"))
     export(model, args.out, height, width, args.dynamic, args.checkpoint)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {args.checkpoint}, "

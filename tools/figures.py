@@ -1,4 +1,4 @@
-"""Figures for papers, of any method's fused images: sheets, features, spectra, trade-offs, the phase experiment.
+"""Make figures for papers, for the images of any method: sheets, features, spectra, trade-offs, the phase experiment.
 
     python tools/figures.py sheet --ir DIR --vis DIR --fused RPFNet=Fused Mine=DIR --names 5 18 --box auto
     python tools/figures.py features --checkpoint contrast --ir DIR --vis DIR --names 18
@@ -6,9 +6,9 @@
     python tools/figures.py tradeoff --points points.csv
     python tools/figures.py phase --image a.png --box 40,40,24,24
 
-Each writes OUT.png and OUT.pdf (--out, by default figures/KIND). If --out has a suffix, such as .jpg, only that file is
-written. Without --ir and --vis the rendered samples are taken.
-Needs matplotlib: python -m pip install -r requirements-figures.txt
+Each kind writes OUT.png and OUT.pdf (--out, by default figures/KIND). If --out has a suffix, such as .jpg, it writes
+only that file. Without --ir and --vis, the rendered samples are used. It needs matplotlib:
+python -m pip install -r requirements-figures.txt
 """
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ from support.outputs import as_csv, write_atomically
 from weights import check_weights, find, load
 
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
-INSET = 0.36                        # side of a magnified crop, share of the panel
+INSET = 0.36                        # side of a magnified crop as a share of the panel
 PANEL = 2.4                         # width of a panel, inches
-COLOUR_MAP = "turbo"                # of feature maps and spectra
+COLOUR_MAP = "turbo"                # colour map of feature maps and spectra
 FORMATS = (".png", ".jpg", ".pdf", ".svg")
 
 # ---------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ FORMATS = (".png", ".jpg", ".pdf", ".svg")
 
 
 def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
-    """The pairs of --names in their order, or the first --count. Raises DataError for a name that is not there."""
+    """The pairs in --names, in this order, or the first --count pairs. Raises DataError for an unknown name."""
     if not (args.ir or args.dataset):
         args.ir, args.vis = ROOT / "samples" / "ir", ROOT / "samples" / "vis"
     pairs, unpaired = collect_pairs(args)
@@ -70,7 +70,10 @@ def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
 
 
 def readable(pairs: Sequence[Pair], problems: list[str]) -> list[tuple[Pair, np.ndarray, np.ndarray]]:
-    """Each pair with its infrared and visible image; broken ones are named in `problems` and left out."""
+    """Each pair with its infrared and visible image. Pairs that cannot be read are left out, with a line in `problems`.
+
+    Raises DataError if no pair can be read.
+    """
     found = []
     for pair in tqdm(pairs, desc="reading", unit="pair", leave=False, disable=None):
         try:
@@ -83,7 +86,7 @@ def readable(pairs: Sequence[Pair], problems: list[str]) -> list[tuple[Pair, np.
 
 
 def fused_images(args: argparse.Namespace, pairs: Sequence[Pair], problems: list[str]) -> dict[str, dict[str, Path]]:
-    """{method: {pair: file}}."""
+    """{method: {name of the pair: file}} for --fused. Missing images are added to `problems`."""
     methods = {}
     for name, folder in collect_methods(args.fused).items():
         methods[name], missing = match_fused(pairs, folder)
@@ -96,13 +99,13 @@ def fused_images(args: argparse.Namespace, pairs: Sequence[Pair], problems: list
 
 
 def auto_boxes(ir: np.ndarray, vis: np.ndarray) -> list[Box]:
-    """A hot target of the infrared, and a textured place of the visible that does not overlap it."""
+    """Two boxes: a hot target of the infrared image, and a textured region of the visible image beside it."""
     height, width = ir.shape
     side = max(8, min(height, width) // 5)
 
     def best(score: np.ndarray) -> Box:
         sums = cv2.boxFilter(score.astype(np.float32), -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
-        # Above the lower corners, where the magnified crops will stand.
+        # The search is limited to the part above the lower corners, which the magnified crops cover.
         inside = sums[:max(1, int(height * (1 - INSET)) - side), :width - side + 1]
         y, x = np.unravel_index(np.argmax(inside), inside.shape)
         return int(x), int(y), side, side
@@ -121,6 +124,7 @@ def chosen_boxes(texts: Sequence[str], ir: np.ndarray, vis: np.ndarray) -> list[
 
 
 def given_boxes(texts: Sequence[str], size: tuple[int, int]) -> list[Box]:
+    """The boxes of --box, for an image of size (H, W). Raises DataError."""
     boxes = []
     for text in texts:
         try:
@@ -134,6 +138,7 @@ def given_boxes(texts: Sequence[str], size: tuple[int, int]) -> list[Box]:
 
 
 def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
+    """One row for each pair and one column for each source and method, with magnified boxes."""
     pairs = readable(chosen_pairs(args, problems), problems)
     methods = fused_images(args, [pair for pair, *_ in pairs], problems)
     titles = ["infrared", "visible", *methods]
@@ -152,6 +157,7 @@ def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
 
 
 def method_image(path: Path | None, size: tuple[int, int], problems: list[str]) -> np.ndarray | None:
+    """Read a fused image; None, with a line in `problems`, if it cannot be read or its size is not (H, W) = size."""
     if path is None:
         return None
     try:
@@ -166,7 +172,7 @@ def method_image(path: Path | None, size: tuple[int, int], problems: list[str]) 
 
 
 def draw_panel(axis: plt.Axes, image: np.ndarray | None, boxes: Sequence[Box]) -> None:
-    """The image with its boxes, and each box magnified in a lower corner."""
+    """Draw an image with its boxes, and each box magnified in a lower corner."""
     axis.set(xticks=[], yticks=[])
     if image is None:
         axis.text(0.5, 0.5, "missing", ha="center", va="center", transform=axis.transAxes)
@@ -187,6 +193,7 @@ def draw_panel(axis: plt.Axes, image: np.ndarray | None, boxes: Sequence[Box]) -
 
 @torch.inference_mode()
 def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
+    """Sources, M, w, M' (if the checkpoint has the decoder), the result, and the mean features of each stage."""
     model = RPFNet.from_pretrained(args.checkpoint)
     args.count = args.count or 1
     pair, ir, vis = readable(chosen_pairs(args, problems), problems)[0]
@@ -215,7 +222,7 @@ def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
 
 
 def auxiliary_decoder(checkpoint: str, model: RPFNet) -> AuxiliaryDecoder | None:
-    """That of a last.pth; other checkpoints do not hold it."""
+    """The auxiliary decoder of a last.pth; None for other checkpoints, which do not contain it."""
     path = find(checkpoint)
     state = load(path)
     if not isinstance(state, dict) or "decoder" not in state:
@@ -227,13 +234,13 @@ def auxiliary_decoder(checkpoint: str, model: RPFNet) -> AuxiliaryDecoder | None
 
 
 # ---------------------------------------------------------------------------------------------
-# spectrum: Figure 6. The paper defines none of its three numbers; these definitions are ours.
+# spectrum: Figure 6. The paper does not define its three numbers. The definitions here are ours.
 
 
 def log_psd(image: np.ndarray) -> np.ndarray:
-    """Logarithm of the power spectral density, (H, W), the mean frequency in the middle; of gray levels in [0, 1].
+    """Logarithm of the power spectral density of a uint8 image (H, W) with levels scaled to [0, 1].
 
-    A Hann window keeps the jump between opposite borders out of it.
+    The result is (H, W) with frequency 0 in the middle. A Hann window suppresses the jump between opposite borders.
     """
     window = np.outer(np.hanning(image.shape[0]), np.hanning(image.shape[1]))
     values = image.astype(np.float64) / 255
@@ -241,7 +248,7 @@ def log_psd(image: np.ndarray) -> np.ndarray:
 
 
 def spectral_numbers(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> dict[str, float]:
-    """Infrared and visible fidelity: correlations of log PSDs. Spectral entropy: of the PSD as a distribution, bits."""
+    """Infrared and visible fidelity (correlations of log PSDs), and spectral entropy (PSD of the fused image, bits)."""
     spectra = [log_psd(x) for x in (fused, ir, vis)]
     power = np.exp(spectra[0]) / np.exp(spectra[0]).sum()
     return {"infrared fidelity": float(np.corrcoef(spectra[0].ravel(), spectra[1].ravel())[0, 1]),
@@ -250,6 +257,7 @@ def spectral_numbers(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> dict
 
 
 def draw_spectrum(args: argparse.Namespace, problems: list[str]) -> Figure:
+    """Spectra of the first pair, and means of `spectral_numbers` over all pairs. Writes --csv."""
     pairs = readable(chosen_pairs(args, problems), problems)
     methods = fused_images(args, [pair for pair, *_ in pairs], problems)
     rows: list[dict] = []
@@ -270,7 +278,7 @@ def draw_spectrum(args: argparse.Namespace, problems: list[str]) -> Figure:
 
 
 def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figure:
-    """The spectra of one pair above, the means over all pairs below."""
+    """Figure with the spectra of one pair above and the means over all pairs below. Also prints the means."""
     numbers = [key for key in rows[0] if key not in ("image", "method")]
     figure = plt.figure(figsize=(PANEL * len(first), 2.1 * PANEL), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
@@ -295,7 +303,7 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
 
 
 def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
-    """Quality against GFLOP; the area of a point is its number of parameters."""
+    """Quality against GFLOP. The area of a point shows the number of parameters. Raises DataError."""
     try:
         with args.points.open(newline="", encoding="utf-8") as file:
             points = [(row["method"], *(float(row[key]) for key in ("quality", "gflop", "parameters")))
@@ -314,7 +322,7 @@ def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
 
 
 def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
-    """The phase of the spectrum is turned in one box: the whole image changes."""
+    """Rotate the phase of the spectrum in one box, and show that the whole image changes."""
     image = read_gray(args.image).astype(np.float64) / 255
     spectrum = np.fft.fftshift(np.fft.fft2(image))
     centre = (image.shape[1] // 2 + image.shape[1] // 16, image.shape[0] // 2 + image.shape[0] // 16)
@@ -347,36 +355,36 @@ KINDS: dict[str, Callable[[argparse.Namespace, list[str]], Figure]] = {
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--out", type=Path, help="file to write: .png, .jpg, .pdf or .svg; without suffix .png and "
-                        ".pdf (default: figures/KIND)")
-    parser.add_argument("--dpi", type=positive, default=200, help="resolution of pictures (default: 200)")
-    pairs = add_image_options(parser)       # of sheet, features and spectrum
-    pairs.add_argument("--names", nargs="+", help="these pairs (default: all; features: the first)")
+    parser.add_argument("kind", choices=KINDS, help="kind of figure")
+    parser.add_argument("--out", type=Path, help="file to write: .png, .jpg, .pdf or .svg; without suffix, a .png and "
+                        "a .pdf file (default: figures/KIND)")
+    parser.add_argument("--dpi", type=positive, default=200, help="resolution of raster images (default: 200)")
+    pairs = add_image_options(parser)       # for sheet, features and spectrum
+    pairs.add_argument("--names", nargs="+", help="only these pairs (default: all; features: the first)")
     pairs.add_argument("--count", type=int, default=0, help="only the first COUNT pairs")
-    other = parser.add_argument_group("one kind each")
+    other = parser.add_argument_group("options of one kind")
     other.add_argument("--box", nargs="+", default=["auto"], metavar="X,Y,W,H", help="sheet: one or two boxes to "
-                       "magnify, auto (a hot target and a textured place) or none; phase: the box of the centred spectrum")
-    other.add_argument("--checkpoint", default="contrast", metavar="NAME|FILE", help="features: the network; a last.pth "
-                       "of train.py has the auxiliary decoder, which gives M'")
-    other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image")
-    other.add_argument("--points", type=Path, help="tradeoff: CSV with method, quality, gflop, parameters")
-    other.add_argument("--quality", default="EN", help="tradeoff: name of the quality")
+                       "magnify, auto (a hot target and a textured region) or none; phase: box in the centred spectrum")
+    other.add_argument("--checkpoint", default="contrast", metavar="NAME|FILE", help="features: the network; a "
+                       "last.pth of train.py also holds the auxiliary decoder, which computes M'")
+    other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image to this file")
+    other.add_argument("--points", type=Path, help="tradeoff: CSV file with method, quality, gflop, parameters")
+    other.add_argument("--quality", default="EN", help="tradeoff: name of the quality, for the axis")
     other.add_argument("--image", type=Path, default=ROOT / "samples" / "ir" / "smoke.png", help="phase: the image")
     return parser
 
 
 def files_of(out: Path) -> list[Path]:
-    """What is written: the file itself if it has a suffix, otherwise a PNG and a PDF."""
+    """The files to write: `out` itself if it has a suffix, otherwise a PNG and a PDF file."""
     return [out] if out.suffix in FORMATS else [out.with_name(out.name + suffix) for suffix in (".png", ".pdf")]
 
 
 def save(figure: Figure, out: Path, dpi: int) -> None:
-    """Each file whole or not at all."""
+    """Write the files of `out`, each atomically. Raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for path in files_of(out):
         data = io.BytesIO()
-        # Without a date: the same figure is the same file.
+        # No creation date, so that the same figure gives the same file.
         dated = {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(data, format=path.suffix[1:], dpi=dpi, metadata=dated)
         write_atomically(path, data.getvalue())

@@ -1,17 +1,18 @@
-"""Measure whether a fused video flickers: how much its static background changes, beside the sources' own change.
+"""Measure the flicker of fused video: the change of the static background, compared with the change of the sources.
 
     python tools/flicker.py                                     sequences generated from samples/
     python tools/flicker.py --ir DIR --vis DIR --pairs 4        from pairs of images
-    python tools/flicker.py --clip ir.mp4 vis.mp4               a clip of a camera that stands still
-    python tools/flicker.py --cuts --clip ... --clip ...        how much frames change inside clips, and from one to another
+    python tools/flicker.py --clip ir.mp4 vis.mp4               a clip of a static camera
+    python tools/flicker.py --cuts --clip ... --clip ...        changes between frames, inside clips and between clips
 
-A generated sequence is a still scene through which a hot target moves (naturalness.entering_target). Its background is
-what stays far from the target; there the sources do not change at all. In a clip it is the half of the pixels whose
-sources change least. Each sequence is fused twice: each frame as an image alone (steady 0), and with steady pools.
+A generated sequence is a static scene through which a hot target moves (naturalness.entering_target). Its background
+is the set of pixels that stay far from the target. There the sources do not change at all. In a clip, the background is
+the half of the pixels whose sources change least. Each sequence is fused twice: each frame as a single image
+(steady 0), and with averaged pools.
 
-Columns, in gray levels of the luma over the background: "ir", "vis" and "fused" are the RMS change since frame 0. "limit"
-is what fused may have, 1.2 times the mean of the sources' and 1 more. "jump" is the largest change of the fused mean from
-one frame to the next. "ms" is the median CPU time of a frame.
+Columns, in gray levels of the luma over the background: "ir", "vis" and "fused" are the RMS change since frame 0.
+"limit" is the upper bound for "fused": 1.2 times the mean of "ir" and "vis", plus 1. "jump" is the largest change of
+the fused mean from one frame to the next. "ms" is the median CPU time of a frame.
 """
 from __future__ import annotations
 
@@ -51,16 +52,17 @@ ORIGIN = ("weights", "command", "commit", "machine")
 COLUMNS = ("sequence", "frames", "size", "steady", *NUMBERS, *ORIGIN)
 CUT_COLUMNS = ("from", "to", "change", "ratio", "command", "commit")
 
-WIDTH = 320         # pixels
+WIDTH = 320         # pixels, default width of the frames
 
 Images = tuple[np.ndarray, np.ndarray]
 
 
 class Clip(NamedTuple):
-    """A sequence that can be read again and again.
+    """A sequence that can be read several times.
 
-    frames: gives (ir, vis) of each frame, uint8 (H, W).
-    background: bool (H, W).
+    name: name of the sequence.
+    frames: function that yields (ir, vis) of each frame, uint8 (H, W).
+    background: the static pixels, bool (H, W).
     """
     name: str
     frames: Callable[[], Iterator[Images]]
@@ -72,13 +74,13 @@ class Clip(NamedTuple):
 
 
 def resized(image: np.ndarray, width: int) -> np.ndarray:
-    """At most so wide, with its proportions."""
+    """Resize an image to at most this width, with its aspect ratio."""
     height = round(image.shape[0] * width / image.shape[1])
     return image if image.shape[1] <= width else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def generated(pair: Pair, width: int, frames: int) -> Clip:
-    """Raises DataError; ValueError for frames so small that no pixel is far from the target."""
+    """Sequence generated from a pair. Raises DataError, or ValueError if no pixel stays far from the target."""
     ir, vis = (resized(luma(x), width) for x in load_pair(pair))
     background = static_background(ir.shape, frames)
     if not background.any():
@@ -87,7 +89,7 @@ def generated(pair: Pair, width: int, frames: int) -> Clip:
 
 
 def read_frames(files: Sequence[str], width: int) -> Iterator[Images]:
-    """All frames of two video files. Raises DataError."""
+    """Yield the frames of two video files, (ir, vis). Raises DataError."""
     sources = [Capture(Path(file)) for file in files]
     while True:
         ir, vis = (source.read() for source in sources)
@@ -97,7 +99,7 @@ def read_frames(files: Sequence[str], width: int) -> Iterator[Images]:
 
 
 def recorded(files: Sequence[str], width: int, frames: int) -> Clip:
-    """The first `frames` of two video files. Raises DataError."""
+    """Sequence of the first `frames` frames of two video files. Raises DataError."""
     stacks = [np.float32(images) for images in islice(read_frames(files, width), frames)]
     if len(stacks) < 2:
         raise DataError(f"{files[1]}: fewer than 2 frames could be read")
@@ -110,7 +112,7 @@ def recorded(files: Sequence[str], width: int, frames: int) -> Clip:
 
 
 class Method:
-    """A network with one weight of the past, its changes and its times; frames go through several in turn."""
+    """A network with one weight of the past. It records times and the changes of its results."""
 
     def __init__(self, steady: Steady, clip: Clip):
         self.steady, self.seconds, self.fused = steady, [], Change(clip.background)
@@ -123,14 +125,14 @@ class Method:
 
 
 def measured(clip: Clip, networks: Sequence[RPFNet], keeps: Sequence[float], progress: tqdm) -> Iterator[dict]:
-    """A row for each weight of the past, with a network of its own."""
+    """Yield one row for each weight of the past. Each weight has its own network."""
     ir, vis = Change(clip.background), Change(clip.background)
     with ExitStack() as stack:
         methods = [Method(stack.enter_context(Steady(network, keep)), clip) for network, keep in zip(networks, keeps)]
         for images in clip.frames():
             for change, image in zip((ir, vis), images):
                 change.add(image)
-            for method in methods:      # in turn, so that a busy machine slows all
+            for method in methods:      # in turns, so that other load on the machine slows down all of them
                 method.fuse(*images)
             progress.update()
     height, width = clip.background.shape
@@ -141,7 +143,11 @@ def measured(clip: Clip, networks: Sequence[RPFNet], keeps: Sequence[float], pro
 
 
 def cut_rows(clips: Sequence[Sequence[str]]) -> Iterator[dict]:
-    """The largest change inside each clip, with its ratio to the usual one; and from each clip's end to the others' start."""
+    """Rows of --cuts.
+
+    For each clip: the largest change inside it, and its ratio to the usual change. For each ordered pair of clips: the
+    change from the last frame of one to the first frame of the other.
+    """
     ends: dict[str, list[Images]] = {}
     for files in tqdm(clips, unit="clip"):
         name, cuts, largest = Path(files[1]).stem, Cuts(), (0.0, 0.0)
@@ -165,16 +171,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ir", type=Path, default=ROOT / "samples" / "ir", help="infrared folder (default: samples/)")
     parser.add_argument("--vis", type=Path, default=ROOT / "samples" / "vis", help="visible folder")
-    parser.add_argument("--pairs", type=positive, default=4, help="of the folders, spread over the list (default: %(default)s)")
-    parser.add_argument("--clip", nargs=2, action="append", metavar=("IR", "VIS"), help="two video files; can be repeated")
-    parser.add_argument("--size", type=positive, default=WIDTH, metavar="WIDTH", help="frames are brought to this width "
-                        "(default: %(default)s)")
-    parser.add_argument("--frames", type=positive, default=20, help="of each sequence, at least 2 (default: %(default)s)")
+    parser.add_argument("--pairs", type=positive, default=4,
+                        help="number of pairs, spread over the list of files (default: %(default)s)")
+    parser.add_argument("--clip", nargs=2, action="append", metavar=("IR", "VIS"),
+                        help="two video files; can be repeated")
+    parser.add_argument("--size", type=positive, default=WIDTH, metavar="WIDTH",
+                        help="wider frames are resized to this width (default: %(default)s)")
+    parser.add_argument("--frames", type=positive, default=20,
+                        help="frames of each sequence, at least 2 (default: %(default)s)")
     parser.add_argument("--checkpoint", default="contrast", help="weights, as for test.py (default: %(default)s)")
     parser.add_argument("--steady", type=float, default=KEEP, help="weight of the past (default: %(default)s)")
-    parser.add_argument("--cuts", action="store_true", help="no network: the changes that scene cuts are known by")
-    parser.add_argument("--csv", type=Path, help="where rows are added, in place of those of the same sequence, frames, size, "
-                        "weights and steady")
+    parser.add_argument("--cuts", action="store_true",
+                        help="without a network: measure the changes by which scene cuts are detected")
+    parser.add_argument("--csv", type=Path, help="add the rows to this file; they replace rows of the same sequence, "
+                        "frames, size, weights and steady")
     return parser
 
 
@@ -185,7 +195,7 @@ def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> Non
 
 
 def flicker_rows(args: argparse.Namespace) -> list[dict]:
-    """Raises DataError, OSError, ValueError."""
+    """Measure all sequences. Raises DataError, OSError, ValueError."""
     if args.clip:
         clips = [recorded(files, args.size, args.frames) for files in args.clip]
     else:

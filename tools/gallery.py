@@ -1,14 +1,14 @@
-"""Make a folder of web pages that shows fused images beside their sources and scores.
+"""Make a folder with a web page that shows fused images with their sources and scores.
 
     python test.py && python tools/gallery.py                                           the samples, with ./Fused
     python tools/gallery.py --fused RPFNet=Fused Mine=DIR --ir DIR --vis DIR --out report
     python tools/gallery.py --fused Mine=DIR --dataset msrs --data data/MSRS --baselines --protocol cddfuse
 
 Open index.html in the folder with a browser. It needs no server and loads nothing from the network, so the folder can
-also be put on any web page. index.html#NAME opens the image of that name.
+also be published on any web site. index.html#NAME opens the image of that name.
 
-The folder holds the pixels that are scored, as 8-bit PNG, so what one sees does not depend on how a browser reads
-16-bit files, transparency or rotation flags. The scores are those of metrics.py.
+The images in the folder are 8-bit PNG files with the scored pixels. They look the same in all browsers, which differ in
+how they show 16-bit files, transparency or rotation flags. The scores are those of metrics.py.
 """
 from __future__ import annotations
 
@@ -52,18 +52,19 @@ from support.outputs import write_atomically
 TEMPLATES = Path(__file__).resolve().parent / "gallery"
 PAGE = ("index.html", "gallery.css", "gallery.js")
 SOURCES = ("Infrared", "Visible")
-THUMBNAIL = 160     # pixels, the longer side; shown at half of it on dense screens
-# A script, because browsers do not let a page from disk fetch JSON.
+THUMBNAIL = 160     # pixels, longer side; high-density screens show it at half this size
+# The data are a script, because browsers do not allow a page on the disk to fetch JSON.
 DATA_HEAD, DATA_END = "// Made by tools/gallery.py\nconst REPORT = ", ";\n"
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Make a folder of web pages that shows fused images beside their sources and scores: a viewer\n"
-                    "with a slider, zoom and blinking, and sortable tables. Open index.html in a browser; no server\n"
+        description="Make a folder with a web page that shows fused images with their sources and scores: a viewer\n"
+                    "with a slider, zoom and blinking, and sortable tables. Open index.html in a browser. No server\n"
                     "is needed.",
-        epilog="Without --ir, --vis and --dataset: the rendered samples; without --fused: the images in ./Fused.\n\n"
+        epilog="Without --ir, --vis and --dataset, the rendered samples are shown; without --fused, the images in\n"
+               "./Fused.\n\n"
                "examples:\n"
                "  python tools/gallery.py --fused RPFNet=Fused Mine=DIR --ir data/ir --vis data/vis --out report\n"
                "  python tools/gallery.py --fused Mine=DIR --dataset tno --data data/TNO --baselines --metrics EN SD")
@@ -72,27 +73,29 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("scores")
     what.add_argument("--protocol", default="definition", choices=PROTOCOLS,
                       help="the arithmetic of the scores, see metrics.py --help (default: %(default)s)")
-    what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these (default: all of the protocol); a few "
-                      "cheap ones (EN SD AG) make a large gallery in a fraction of the time")
-    what.add_argument("--workers", type=positive, default=cores(), help="processes (default: all cores, %(default)s)")
+    what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these metrics (default: all of the protocol); "
+                      "a few fast ones (EN SD AG) save most of the time of a large gallery")
+    what.add_argument("--workers", type=positive, default=cores(),
+                      help="number of processes (default: all cores, %(default)s)")
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("report"), metavar="DIR",
-                        help="a new or empty folder, or an earlier gallery, which is replaced (default: %(default)s)")
+                        help="output folder: new, empty, or an earlier gallery, which is replaced (default: "
+                        "%(default)s)")
     return parser
 
 
 def set_defaults(args: argparse.Namespace) -> None:
-    """The samples where no pairs are named, ./Fused where no method is."""
+    """Use samples/ if no pairs are named, and ./Fused if no method is named."""
     if not (args.ir or args.vis or args.dataset or args.data):
         args.ir, args.vis = ROOT / "samples" / "ir", ROOT / "samples" / "vis"
     args.fused = args.fused or ["RPFNet=Fused"]
 
 
 def match_methods(folders: dict[str, Path], pairs: Sequence[Pair]) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """{method: {pair's name: fused image}}, and a line for everything that does not match.
+    """{method: {name of the pair: fused image}}, and one line for each file or pair without a match.
 
-    Raises DataError for a method without any image: most likely it is the wrong folder.
+    Raises DataError for a method without any matching image, because it is probably the wrong folder.
     """
     methods, problems = {}, []
     for method, folder in folders.items():
@@ -109,7 +112,7 @@ def match_methods(folders: dict[str, Path], pairs: Sequence[Pair]) -> tuple[dict
 
 
 def file_names(names: Iterable[str]) -> list[str]:
-    """A file name for each name, without suffix: for all systems and URLs, and unique in any case."""
+    """A file name without suffix for each name. It is valid on all systems and in URLs, and unique in lower case."""
     taken: set[str] = set()
     result = []
     for name in names:
@@ -122,14 +125,14 @@ def file_names(names: Iterable[str]) -> list[str]:
 
 
 def files_of(data: dict) -> set[str]:
-    """Paths of all files that a gallery may hold, relative to its folder."""
+    """Relative paths of all files that a gallery with these data can contain."""
     stems = [pair["file"] for pair in data["pairs"]]
     return {*PAGE, "data.js", *(f"thumbs/{stem}.jpg" for stem in stems),
             *(f"images/{source['folder']}/{stem}.png" for source in data["sources"] for stem in stems)}
 
 
 def read_data(out: Path) -> dict:
-    """What a gallery's data.js holds. Raises OSError, or ValueError for a file that is not one."""
+    """Read data.js of a gallery. Raises OSError, or ValueError if it is another file."""
     text = (out / "data.js").read_text(encoding="utf-8")
     if not text.startswith(DATA_HEAD):
         raise ValueError(f"{out / 'data.js'}: not of a gallery")
@@ -137,7 +140,7 @@ def read_data(out: Path) -> dict:
 
 
 def clear(out: Path, inputs: Iterable[Path]) -> None:
-    """Remove the earlier gallery in `out`. Raises ValueError, and removes nothing, if anything else is there."""
+    """Remove the earlier gallery in `out`. If the folder holds other files, raises ValueError and removes nothing."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: is a file; give a folder")
     inside = next((path for path in inputs if out.resolve() in path.resolve().parents), None)
@@ -148,7 +151,7 @@ def clear(out: Path, inputs: Iterable[Path]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         known = set()
     found = []
-    for path in out.rglob("*"):     # stops at the first foreign file, so that a large folder is not read through
+    for path in out.rglob("*"):     # ends at the first other file, so that a large folder is not read completely
         if path.is_symlink() or not path.is_dir():
             found.append(path)
             if path.relative_to(out).as_posix() not in known:
@@ -159,14 +162,14 @@ def clear(out: Path, inputs: Iterable[Path]) -> None:
 
 
 class Gallery:
-    """Writes the pictures of each pair as it is scored, then the page.
+    """Writes the images of each pair while the pairs are scored, and then the page.
 
     Args:
-        out: the folder.
-        pairs: those that are to be shown.
-        methods: {method: {pair's name: fused image}}.
-        baselines: names of `metrics.BASELINES`, shown as methods.
-        problems: a line is added for each image that cannot be shown.
+        out: the output folder.
+        pairs: the pairs to show.
+        methods: {method: {name of the pair: fused image}}.
+        baselines: names in `metrics.BASELINES`, shown as methods.
+        problems: one line is added for each image that cannot be shown.
     """
 
     def __init__(self, out: Path, pairs: Sequence[Pair], methods: dict[str, dict[str, Path]], baselines: Sequence[str],
@@ -178,7 +181,7 @@ class Gallery:
         self.shown: dict[str, dict] = {}        # the pairs that could be read, by name
 
     def begin(self) -> None:
-        """Make the folders, and list what will be written: a run that is killed can then be repeated."""
+        """Make the folders and write a list of all files. After a kill, `clear` then recognises them."""
         for folder in ("thumbs", *(f"images/{folder}" for folder in self.folders)):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
         for name in PAGE:
@@ -186,14 +189,15 @@ class Gallery:
         self._write_data([{"name": printable(name), "file": stem} for name, stem in self.stems.items()])
 
     def tasks(self) -> Iterator[Task]:
-        """Read and write the pictures pair by pair, and hand them on to be scored. Raises OSError."""
+        """Read and write the images pair by pair, and yield them for scoring. Raises OSError."""
         for pair in self.pairs:
             pictures = self._read(pair)
             if pictures:
                 self._write(pair.name, pictures)
             gray = {label: luma(image) for label, image in pictures.items()}
             ir, vis = (gray.pop(label, np.empty(0)) for label in SOURCES)
-            yield Task(pair.name, ir, vis, gray)        # of no methods for a pair that cannot be read: it still counts
+            # A pair that cannot be read has no methods. It is yielded for the progress bar.
+            yield Task(pair.name, ir, vis, gray)
 
     def finish(self, report: Report, protocol: str) -> None:
         """Write the scores of the pairs that were shown. Raises OSError."""
@@ -230,13 +234,13 @@ class Gallery:
                             "shown": [i for i, label in enumerate(self.labels) if label in pictures]}
 
     def _scores(self, report: Report, protocol: str, name: str) -> list[list[float] | None]:
-        """One list of values for each method, None where there is no score."""
+        """One list of values for each method; None if there is no score."""
         scores = report.scores.get(protocol, {})
         found = (scores.get(method, {}).get(name) for method in self.labels[len(SOURCES):])
         return [short(values[metric] for metric in report.names) if values else None for values in found]
 
     def _means(self, report: Report, protocol: str) -> list[dict]:
-        """The rows that metrics.py prints: means over the images of each method, and RoR over the common ones."""
+        """The rows that metrics.py prints: means over the images of each method, and RoR over the common images."""
         rows, shared = report.rows(protocol, self.labels[len(SOURCES):])
         ranks = rank_of_ranks([row.ranked or {} for row in rows]) if shared and len(rows) > 1 else [None] * len(rows)
         return [{"source": self.labels.index(row.label), "images": row.images, "rank": rank,
@@ -249,7 +253,7 @@ class Gallery:
 
 
 def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A fused image, gray or RGB. Raises DataError if it has not the (H, W) of its sources."""
+    """Read a fused image, gray or RGB. Raises DataError if its size is not `size`, the (H, W) of its sources."""
     image = read_vis(path)
     if image.shape[:2] != size:
         raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]} and its sources are {size[1]}x{size[0]}; "
@@ -258,14 +262,14 @@ def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """At most THUMBNAIL pixels wide and high."""
+    """Reduce an image to at most THUMBNAIL pixels in width and height."""
     factor = min(THUMBNAIL / max(image.shape[:2]), 1)
     height, width = (max(round(length * factor), 1) for length in image.shape[:2])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def short(values: Iterable[float]) -> list[float]:
-    """Six significant digits: half the size of data.js. nan and inf are kept, JavaScript has both."""
+    """Round to six significant digits, which halves the size of data.js. nan and inf are kept; JavaScript has both."""
     return [float(f"{value:.6g}") if math.isfinite(value) else value for value in values]
 
 

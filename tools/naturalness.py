@@ -3,12 +3,12 @@
     python tools/naturalness.py --fused RPFNet=Fused Other=DIR --ir DIR --vis DIR       images of any method
     python tools/naturalness.py --checkpoint checkpoints/rpfnet.pth --ir DIR --vis DIR --flicker      a network
 
-The usual metrics (EN, SF, SD, CC, SCD, VIF) do not see absolute brightness. They reward a night scene that became
-gray fog, because its noise has entropy and contrast. The measures here compare gray levels with those of the sources.
-The average and the maximum of the sources are always measured as well, for comparison.
+The usual metrics (EN, SF, SD, CC, SCD, VIF) ignore absolute brightness. They reward a night scene that became gray fog,
+because its noise has entropy and contrast. The measures here compare gray levels with those of the sources. The average
+and the maximum of the sources are always measured as baselines.
 
-All images are 8-bit luma, (H, W); the network fuses the luma too. A measure is nan where an image does not define it,
-and the means leave nan out.
+All images are 8-bit luma, (H, W). With --checkpoint, the network also fuses the luma. A measure is nan if an image does
+not define it. Means leave out nan.
 """
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ from metrics import (
 from net import RPFNet
 
 MEASURES = {
-    "dark": "mean of F where both sources are below 25, gray levels",
-    "lift": "dark minus the brighter source's mean there, gray levels; natural: near 0",
-    "noise": "fine noise of F there over that of the noisier source; natural: at most near 1",
-    "hot": "mean of F over mean of IR on infrared targets; natural: near 1",
-    "day": "mean of F over mean of VIS on the background, images by day; natural: near 1",
-    "night": "the same, images by night",
-    "black": "mean of F where both sources are at most 2, gray levels; natural: near 0",
+    "dark": "mean of F on dark pixels (both sources below 25), gray levels",
+    "lift": "dark minus the mean of the brighter source on dark pixels, gray levels; natural: near 0",
+    "noise": "fine noise of F / fine noise of the noisier source, on dark pixels; natural: at most near 1",
+    "hot": "mean of F / mean of IR on infrared targets; natural: near 1",
+    "day": "mean of F / mean of VIS on the background, daytime images; natural: near 1",
+    "night": "mean of F / mean of VIS on the background, night images",
+    "black": "mean of F on black pixels (both sources at most 2), gray levels; natural: near 0",
 }
 FLICKER_MEASURES = {
     "flicker": "RMS change of the static background while a hot target passes, gray levels; natural: 0",
-    "jump": "largest change of that background's mean from one frame to the next, gray levels; natural: 0",
+    "jump": "largest change of the mean of this background from one frame to the next, gray levels; natural: 0",
 }
 
-DARK = 25           # gray levels; a pixel below is dark
-BLACK = 2           # gray levels; a pixel up to here is black: the surroundings of a head in medical images
-DAY = 60.0          # gray levels; a visible image with at least this mean is by day
-MIN_SHARE = 0.01    # of an image's pixels that must be dark, or black, for a mean over them
-MIN_HOT = 0.001     # the same for hot pixels: a distant person covers no more
-NOISE_SIGMA = 1.5   # pixels, of the blur that noise is the residual of
-NOISE_WINDOW = 9    # pixels, side of the windows that each give one noise level
-MIN_NOISE = 0.1     # gray levels; sources with less have no noise (rounding alone gives 0.3), and a ratio means nothing
+DARK = 25           # gray levels; pixels below this are dark
+BLACK = 2           # gray levels; pixels up to this are black, such as the surroundings of a head in medical images
+DAY = 60.0          # gray levels; a visible image with at least this mean is a daytime image
+MIN_SHARE = 0.01    # smallest share of dark (or black) pixels in an image for which their mean is computed
+MIN_HOT = 0.001     # smallest share of hot pixels, because a distant person covers only a few pixels
+NOISE_SIGMA = 1.5   # pixels, standard deviation of the blur; noise is the residual of this blur
+NOISE_WINDOW = 9    # pixels, side of the windows; each gives one local noise level
+MIN_NOISE = 0.1     # gray levels; sources with less are free of noise (rounding alone gives 0.3), and no ratio is given
 
-TARGET_WIDTH = 1 / 12   # of the image's width: the generated target at half its height
+TARGET_WIDTH = 1 / 12   # width of the generated target at half its height, as a share of the image's width
 TARGET_IR = 240         # gray level of its centre in the infrared image
 TARGET_VIS = 6          # gray levels that it adds to the visible image
-TARGET_MARGIN = 24      # pixels between the target's outer edge and what counts as background
+TARGET_MARGIN = 24      # pixels between the target's outer edge and the background
 
 Fuse = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -79,18 +79,18 @@ Fuse = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def naturalness(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, day: float = DAY) -> dict[str, float]:
-    """All measures of one fused image.
+    """Compute all measures of one fused image.
 
     Infrared targets are the hot pixels T of Eq. 7 (IR > mean + standard deviation) where the infrared is brighter than
-    the visible image. Elsewhere a hot pixel is a sunlit surface, and the visible image may set its brightness. The
-    background is where w of Eq. 9, with 1 + S, is 0 (`loss.adaptive_weight`).
+    the visible image. Other hot pixels are sunlit surfaces, whose brightness may come from the visible image. The
+    background is the region with w = 0, w of Eq. 9 with 1 + S (`loss.adaptive_weight`).
 
     Args:
         fused, ir, vis: uint8 (H, W), one size.
-        day: from this mean of the visible image on, in gray levels, it is by day.
+        day: a visible image with at least this mean, in gray levels, is a daytime image.
     Returns:
-        {name: value} for the names in `MEASURES`. nan where fewer than 1 % of the pixels are dark or black, fewer
-        than 0.1 % are targets, the sources have no noise, or the visible background is entirely 0.
+        {name: value} for the names in `MEASURES`. nan if fewer than 1 % of the pixels are dark or black, fewer than
+        0.1 % are targets, the sources have no noise, or the visible background is entirely 0.
     Raises:
         ValueError: not uint8 (H, W), or different sizes.
     """
@@ -127,7 +127,7 @@ def _regions(ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mean(image: np.ndarray, where: np.ndarray, share: float = MIN_SHARE) -> float:
-    """Mean of the pixels `where`; nan if they are a smaller share of the image."""
+    """Mean of the pixels `where`; nan if their share of the image is below `share`."""
     return float(image[where].mean()) if where.mean() >= share else math.nan
 
 
@@ -143,11 +143,12 @@ def _noise_ratio(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, where: np.n
 
 
 def _noise(image: np.ndarray, where: np.ndarray) -> float:
-    """Standard deviation of the fine detail in the pixels `where`, gray levels, as the median of local ones.
+    """Noise level of the pixels `where`, gray levels: the median of the local standard deviations of the fine detail.
 
-    The detail is the residual of a Gaussian blur. That of a 3 x 3 median is exactly 0 in most pixels of a dark 8-bit
-    image. One standard deviation over all pixels would measure lamps and edges, where the residual is large. The median
-    absolute deviation is wrong on whole gray levels: for noise of deviation 1 and 2 it finds a ratio of 0.64.
+    The detail is the residual of a Gaussian blur. Other choices fail. The residual of a 3 x 3 median is exactly 0 in
+    most pixels of a dark 8-bit image. One standard deviation over all pixels would measure lamps and edges, where the
+    residual is large. The median absolute deviation is wrong for integer gray levels: for noise with standard
+    deviations 1 and 2 it gives a ratio of 0.64.
     """
     image, inside = image.astype(np.float32), where.astype(np.float32)
     residual = image - cv2.GaussianBlur(image, (0, 0), NOISE_SIGMA)
@@ -160,12 +161,12 @@ def _noise(image: np.ndarray, where: np.ndarray) -> float:
 
 
 def entering_target(ir: np.ndarray, vis: np.ndarray, frames: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A still scene through which a hot target moves, frame by frame: (ir, vis) each, uint8, as the arguments.
+    """Yield the frames of a static scene through which a hot target moves: (ir, vis), uint8, with the given shapes.
 
-    Frame 0 is the scene itself, with the target just outside the left border. Then it moves evenly along the middle
-    row, and in the last frame its centre is at the right border. The target is a disc with a Gaussian edge, 1/12 of the
-    image's width at half its height. In the infrared it covers the scene with gray level 240. In the visible it adds 6
-    gray levels. All other pixels keep their values exactly (see `static_background`).
+    Frame 0 is the scene itself, with the target just outside the left border. The target moves evenly along the middle
+    row. In the last frame its centre is at the right border. The target is a disc with a Gaussian edge. Its width at
+    half height is 1/12 of the image's width. In the infrared image it covers the scene with gray level 240. In the
+    visible image it adds 6 gray levels. All other pixels keep their values exactly (see `static_background`).
 
     Args:
         ir: uint8 (H, W).
@@ -183,7 +184,7 @@ def entering_target(ir: np.ndarray, vis: np.ndarray, frames: int) -> Iterator[tu
 
 
 def static_background(shape: tuple[int, int], frames: int) -> np.ndarray:
-    """Pixels that stay far from the target in all frames of `entering_target`: more than 24 pixels from its edge.
+    """Pixels that are more than 24 pixels away from the target's edge in all frames of `entering_target`.
 
     Args:
         shape: (H, W) of the images.
@@ -196,7 +197,7 @@ def static_background(shape: tuple[int, int], frames: int) -> np.ndarray:
 
 
 def _target_distances(shape: tuple[int, int], frames: int) -> Iterator[np.ndarray]:
-    """Each pixel's distance to the target's centre, (H, W), frame by frame."""
+    """Yield for each frame the distance of each pixel to the target's centre, (H, W)."""
     if frames < 2:
         raise ValueError(f"frames={frames}; a sequence has at least 2")
     height, width = shape
@@ -206,13 +207,13 @@ def _target_distances(shape: tuple[int, int], frames: int) -> Iterator[np.ndarra
 
 
 class _Profile(NamedTuple):
-    """Opacity of the target over the distance to its centre, pixels: 1 in the core, then a Gaussian edge."""
-    core: float
-    sigma: float
+    """Opacity of the target as a function of the distance to its centre: 1 in the core, then a Gaussian edge."""
+    core: float     # pixels
+    sigma: float    # pixels
 
     @property
     def radius(self) -> float:
-        """Where the edge is cut: further out it changes a pixel by less than half a gray level."""
+        """Radius where the edge is cut off. Beyond it, a pixel would change by less than half a gray level."""
         return self.core + 3.6 * self.sigma
 
     def opacity(self, distance: np.ndarray) -> np.ndarray:
@@ -221,28 +222,28 @@ class _Profile(NamedTuple):
 
 
 def _target_profile(width: int) -> _Profile:
-    """That of the target in an image of this width, in pixels."""
+    """Profile of the target in an image of this width, in pixels."""
     half = width * TARGET_WIDTH / 2
     sigma = half / 4
     return _Profile(half - sigma * math.sqrt(2 * math.log(2)), sigma)       # the edge falls to 0.5 at `half`
 
 
 def flicker(method: Fuse | RPFNet, ir: np.ndarray, vis: np.ndarray, frames: int = 20) -> float:
-    """RMS change of the static background while a hot target passes, see `flicker_measures`."""
+    """RMS change of the static background while a hot target passes, gray levels; see `flicker_measures`."""
     return flicker_measures(method, ir, vis, frames)["flicker"]
 
 
 def flicker_measures(method: Fuse | RPFNet, ir: np.ndarray, vis: np.ndarray, frames: int = 20) -> dict[str, float]:
-    """How much the static background of `entering_target` changes, where the sources do not change at all.
+    """Measure the change of the static background of `entering_target`, where the sources do not change at all.
 
     Args:
-        method: a function `fuse(ir, vis) -> uint8`, or an object with such a method, as RPFNet.
+        method: a function `fuse(ir, vis) -> uint8`, or an object with such a method `fuse`, such as RPFNet.
         ir, vis, frames: as for `entering_target`.
     Returns:
         "flicker": RMS of F_t - F_0 over all background pixels and the frames t = 1, 2, ..., gray levels.
         "jump": the largest |mean(F_t) - mean(F_{t-1})| over the background, gray levels.
     Raises:
-        ValueError: fewer than 2 frames, or no background is left because the image is too low or too small.
+        ValueError: fewer than 2 frames, or an image so small that it has no background.
     """
     fuse = getattr(method, "fuse", method)
     background = static_background(ir.shape, frames)
@@ -256,10 +257,12 @@ def flicker_measures(method: Fuse | RPFNet, ir: np.ndarray, vis: np.ndarray, fra
 
 
 class Change:
-    """RMS change of the background since frame 0, and the largest change of its mean from frame to frame; gray levels.
+    """Measures the RMS change of the background since frame 0, and the largest change of its mean between frames.
+
+    Both are in gray levels. `add` each frame, then read `rms` and `jump`.
 
     Args:
-        background: bool (H, W), as the images that are added.
+        background: the pixels to measure, bool (H, W).
     """
 
     def __init__(self, background: np.ndarray):
@@ -269,6 +272,7 @@ class Change:
         self._means: list[float] = []
 
     def add(self, image: np.ndarray) -> None:
+        """Add the next frame, uint8 (H, W)."""
         level = image[self._background].astype(np.float64)
         if self._first is None:
             self._first = level
@@ -296,29 +300,29 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="measures (F is the fused image):\n" + "\n".join(
             f"  {name:{width}}  {text}" for name, text in (MEASURES | FLICKER_MEASURES).items()))
     images = add_image_options(parser)
-    images.add_argument("--day", type=float, default=DAY, metavar="LEVEL", help="an image is by day if its visible "
-                        "mean is at least this gray level (default: %(default)g)")
+    images.add_argument("--day", type=float, default=DAY, metavar="LEVEL", help="visible images with at least this "
+                        "mean gray level are daytime images (default: %(default)g)")
 
     network = parser.add_argument_group("network")
     network.add_argument("--checkpoint", type=Path, metavar="FILE", help="fuse the pairs with these weights, "
-                         "and measure the results; the row has the file's name")
-    network.add_argument("--as-published", action="store_true", help="fuse as the published pictures were made, "
-                         "with the statistics of the one image")
+                         "and measure the results; the row has the name of the file")
+    network.add_argument("--as-published", action="store_true", help="normalise each image by its own statistics, as "
+                         "for the published images")
     network.add_argument("--flicker", nargs="?", type=positive, const=5, metavar="PAIRS", help="also measure "
-                         "flicker, on sequences generated from the first pairs (default: %(const)s of them)")
+                         "flicker, on sequences generated from the first PAIRS pairs (default: %(const)s)")
     network.add_argument("--frames", type=positive, default=20, help="frames of each sequence (default: %(default)s)")
     network.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                         help="cuda, cuda:1, cpu (default: cuda where there is one)")
+                         help="cuda, cuda:1 or cpu (default: cuda if available)")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--each", action="store_true", help="one row for each image, before the means")
-    output.add_argument("--csv", type=Path, metavar="FILE", help="write the same rows, unrounded, and the number "
-                        "of images behind each mean")
+    output.add_argument("--each", action="store_true", help="print one row for each image before the means")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="also write these rows without rounding, and the "
+                        "number of images of each mean")
     return parser
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises ValueError for options that do not go together, before any work is done."""
+    """Raises ValueError for options that do not fit together, before any work is done."""
     if not args.fused and not args.checkpoint:
         raise ValueError("nothing to measure: give --fused [NAME=]DIR or --checkpoint FILE")
     if (args.as_published or args.flicker) and not args.checkpoint:
@@ -330,7 +334,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def load_network(args: argparse.Namespace, taken: Sequence[str]) -> dict[str, Fuse]:
-    """{name: fuse} of --checkpoint; empty without."""
+    """{name: fuse function} of --checkpoint; {} without it. Raises ValueError, OSError."""
     if not args.checkpoint:
         return {}
     name = args.checkpoint.stem + (" as published" if args.as_published else "")
@@ -341,14 +345,23 @@ def load_network(args: argparse.Namespace, taken: Sequence[str]) -> dict[str, Fu
 
 
 class Survey:
-    """Measures of many images: `values` by (image, method), `problems` a line for each that failed."""
+    """Measures of many images.
+
+    Args:
+        network: {name: fuse function}, measured as a method.
+        day: as for `naturalness`.
+        problems: one line is added for each measurement that failed.
+
+    Attributes:
+        values: {(image, method): {measure: value}}.
+    """
 
     def __init__(self, network: dict[str, Fuse], day: float, problems: list[str]):
         self.network, self.day, self.problems = network, day, problems
         self.values: dict[tuple[str, str], dict[str, float]] = {}
 
     def measure(self, task: Task) -> None:
-        """All methods' images of one pair. A pair that could not be read has none."""
+        """Measure the images of all methods for one pair. Nothing is measured for a pair that could not be read."""
         if not task.fused:
             return
         makers = {method: partial(np.asarray, image) for method, image in task.fused.items()}
@@ -360,7 +373,7 @@ class Survey:
                 self.problems.append(f"{method}, {task.name}: {error}")
 
     def measure_flicker(self, pair: Pair, frames: int) -> None:
-        """Of the network and of the baselines, which have none."""
+        """Measure flicker of the network and of the baselines, whose flicker is 0."""
         ir, vis = load_pair(pair)
         for method, fuse in (self.network | {name: partial(baseline, name) for name in BASELINES}).items():
             if (pair.name, method) in self.values:
@@ -370,10 +383,11 @@ class Survey:
                     self.problems.append(f"{method}, {pair.name}, flicker: {error}")
 
     def images(self) -> list[str]:
+        """Names of the measured images, in order."""
         return list(dict.fromkeys(image for image, _ in self.values))
 
     def means(self, methods: Sequence[str], names: Sequence[str]) -> dict[str, list[Running]]:
-        """{method: the mean of each measure}, over the images that define it."""
+        """{method: running mean of each measure}, over the images that define it."""
         result = {method: [Running() for _ in names] for method in methods}
         for (_, method), values in self.values.items():
             for name, running in zip(names, result[method]):
@@ -385,7 +399,7 @@ Rows = list[tuple[str, str, list[float]]]     # image, method, values
 
 
 def table(rows: Rows, names: Sequence[str], counts: Sequence[int]) -> str:
-    """An aligned table. The header has the number of images behind each mean."""
+    """Format an aligned table. The header has the number of images of each mean."""
     cells = [["image", "method", *(f"{name} ({count})" for name, count in zip(names, counts))]]
     cells += [[image, method, *(f"{value:.3f}" for value in values)] for image, method, values in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]

@@ -1,12 +1,14 @@
-"""What a fusion loss alone asks for: the pixels of an image are optimised, without a network.
+"""Show which image a fusion loss prefers: optimise the pixels of an image, without a network.
 
     python tools/pixels.py --data data/RoadScene
 
-Central crops of training pairs start from the average of their sources and follow the loss L_F by Adam. What comes
-out is the picture that the loss likes best, so two losses are compared in minutes, without a training's noise. The
-crops are taken twice, the second time at a quarter of their levels, as at night. Writes one row for each loss to
-results/pixels.csv: metrics (protocol definition), background (w = 0) against the visible, hot pixels against the
-infrared's, and by how many gray levels the dimmed crops are brighter than the brighter source's mean.
+The images are central crops of training pairs. They start as the average of their sources, and Adam minimises the loss
+L_F. The result is the optimum of the loss, so losses can be compared in minutes and without the randomness of training.
+The crops are used twice, the second time at a quarter of their levels, as at night.
+
+It writes one row for each loss to results/pixels.csv: metrics (protocol definition), "background" (w = 0) relative to
+the visible image, "hot" pixels relative to the infrared image, and "lift", by how many gray levels the dimmed results
+are brighter than the mean of the brighter source.
 """
 from __future__ import annotations
 
@@ -28,10 +30,11 @@ from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SSIMLoss, 
 
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-DIMMED = 0.25
+DIMMED = 0.25       # factor of the dimmed crops
 
 
 def contrast_recipe(lambda_3: float, **contrastive: str) -> FusionLoss:
+    """L_F of the contrast recipe with this weight of the luminance term and these options of L_c."""
     return FusionLoss(FrequencyContrastiveLoss(**contrastive), SSIMLoss(7, weighted=True, whole=True),
                       luminance=LuminanceLoss(), lambda_3=lambda_3)
 
@@ -51,7 +54,7 @@ LOSSES = {
 
 
 def central_crops(data: str, count: int, side: int) -> list[Tensor]:
-    """Infrared and visible luminance, each (count, 1, side, side) in [0, 1], of training pairs spread over the list."""
+    """Infrared and visible luminance of training pairs spread over the list, each (count, 1, side, side) in [0, 1]."""
     pairs = named_pairs("roadscene", data, "train")
     crops: list[list[Tensor]] = [[], []]
     for images in PairDataset(pairs[::len(pairs) // count][:count]).items:
@@ -62,7 +65,7 @@ def central_crops(data: str, count: int, side: int) -> list[Tensor]:
 
 
 def optimum(loss: FusionLoss, ir: Tensor, vis_y: Tensor, steps: int) -> Tensor:
-    """The image, like `ir`, that `steps` steps of Adam reach from the average of the sources."""
+    """The result of `steps` steps of Adam from the average of the sources, with the shape of `ir`, in [0, 1]."""
     logits = torch.logit(((ir + vis_y) / 2).clamp(0.01, 0.99)).requires_grad_()
     optimiser = torch.optim.Adam([logits], 0.05)
     for step in trange(steps, leave=False):
@@ -74,7 +77,7 @@ def optimum(loss: FusionLoss, ir: Tensor, vis_y: Tensor, steps: int) -> Tensor:
 
 
 def score(fused: Tensor, ir: Tensor, vis_y: Tensor) -> dict[str, float]:
-    """Means over the crops; the second half of each are the dimmed ones."""
+    """Means of the measures over the crops. In each tensor, the second half are the dimmed crops."""
     half = len(ir) // 2
     levels = [np.uint8(x[:half, 0].mul(255).round().numpy()) for x in (fused, ir, vis_y)]
     rows = [metrics.evaluate(*images, names=METRICS) for images in zip(*levels)]
@@ -90,10 +93,11 @@ def score(fused: Tensor, ir: Tensor, vis_y: Tensor) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/RoadScene", help="folder of RoadScene")
-    parser.add_argument("--count", type=int, default=6, help="crops (default: 6)")
-    parser.add_argument("--side", type=int, default=128, help="of a crop, pixels (default: 128)")
-    parser.add_argument("--steps", type=int, default=60, help="of Adam (default: 60)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "pixels.csv")
+    parser.add_argument("--count", type=int, default=6, help="number of crops (default: 6)")
+    parser.add_argument("--side", type=int, default=128, help="side of a crop, pixels (default: 128)")
+    parser.add_argument("--steps", type=int, default=60, help="steps of Adam (default: 60)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "pixels.csv",
+                        help="output file (default: results/pixels.csv)")
     args = parser.parse_args()
     ir, vis_y = (torch.cat([x, DIMMED * x]) for x in central_crops(args.data, args.count, args.side))
     rows = [{"loss": "average of the sources"} | score((ir + vis_y) / 2, ir, vis_y)]

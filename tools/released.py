@@ -1,9 +1,9 @@
-"""The authors' released network, as a reference to measure against.
+"""The authors' released network, as a reference for measurements.
 
-The published checkpoint is a pickle of a whole module, and its graph is not the paper's: 1 x 1 and
-3 x 3 convolutions in the cross promotion, no attention that reaches the output, concatenation where
-the paper sums, no 3 x 3 convolution before the FFT. This is that graph, written from its description,
-and a reader that takes the weights out of the pickle without running anything in it.
+The published checkpoint is a pickle of a whole module. Its graph differs from the paper: it has 1 x 1 and 3 x 3
+convolutions in the cross promotion, its attention does not reach the output, it concatenates where the paper sums, and
+it has no 3 x 3 convolution before the FFT. This module holds that graph, written from its description, and a reader
+that extracts the weights without executing code in the pickle.
 
     from released import load_released
     fused = load_released("Model.pth")(ir, vis_y)
@@ -30,15 +30,15 @@ from weights import opened
 
 def _block(inputs: int, outputs: int, kernel: int = 3, dilation: int = 1,
            activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    # The authors save BatchNorm in train mode and run it on the one test image: that is
-    # instance normalisation, which also keeps the images of a batch apart.
+    # The authors saved the network in train mode and run it on single images. BatchNorm then uses the statistics of the
+    # image, which is instance normalisation. InstanceNorm also keeps the images of a batch independent.
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation),
         nn.InstanceNorm2d(outputs, affine=True), activation())
 
 
 class CrossPromotion(nn.Module):
-    """Each branch refines the other, both from the features before this step."""
+    """Each branch refines the other. Both results are computed from the input features. (B, 32, H, W) each."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ class CrossPromotion(nn.Module):
 
 
 class ResidualBranch(nn.Module):
-    """Dilated convolutions with rates 1, 3, 5, concatenated and mixed."""
+    """Dilated convolutions with rates 1, 3, 5, concatenated, then a 1 x 1 convolution. (B, 32, H, W) -> the same."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class ResidualBranch(nn.Module):
 
 
 class FourierBranch(nn.Module):
-    """A 1 x 1 convolution of the spectrum beside a 3 x 3 convolution of the image."""
+    """A 1 x 1 convolution of the spectrum, plus a 3 x 3 convolution of the features. (B, 32, H, W) -> the same."""
 
     def __init__(self):
         super().__init__()
@@ -76,27 +76,27 @@ class FourierBranch(nn.Module):
 
     @staticmethod
     def spectrum(x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 2C, H, W/2+1): real and imaginary part of channel 0, of channel 1, ..."""
-        x = x.float() if x.element_size() < 4 else x        # under autocast: there is no FFT of bfloat16
+        """(B, C, H, W) -> (B, 2C, H, W/2+1): real and imaginary part of channel 0, then of channel 1, ..."""
+        x = x.float() if x.element_size() < 4 else x        # under autocast: PyTorch has no FFT for bfloat16
         parts = torch.view_as_real(torch.fft.rfft2(x, norm="ortho"))        # (B, C, H, W/2+1, 2)
         return parts.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
     @staticmethod
     def inverse(parts: Tensor, size: torch.Size) -> Tensor:
-        """(B, 2C, H, W/2+1) -> (B, C, H, W), the inverse of `spectrum`; `size` keeps odd widths."""
+        """Inverse of `spectrum`, (B, 2C, H, W/2+1) -> (B, C, H, W). `size` = (H, W) is needed for odd widths."""
         parts = parts.float() if parts.element_size() < 4 else parts
         parts = parts.unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2).contiguous()
         return torch.fft.irfft2(torch.view_as_complex(parts), s=size, norm="ortho")
 
 
 class Features(NamedTuple):
-    """What one iteration hands on, each (B, 32, H, W)."""
+    """Output of one iteration, each (B, 32, H, W)."""
     fusion: Tensor
     residual: Tensor
 
 
 class IterationBlock(nn.Module):
-    """One stage; the same one is run three times."""
+    """One stage. The network runs the same stage three times."""
 
     def __init__(self):
         super().__init__()
@@ -110,13 +110,13 @@ class IterationBlock(nn.Module):
 
 
 class ReleasedNet(nn.Module):
-    """The graph of the authors' published checkpoint, all that reaches its output.
+    """The graph of the authors' published checkpoint, without layers that do not affect the output.
 
-    70,177 parameters; the file holds 72,074, with attention weights whose result is dropped.
-    Normalisation uses the statistics of each image, in train() and eval() alike.
+    It has 70,177 parameters. The file has 72,074, because it includes attention layers whose result is not used.
+    Normalisation uses the statistics of each image, in train mode and in eval mode.
 
     Attributes:
-        ignored: after `load_released`, the layers of the file that were not needed.
+        ignored: after `load_released`, names of the layers in the file that are not used.
     """
 
     ITERATIONS = 3
@@ -131,15 +131,15 @@ class ReleasedNet(nn.Module):
 
     def forward(self, ir: Tensor, vis_y: Tensor,
                 return_features: bool = False) -> Tensor | tuple[Tensor, list[Features]]:
-        """Fuse a batch; the signature is that of `net.RPFNet`.
+        """Fuse a batch, with the signature of `net.RPFNet`.
 
         Args:
-            ir, vis_y: (B, 1, H, W) in [0, 1]; odd sizes too.
+            ir, vis_y: (B, 1, H, W) in [0, 1]; H and W may be odd.
             return_features: also return the features before the first and after each iteration.
         Returns:
             The fused luminance, (B, 1, H, W) in [0, 1].
         Raises:
-            ValueError: the shapes differ, or are not (B, 1, H, W).
+            ValueError: the shapes differ or are not (B, 1, H, W).
         """
         if ir.shape != vis_y.shape or ir.dim() != 4 or ir.shape[1] != 1:
             raise ValueError(f"expected ir and vis_y of one shape (B, 1, H, W), "
@@ -155,7 +155,7 @@ class ReleasedNet(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------
-# Reading the pickle: every class in it becomes an inert stand-in
+# Reading the pickle: each class in it is replaced by a stand-in without behaviour
 
 CONV = "torch.nn.modules.conv.Conv2d"
 NORM = "torch.nn.modules.batchnorm.BatchNorm2d"
@@ -165,11 +165,11 @@ TORCH_CLASSES = {CONV, NORM} | {f"torch.nn.modules.{name}" for name in (
     "container.ModuleDict", "dropout.Dropout", "dropout.Dropout2d", "flatten.Flatten", "linear.Identity",
     "linear.Linear", "padding.ReflectionPad2d", "padding.ZeroPad2d", "pooling.AdaptiveAvgPool2d",
     "pooling.AdaptiveMaxPool2d", "pooling.AvgPool2d", "pooling.MaxPool2d", "upsampling.Upsample")}
-AUTHORS_CLASS = re.compile(r"net\.[A-Za-z_][A-Za-z0-9_]*")     # one plain name: no net.os.system
+AUTHORS_CLASS = re.compile(r"net\.[A-Za-z_][A-Za-z0-9_]*")     # one name after "net.", so not net.os.system
 
 
 class _StandIn:
-    """Takes the place of a class in the pickle and keeps the state; has no behaviour to abuse."""
+    """Replaces a class in the pickle. It stores the state and has no other behaviour that could be abused."""
 
     __slots__ = ("state",)
     kind = ""
@@ -178,12 +178,12 @@ class _StandIn:
         self.state = state
 
     def table(self, name: str) -> dict:
-        """The dict `name` of the state, "_modules" or "_parameters", or an empty one."""
+        """The dict `name` of the state, such as "_modules" or "_parameters"; {} if there is none."""
         value = self.option(name)
         return value if isinstance(value, dict) else {}
 
     def option(self, name: str) -> object:
-        """An attribute of the layer, such as "stride", or None."""
+        """An attribute of the layer, such as "stride"; None if there is none."""
         state = getattr(self, "state", None)
         return state.get(name) if isinstance(state, dict) else None
 
@@ -194,17 +194,17 @@ def _stand_in(kind: str) -> tuple[type, str]:
 
 @contextmanager
 def _one_line(path: Path, what: str) -> Iterator[None]:
-    """Turns any error inside into a ValueError of one line that names the file."""
+    """Convert any error in the block to a ValueError of one line that names the file."""
     try:
         yield
-    except Exception as error:      # noqa: BLE001  torch raises many types, and a hostile file may cause others
-        # Not PyTorch's words on a pickle that it refuses: they advise weights_only=False, which would run it.
+    except Exception as error:      # noqa: BLE001  torch raises many types, and a malicious file may cause others
+        # PyTorch's message about a rejected pickle is not shown: it advises weights_only=False, which would execute it.
         said = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else printable(first_line(error))
         raise ValueError(f"{path}: {what} ({said})") from None
 
 
 def _unpickle(path: Path) -> object:
-    """The object in the file, its classes replaced. Nothing of the file, of `net` or of torch.nn runs."""
+    """The object in the file, with stand-ins for its classes. No code of the file, of `net` or of torch.nn is run."""
     with opened(path) as file:
         with _one_line(path, "not a zip file of torch.save; older formats cannot be read safely"):
             names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
@@ -218,8 +218,8 @@ def _unpickle(path: Path) -> object:
 
 
 def _layers(root: object) -> Iterator[tuple[str, _StandIn]]:
-    """Dotted name and stand-in of each layer with weights, in order, shared ones once."""
-    stack, seen = [("", root)], set()       # no recursion: a hostile tree may be deep, or a loop
+    """Yield dotted name and stand-in of each layer with weights, in order. Shared layers are yielded once."""
+    stack, seen = [("", root)], set()       # no recursion, because a malicious tree may be deep or cyclic
     while stack:
         name, node = stack.pop()
         if not isinstance(node, _StandIn) or id(node) in seen:
@@ -233,25 +233,25 @@ def _layers(root: object) -> Iterator[tuple[str, _StandIn]]:
 # ---------------------------------------------------------------------------------------------
 # Fitting the weights into the graph
 
-# The published names. Below them, names are the authors' own business: layers are told apart by
-# kind, shape, dilation and order. `residual_branch` comes after its `fusion` and means the rest of it.
+# Names of the published modules. Names below these are not relied on: layers are matched by kind, shape, dilation and
+# order. `residual_branch` comes after `residual_branch.fusion` and stands for the rest of the branch.
 SLOTS = ("init_spatial", "init_freq", "cross_promotion.spatial_to_freq", "cross_promotion.freq_to_spatial",
          "residual_branch.fusion", "residual_branch", "fourier_branch.conv_layer", "fourier_branch.bn",
          "fourier_branch.conv_spatial", "decoder")
 
 
 def load_released(path: str | Path) -> ReleasedNet:
-    """The released network with the weights of the authors' checkpoint, in eval mode on the CPU.
+    """Load the authors' checkpoint: the released network in eval mode, on the CPU.
 
-    The file is a whole module of class `net.FusionNetwork`. It is read by PyTorch's restricted
-    unpickler with inert stand-ins for its classes, so no code of the file is run or imported.
+    The file is a pickled module of class `net.FusionNetwork`. PyTorch's restricted unpickler reads it with stand-ins
+    for its classes, so no code of the file is run or imported.
 
     Args:
         path: `Model.pth` as published by the authors, or a file of the same structure.
     Raises:
         OSError: the file cannot be read.
-        ValueError: it asks for anything but layers (named), or a weight of the graph is missing or
-            has another shape (named). One line each.
+        ValueError: the pickle asks for anything but layers, or a weight of the graph is missing or has another shape.
+            The message is one line that names it.
     """
     path = Path(path)
     root = _unpickle(path)
@@ -267,8 +267,8 @@ def load_released(path: str | Path) -> ReleasedNet:
             graph, layers = _take(slot, ours), _take(slot, theirs)
             problems += _fill(graph, layers)
             for name, layer in layers.items():
-                # The attention of the residual branch has weights, but its result is dropped. Anything
-                # else that is left over, or could be taken for a layer in use, means another graph.
+                # The attention of the residual branch has weights, but its result is not used. Any other layer that is
+                # left over, or that could fit a layer of the graph, means that the file has another graph.
                 known = slot == "residual_branch" and not any(_fits(layer, module) for module in graph.values())
                 (ignored if known else problems).append(name if known else f"{name} is not part of the graph")
     if problems:
@@ -281,12 +281,12 @@ def load_released(path: str | Path) -> ReleasedNet:
 
 
 def _take(slot: str, layers: dict) -> dict:
-    """Moves the layers at or below `slot` out of `layers`."""
+    """Remove the layers at or below `slot` from `layers` and return them."""
     return {name: layers.pop(name) for name in list(layers) if f".{slot}." in f".{name}."}
 
 
 def _fill(graph: dict[str, nn.Module], layers: dict[str, _StandIn]) -> list[str]:
-    """Moves weights into the graph, in order; returns what is missing. Layers without a use stay in `layers`."""
+    """Copy weights into the graph, in order. Returns a line for each missing layer. Unused ones stay in `layers`."""
     missing = []
     queues = {kind: iter([name for name, layer in layers.items() if layer.kind == kind]) for kind in (CONV, NORM)}
     for name, module in graph.items():
@@ -300,7 +300,7 @@ def _fill(graph: dict[str, nn.Module], layers: dict[str, _StandIn]) -> list[str]
 
 
 def _fits(layer: _StandIn, module: nn.Module) -> bool:
-    """Whether a layer of the file has the kind, shapes and settings of one in the graph."""
+    """Whether a layer of the file has the kind, the shapes and the settings of a layer of the graph."""
     weight, bias = (layer.table("_parameters").get(name) for name in ("weight", "bias"))
     if not _is_weight(weight, module.weight.shape):
         return False
@@ -325,7 +325,7 @@ def _copy(layer: _StandIn, module: nn.Module) -> None:
     if bias is not None:
         module.bias.copy_(bias)
     elif module.bias is not None:
-        module.bias.zero_()         # a convolution without bias adds 0
+        module.bias.zero_()         # a layer without bias is equal to one with bias 0
 
 
 def _describe(module: nn.Module) -> str:

@@ -1,9 +1,9 @@
 """Measure the rows of the paper's tables: train, fuse, score, and record in CSV files. The command is tools/tables.py.
 
-tables.csv has a row for each table, data set, method, use, protocol and, where it was trained for the table, budget and
-seed. `seed` to `minutes` are of the training that made the weights. `command` is the one that makes the row again: that
-of train.py for Tables 1 to 3, that of tools/tables.py for weights that were there before. parts.csv has a row for each
-method and part.
+tables.csv has one row for each table, data set, method, use and protocol. For networks that are trained for a table,
+it has one row for each budget and seed. The columns `seed` to `minutes` describe the training of the weights. `command`
+reproduces the row: a command of train.py for Tables 1 to 3, a command of tools/tables.py for existing weights.
+parts.csv has one row for each method and part.
 """
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ RESULTS = ROOT / "results"
 
 
 class TableError(Exception):
-    """What was asked for cannot be done; one line."""
+    """A table or row cannot be made. The message is one line."""
 
 
 # ---------------------------------------------------------------------------------------------
-# What the tables hold
+# Content of the tables
 
 
 class Protocol(NamedTuple):
@@ -80,9 +80,9 @@ USES = (Use("eval", "plain"), Use("as published", "studio"))
 
 class Configuration(NamedTuple):
     """A network that is trained for Tables 1 to 3."""
-    name: str                   # of its folder
-    options: tuple[str, ...]    # of train.py
-    methods: dict[str, str]     # {table: the paper's name for it}
+    name: str                   # name of its folder
+    options: tuple[str, ...]    # options of train.py
+    methods: dict[str, str]     # {table: name in the paper}
 
 
 FULL = Configuration("full", (), {"1": "N=3", "2": "lambda2=5", "3": "RPFNet"})
@@ -100,14 +100,14 @@ CONFIGURATIONS = (
     Configuration("no_cpm", ("--no-cpm",), {"3": "w/o CPM"}),
     Configuration("no_prior", ("--no-prior",), {"3": "w/o res prior"}),
 )
-TRAINED = ("1", "2", "3")       # tables of CONFIGURATIONS; the paper ranks their rows
+TRAINED = ("1", "2", "3")       # tables of CONFIGURATIONS; the paper prints RoR for them
 
 
 class DataSet(NamedTuple):
-    """Where the images of a table are."""
-    layout: str         # of dataset.DATASETS
-    folder: str         # in --data
-    paper: str          # its name in paper_tables.csv
+    """A data set of the tables."""
+    layout: str         # name in dataset.DATASETS
+    folder: str         # folder in --data
+    paper: str          # name in paper_tables.csv
 
 
 DATA_SETS = {
@@ -118,24 +118,24 @@ DATA_SETS = {
     "MRI-PET": DataSet("mri-pet", "Harvard", "Harvard"),
     "MRI-SPECT": DataSet("mri-spect", "Harvard", "Harvard"),
 }
-TABLES = {      # the data sets of each
+TABLES = {      # {table: its data sets}
     **dict.fromkeys((*TRAINED, "main", "parts"), ("FLIR-val",)),
     "4": ("TNO", "MSRS", "M3FD"), "5": (), "6": ("MRI-PET", "MRI-SPECT"),
 }
 SHIPPED = {"RPFNet, paper's": ROOT / "checkpoints" / "rpfnet_paper.pth",
            "RPFNet, contrast": ROOT / "checkpoints" / "rpfnet.pth"}
 MEDICAL = {"RPFNet, medical": ROOT / "checkpoints" / "rpfnet_medical.pth"}
-BASELINES = {"average": "average", "maximum": "max"}        # {name here: in metrics.baseline}
+BASELINES = {"average": "average", "maximum": "max"}        # {name in the tables: name for metrics.baseline}
 RELEASED = "authors' release"
 
 
 def papers_name(method: str) -> str:
-    """The paper's row that a method is compared with."""
+    """Name of the row of the paper that a method is compared with."""
     return "RPFNet" if method in (*SHIPPED, *MEDICAL, RELEASED) else method
 
 
 def known_methods(table: str, fused: Sequence[str]) -> list[str]:
-    """What --run can measure for a table."""
+    """Methods that --run can measure for a table."""
     if table in TRAINED:
         return [one.methods[table] for one in CONFIGURATIONS if table in one.methods]
     if table == "parts":
@@ -148,7 +148,7 @@ def known_methods(table: str, fused: Sequence[str]) -> list[str]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none where there is no file. Raises TableError."""
+    """Rows of a CSV file; [] if there is no such file. Raises TableError."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
@@ -159,12 +159,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def identity(row: dict[str, str]) -> tuple[str, ...]:
-    """What a newer measurement replaces. Trained rows of several budgets stand side by side."""
+    """Key of a row: a newer row with the same key replaces an older one. Rows of different budgets are all kept."""
     return tuple(row[key] for key in (*IDENTITY, *(BUDGET if row["table"] in TRAINED else ())))
 
 
 def record(path: Path, columns: Sequence[str], rows: Sequence[dict], key: Callable[[dict], tuple]) -> None:
-    """Add rows to a file, in place of those with the same key. The file is whole at every moment."""
+    """Add rows to a file, in place of rows with the same key. The file is written atomically."""
     kept = {key(row): row for row in [*read_rows(path), *rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, as_csv(columns, kept.values()))
@@ -177,15 +177,18 @@ Fuse = Callable[[Pair, np.ndarray, np.ndarray], np.ndarray]     # pair, ir, vis_
 
 
 def of_network(model: RPFNet, use: Use) -> Fuse:
+    """Fuse with a network."""
     return lambda pair, ir, vis: model.fuse(ir, vis, studio_range=use.range == "studio",
                                             as_published=use.use == "as published")
 
 
 def of_baseline(name: str) -> Fuse:
+    """Fuse with a baseline of metrics.py."""
     return lambda pair, ir, vis: metrics.baseline(name, ir, vis)
 
 
 def of_files(files: dict[str, Path]) -> Fuse:
+    """Read fused images of another method."""
     return lambda pair, ir, vis: read_gray(files[pair.name])
 
 
@@ -201,7 +204,7 @@ def score(pairs: Sequence[Pair], fuse: Fuse, label: str) -> dict[str, dict[str, 
         ir, vis = gray_pair(pair)
         fused = fuse(pair, ir, vis)
         for key, protocol in PROTOCOLS.items():
-            # By position: a protocol may head its columns otherwise.
+            # Columns are matched by position, because a protocol can use other names for its columns.
             values = metrics.evaluate(fused, ir, vis, protocol.evaluated, protocol.names).values()
             for running, value in zip(means[key].values(), values):
                 running.add(value)
@@ -210,13 +213,13 @@ def score(pairs: Sequence[Pair], fuse: Fuse, label: str) -> dict[str, dict[str, 
 
 def rows_of(table: str, dataset: str, method: str, use: Use, scores: dict[str, dict[str, float]],
             about: dict[str, str]) -> list[dict[str, str]]:
-    """Rows of tables.csv, one for each protocol. about: what is not a score."""
+    """Rows of tables.csv, one for each protocol. about: the cells that are not scores."""
     common = dict.fromkeys(COLUMNS, "") | about | use._asdict() | {"table": table, "dataset": dataset, "method": method}
     return [common | {"protocol": protocol} | digits(means) for protocol, means in scores.items()]
 
 
 def digits(means: dict[str, float]) -> dict[str, str]:
-    """Values as they are recorded."""
+    """Values as recorded in the CSV files, with four decimals."""
     return {name: f"{value:.4f}" for name, value in means.items()}
 
 
@@ -225,7 +228,7 @@ def device() -> str:
 
 
 def machine(name: str | None = None) -> str:
-    """train.py's name of a device, with the processor's where that is "cpu"; by default of the device in use."""
+    """Name of a device as in train.py, with the processor's name in place of "cpu"; by default the device in use."""
     name = name or train.device_name(torch.device(device()))
     return re.sub(r"^cpu\b", processor(), name)
 
@@ -239,7 +242,7 @@ class Run(NamedTuple):
     configuration: Configuration
     seed: int
     folder: Path
-    options: tuple[str, ...]        # of train.py
+    options: tuple[str, ...]        # options of train.py
 
     @property
     def command(self) -> str:
@@ -250,7 +253,7 @@ class Run(NamedTuple):
 
 
 def planned_runs(args: argparse.Namespace) -> list[Run]:
-    """The full model with each seed, the others with the first."""
+    """The trainings of a table: the full model with each seed, other configurations with the first seed."""
     runs = []
     for configuration in CONFIGURATIONS:
         method = configuration.methods.get(args.table)
@@ -266,7 +269,7 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
 
 
 def run_trained(args: argparse.Namespace) -> list[str]:
-    """Train, fuse and score the rows of one of Tables 1 to 3. Returns a line for each that failed."""
+    """Train, fuse and score the rows of one of Tables 1 to 3. Returns one line for each row that failed."""
     pairs, problems = pairs_of("FLIR-val", args), []
     runs = planned_runs(args)
     for number, run in enumerate(runs, 1):
@@ -280,7 +283,7 @@ def run_trained(args: argparse.Namespace) -> list[str]:
 
 
 def train_run(run: Run) -> None:
-    """Start, resume or skip a training. Raises TableError where it fails, KeyboardInterrupt where it is stopped."""
+    """Start, resume or skip a training. Raises TableError if it fails, KeyboardInterrupt if it is stopped."""
     wanted = wanted_recipe(run)
     state = stored_state(run, wanted)
     if state and is_finished(state, wanted):
@@ -291,24 +294,24 @@ def train_run(run: Run) -> None:
     if code in (130, 143):      # stopped by a signal
         raise KeyboardInterrupt
     if code:
-        raise TableError(f"train.py ended with code {code}; what it said stands above")
+        raise TableError(f"train.py ended with code {code}; its messages are above")
 
 
 def call_train(options: Sequence[str]) -> int:
-    """Exit code of train.py in a process of its own. However this one is stopped, train.py ends its step and saves."""
+    """Run train.py in another process and return its exit code. If this process is stopped, train.py saves first."""
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *options])
     previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         return process.wait()
     except KeyboardInterrupt:
-        process.wait()      # Ctrl-C has reached both
+        process.wait()      # the terminal has sent Ctrl-C to both processes
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
 
 
 def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
-    """last.pth of a run, if there is one. Raises TableError for one that was trained with other options."""
+    """Content of last.pth of a run; None if there is none. Raises TableError if it was trained with other options."""
     path = run.folder / "last.pth"
     if not path.exists():
         return None
@@ -326,22 +329,22 @@ def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
 
 
 def wanted_recipe(run: Run) -> argparse.Namespace:
-    """All options of a run, as train.py reads them. Raises TableError."""
+    """All options of a run, as train.py parses them. Raises TableError."""
     try:
-        # Of a folder that is never made, because train.py starts no run where one is.
+        # With a folder that does not exist, because train.py refuses a folder that already holds a run.
         return train.parse([*run.options, "--out", str(run.folder / "new")])[0]
     except train.TrainingError as error:
         raise TableError(str(error)) from None
 
 
 def is_finished(state: dict, wanted: argparse.Namespace) -> bool:
-    """Whether the last step was made and its epoch closed: statistics computed, logged, saved."""
+    """Whether the last step was made and the end of its epoch was processed (statistics, log, checkpoint)."""
     total = wanted.steps or wanted.epochs * math.ceil(wanted.crops / wanted.batch)
     return state["step"] >= total and bool(state["history"]) and state["history"][-1]["step"] == state["step"]
 
 
 def score_run(run: Run, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
-    """Fuse and score with a run's last state, and record it in every table that has its row."""
+    """Fuse and score with the last state of a run, and record the result in each table that has a row for it."""
     about = training_of(run.folder / "best.json") | {
         "source": (run.folder / "last.pth").as_posix(), "command": run.command, "images": str(len(pairs))}
     path = args.results / "tables.csv"
@@ -358,13 +361,13 @@ def score_run(run: Run, pairs: Sequence[Pair], args: argparse.Namespace) -> None
 
 
 def is_recorded(run: Run, rows: Sequence[dict], about: dict[str, str]) -> bool:
-    """Whether the rows of this very training are there, for all uses and protocols, in all its tables."""
+    """Whether all rows of this training exist, for all its tables, uses and protocols."""
     own = [row for row in rows if all(row.get(key) == value for key, value in about.items())]
     return len(own) == len(run.configuration.methods) * len(USES) * len(PROTOCOLS)
 
 
 def training_of(path: Path) -> dict[str, str]:
-    """Seed, steps, crops, minutes, commit and machine of a training, from the JSON beside its weights."""
+    """Seed, steps, crops, minutes, commit and machine of a training, from the JSON file. Raises TableError."""
     try:
         about = json.loads(path.read_text())
         recipe = about["recipe"]
@@ -372,7 +375,7 @@ def training_of(path: Path) -> dict[str, str]:
                 "crops": f"{recipe['batch']} of {recipe['crop']}", "commit": about["commit"],
                 "machine": machine(about["device"])}
     except (OSError, ValueError, KeyError) as error:
-        raise TableError(f"{path}: does not tell how its weights were trained "
+        raise TableError(f"{path}: does not say how its weights were trained "
                          f"({type(error).__name__}: {error})") from None
 
 
@@ -381,13 +384,13 @@ def training_of(path: Path) -> dict[str, str]:
 
 
 def pairs_of(dataset: str, args: argparse.Namespace) -> list[Pair]:
-    """The evaluated pairs of a data set. Raises DataError."""
+    """The pairs of a data set's split for evaluation. Raises DataError."""
     layout, folder, _ = DATA_SETS[dataset]
     return named_pairs(layout, args.data / folder)
 
 
 def run_shipped(args: argparse.Namespace) -> list[str]:
-    """Fuse and score with the shipped weights, beside baselines and other methods' images."""
+    """Fuse and score with the shipped weights; also score baselines and images of other methods."""
     problems: list[str] = []
     shipped = load_shipped(MEDICAL if args.table == "6" else SHIPPED, args, problems)
     for dataset in args.datasets or TABLES[args.table]:
@@ -406,13 +409,13 @@ def run_shipped(args: argparse.Namespace) -> list[str]:
 
 
 class Shipped(NamedTuple):
-    """A checkpoint of this repository, and the cells of its rows that tell how it was trained."""
+    """A checkpoint of this repository, and the cells of its rows that describe its training."""
     model: RPFNet
     about: dict[str, str]
 
 
 def load_shipped(checkpoints: dict[str, Path], args: argparse.Namespace, problems: list[str]) -> dict[str, Shipped]:
-    """The networks that are there, by method; a line in `problems` for each other."""
+    """{method: network} for the checkpoints that can be loaded. One line in `problems` for each other checkpoint."""
     found = {}
     for method, path in checkpoints.items():
         if args.rows and method not in args.rows:
@@ -428,7 +431,7 @@ def load_shipped(checkpoints: dict[str, Path], args: argparse.Namespace, problem
 
 def ways(shipped: dict[str, Shipped], dataset: str, pairs: Sequence[Pair], args: argparse.Namespace,
          problems: list[str]) -> Iterator[tuple[str, Use, Fuse, dict[str, str]]]:
-    """Every method of a data set: its name, use, how it fuses, and what is known about it."""
+    """Yield the methods of a data set: name, use, fuse function, and the cells about its weights."""
     for method, (model, about) in shipped.items():
         for use in USES:
             yield method, use, of_network(model, use), about
@@ -452,19 +455,19 @@ def ways(shipped: dict[str, Shipped], dataset: str, pairs: Sequence[Pair], args:
 
 
 def provenance(args: argparse.Namespace) -> dict[str, str]:
-    """How rows are made whose weights were there before."""
+    """The cells command, commit and machine for rows of existing weights."""
     return {"command": args.command, "commit": args.commit, "machine": machine()}
 
 
 class Zeros(nn.Module):
-    """Zeros of the input's shape."""
+    """Returns zeros with the shape of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
 
 def without_spectrum(model: RPFNet) -> RPFNet:
-    """A copy whose FDFM is its 3 x 3 block alone: the inverse transform of zeros is added to it."""
+    """A copy in which the FDFM is only its 3 x 3 block, because its spectrum is replaced by zeros."""
     model = copy.deepcopy(model)
     for stage in model.stages:
         stage.fdfm.spectral = Zeros()
@@ -472,7 +475,7 @@ def without_spectrum(model: RPFNet) -> RPFNet:
 
 
 def without_cpm(model: RPFNet) -> RPFNet:
-    """A copy in which the features pass the CPM unchanged."""
+    """A copy without the CPM, so that the features do not change there."""
     model = copy.deepcopy(model)
     for stage in model.stages:
         stage.cpm = None
@@ -480,7 +483,7 @@ def without_cpm(model: RPFNet) -> RPFNet:
 
 
 def run_parts(args: argparse.Namespace) -> list[str]:
-    """Measure what each part contributes to the shipped weights' pictures."""
+    """Measure what each part of the network contributes to the results of the shipped weights."""
     problems: list[str] = []
     pairs = pairs_of("FLIR-val", args)
     for method, (model, training) in load_shipped(SHIPPED, args, problems).items():
@@ -492,7 +495,7 @@ def run_parts(args: argparse.Namespace) -> list[str]:
 
 
 def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:
-    """{part: {PARTS_METRICS: mean over the pairs}}, in eval mode and plain range."""
+    """{part: {metric of PARTS_METRICS: mean over the pairs}}, in eval mode and plain range."""
     parts = {"whole": model.fuse, "spectrum off": without_spectrum(model).fuse, "CPM off": without_cpm(model).fuse,
              "sources exchanged": lambda ir, vis: model.fuse(vis, ir)}
     means = {part: {name: metrics.Running() for name in PARTS_METRICS} for part in parts}

@@ -1,4 +1,4 @@
-"""The paper's tables, with the rows that were measured here beside the paper's.
+"""Print the tables of the paper with the rows that were measured here, and measure these rows.
 
     python tools/tables.py --table 1                                print the recorded rows
     python tools/tables.py --table main --format markdown           the first table of README
@@ -13,11 +13,12 @@ Tables:
   parts                                       what the network's parts contribute there
 
 A network is used in two ways: "eval" with the running statistics of training, "as published" with the statistics of
-each image and the studio-range stretch. What stands after -- is passed on to train.py. After Ctrl-C the same command
-goes on from where it was.
+each image and the studio-range stretch. Options after -- are passed on to train.py. After Ctrl-C, the same command
+continues the measurement.
 
-In results/: tables.csv and parts.csv hold what was measured here (columns: tools/table_rows.py); paper_tables.csv and
-paper_detection.csv the paper's rows; released.csv the authors' published weights, measured outside this repository.
+Files in results/: tables.csv and parts.csv hold the rows measured here (columns: tools/table_rows.py). paper_tables.csv
+and paper_detection.csv hold the rows of the paper. released.csv holds rows of the authors' published weights, measured
+outside this repository.
 """
 from __future__ import annotations
 
@@ -66,19 +67,19 @@ from tools.table_rows import (
 
 @dataclass
 class Line:
-    """One line of a printed table; several seeds are one line."""
+    """One line of a printed table. Several seeds are combined to one line."""
     method: str
     kind: str                   # "paper", "eval, plain", ...
     means: dict[str, float]
-    printed: dict[str, str]     # the paper's digits; {} for measured rows
-    stds: dict[str, float] = field(default_factory=dict)            # over seeds; {} of one seed
-    differences: dict[str, float] = field(default_factory=dict)     # to the paper's row; {} without one
-    rank: int | None = None
-    budget: str = ""
+    printed: dict[str, str]     # digits as printed in the paper; {} for measured rows
+    stds: dict[str, float] = field(default_factory=dict)            # over seeds; {} for one seed
+    differences: dict[str, float] = field(default_factory=dict)     # to the row of the paper; {} if it has none
+    rank: int | None = None     # RoR
+    budget: str = ""            # text for the notes
 
 
 def collect_lines(table: str, dataset: str, protocol: str, results: Path) -> list[Line]:
-    """The paper's and the measured lines of one data set, in the paper's order."""
+    """The lines of the paper and the measured lines of one data set, in the order of the paper."""
     names = PROTOCOLS[protocol].names
     lines = paper_lines(table, DATA_SETS[dataset].paper, names) if protocol == "paper" else []
     published = {line.method: line.means for line in lines}
@@ -98,8 +99,9 @@ def collect_lines(table: str, dataset: str, protocol: str, results: Path) -> lis
 
 
 def paper_lines(table: str, dataset: str, names: Sequence[str]) -> list[Line]:
+    """The lines that the paper prints."""
     rows = read_rows(RESULTS / "paper_tables.csv")
-    if table == "main":         # the paper's own network, as in its Tables 1 to 3
+    if table == "main":         # the row of RPFNet, which is the same in Tables 1 to 3 of the paper
         rows = [row | {"table": table} for row in rows if row["table"] == "3" and row["method"] == "RPFNet"]
     rows = [row for row in rows if row["table"] == table and row["dataset"] == dataset]
     return [Line(row["method"], "paper", {name: float(row[name]) for name in names},
@@ -107,6 +109,7 @@ def paper_lines(table: str, dataset: str, names: Sequence[str]) -> list[Line]:
 
 
 def measured_lines(table: str, dataset: str, protocol: str, names: Sequence[str], results: Path) -> list[Line]:
+    """The measured lines: rows that differ only in the seed are combined."""
     rows = [row for row in read_rows(results / "tables.csv") if row["table"] == table]
     if table not in TRAINED:
         rows = read_rows(RESULTS / "released.csv") + rows
@@ -119,7 +122,7 @@ def measured_lines(table: str, dataset: str, protocol: str, names: Sequence[str]
 
 
 def measured_line(group: Sequence[dict], names: Sequence[str], name_budget: bool) -> Line:
-    """One line of the rows of all seeds; `name_budget` where the table has lines of other budgets too."""
+    """Combine the rows of all seeds to one line. `name_budget`: add the budget, if the table has several budgets."""
     seeds = {name: metrics.Running() for name in names}
     for row in group:
         for name in names:
@@ -132,7 +135,7 @@ def measured_line(group: Sequence[dict], names: Sequence[str], name_budget: bool
 
 
 def budget(group: Sequence[dict]) -> str:
-    """What stands behind the rows of one line, for the notes under a table."""
+    """Training budget, seeds and images of the rows of one line, for the notes under a table."""
     first = group[0]
     parts = [first["source"]] if not first.get("steps") else [f"{first['steps']} steps, crops {first['crops']}"]
     if first.get("seed"):
@@ -144,7 +147,7 @@ def budget(group: Sequence[dict]) -> str:
 
 
 def cells_of(lines: Sequence[Line], names: Sequence[str]) -> list[list[str]]:
-    """A header and the lines, each difference under its line; a method's name stands once."""
+    """Header and cells of the lines. A difference follows its line. The name of a method is printed once."""
     ranked = any(line.rank for line in lines)
     cells = [["method", "rows", *names] + ["RoR"] * ranked]
     previous = None
@@ -160,7 +163,7 @@ def cells_of(lines: Sequence[Line], names: Sequence[str]) -> list[list[str]]:
 
 
 def notes_of(lines: Sequence[Line]) -> list[str]:
-    """A note for each budget, which names the methods that have it."""
+    """One note for each budget, with the names of its methods."""
     methods: dict[str, list[str]] = {}
     for line in lines:
         if line.budget and line.method not in methods.setdefault(line.budget, []):
@@ -172,7 +175,7 @@ def notes_of(lines: Sequence[Line]) -> list[str]:
 
 
 def layout(cells: Sequence[Sequence[str]], style: str, text_columns: int = 2) -> str:
-    """An aligned table; the first `text_columns` columns are text, the others numbers."""
+    """Format an aligned table. The first `text_columns` columns are text, the others are numbers."""
     if style == "latex":
         cells = [[_latex(text) for text in line] for line in cells]
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
@@ -187,10 +190,11 @@ def _latex(text: str) -> str:
 
 
 def show(title: str, cells: Sequence[Sequence[str]], notes: Sequence[str], style: str, text_columns: int = 2) -> None:
+    """Print a table with its title and notes."""
     comment = "% " if style == "latex" else ""
     print(f"{comment}{title}\n" + ("" if style == "latex" else "\n") + layout(cells, style, text_columns), end="\n\n")
     for note in notes:
-        print(f"{comment}{note}" + ("  " if style == "markdown" else ""))     # two spaces: a line break
+        print(f"{comment}{note}" + ("  " if style == "markdown" else ""))     # two spaces are a line break in Markdown
     print()
 
 
@@ -204,7 +208,7 @@ def print_table(args: argparse.Namespace) -> None:
 
 
 def print_comparison(args: argparse.Namespace) -> None:
-    """Tables 1 to 4, 6 and main."""
+    """Print Tables 1 to 4, 6 and main."""
     chosen, written = PROTOCOLS[args.protocol], []
     for dataset in args.datasets or TABLES[args.table]:
         lines = collect_lines(args.table, dataset, args.protocol, args.results)
@@ -223,7 +227,10 @@ def print_comparison(args: argparse.Namespace) -> None:
 
 
 def write_lines(path: Path, table: str, names: Sequence[str], lines: Sequence[tuple[str, Line]]) -> None:
-    """The printed lines as numbers: means, standard deviations over seeds, differences to the paper."""
+    """Write the printed lines as CSV: means, standard deviations over seeds, differences to the paper.
+
+    Raises OSError.
+    """
     columns = {"": "means", " std": "stds", " difference": "differences"}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -254,7 +261,7 @@ def print_parts(args: argparse.Namespace) -> None:
         cells.append(["" if row["method"] == previous else row["method"], row["part"],
                       *(f"{float(row[name]):.3f}" for name in PARTS_METRICS)])
         previous = row["method"]
-    notes = ["change: mean absolute difference from the whole network's picture, gray levels",
+    notes = ["change: mean absolute difference from the result of the whole network, gray levels",
              "hot: mean on hot pixels (IR > mean + standard deviation) over the infrared's",
              f"eval, plain; EN, SF, VIFF by definition; {rows[0]['images']} images"]
     show("What the parts contribute, FLIR-val", cells, notes, args.format)
@@ -268,40 +275,44 @@ def print_parts(args: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", required=True, choices=sorted(TABLES), help="which one")
+    parser.add_argument("--table", required=True, choices=sorted(TABLES), help="which table")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="folder of the measured rows (default: results/ of the repository)")
 
     output = parser.add_argument_group("printing")
     output.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
-    output.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="paper: its columns as they were "
-                        "computed there; definition: the metrics' definitions, without the paper's rows")
+    output.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="paper: columns as computed in "
+                        "the paper; definition: columns by the metrics' definitions, without the rows of the paper")
     output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file")
     output.add_argument("--datasets", nargs="+", metavar="NAME",
-                        help="only these, of 4: TNO MSRS M3FD, 6: MRI-PET MRI-SPECT")
+                        help="only these data sets; table 4: TNO MSRS M3FD, table 6: MRI-PET MRI-SPECT")
 
     run = parser.add_argument_group("measuring")
-    run.add_argument("--run", action="store_true", help="measure the rows first; hours on a CPU for Tables 1 to 3")
-    run.add_argument("--rows", nargs="+", default=[], metavar="METHOD", help='only these, e.g. "N=5" or average')
+    run.add_argument("--run", action="store_true",
+                     help="measure the rows first; this takes hours on a CPU for Tables 1 to 3")
+    run.add_argument("--rows", nargs="+", default=[], metavar="METHOD",
+                     help='measure only these rows, e.g. "N=5" or average')
     run.add_argument("--data", type=Path, default=Path("data"), metavar="DIR",
                      help="folder that holds RoadScene/, TNO/, MSRS/, M3FD/, Harvard/ (default: data)")
-    run.add_argument("--fused", nargs="+", default=[], metavar="METHOD=DIR", help="other methods' images for Tables 4, "
-                     "6 and main; {dataset} in DIR stands for TNO, MSRS, ...")
+    run.add_argument("--fused", nargs="+", default=[], metavar="METHOD=DIR", help="images of other methods for Tables "
+                     "4, 6 and main; {dataset} in DIR is replaced by TNO, MSRS, ...")
 
     training = parser.add_argument_group("training of Tables 1 to 3 (recipe paper, without validation)")
     training.add_argument("--steps", type=train.whole, default=300,
-                          help="of each network (default: 300); 0: the recipe's epochs")
-    training.add_argument("--batch", type=positive, default=8, help="crops a step (default: 8)")
-    training.add_argument("--crops", type=positive, default=800, help="crops an epoch (default: 800)")
+                          help="training steps of each network (default: 300); 0: the epochs of the recipe")
+    training.add_argument("--batch", type=positive, default=8, help="crops in a step (default: 8)")
+    training.add_argument("--crops", type=positive, default=800, help="crops in an epoch (default: 800)")
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
-                          help="of the full model; the others have the first (default: 0 1 2)")
+                          help="seeds of the full model; the other networks use only the first (default: 0 1 2)")
     training.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR",
-                          help="where they are trained (default: runs/tables)")
-    training.add_argument("--again", action="store_true", help="fuse and score anew what has been trained and measured")
+                          help="folder of the trainings (default: runs/tables)")
+    training.add_argument("--again", action="store_true",
+                          help="fuse and score networks again that have been trained and measured")
     return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options. Ends the program with exit code 2 if they are wrong."""
     own, train_options = list(argv), []
     if "--" in own:
         split = own.index("--")

@@ -1,10 +1,10 @@
-"""Fusing video: files, folders of frames, cameras. Frames are read, fused and written one at a time.
+"""Fuse video: files, folders of frames, cameras. Frames are read, fused and written one at a time.
 
-The steady network can be used alone, too:
+`Steady` can also be used without the command:
 
     from video import Steady
     with Steady(RPFNet.from_pretrained()) as steady:
-        fused = [steady.fuse(ir, vis) for ir, vis in frames]        # uint8 each, as RPFNet.fuse
+        fused = [steady.fuse(ir, vis) for ir, vis in frames]        # uint8 arrays, as for RPFNet.fuse
 """
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = ["Steady", "VideoFuser", "add_options", "check_options"]
 VIDEO_HELP = f"""\
 --ir and --vis are two files ({' '.join(sorted(SUFFIXES))}),
 two folders of frames with --video, or the numbers of two cameras (0 is the first).
---out is a file (.mp4 or .avi) or a folder. The sources must be aligned, and have one size,
-length and frame rate. Ctrl-C ends the result where it is; it can be played."""
+--out is a file (.mp4 or .avi) or a folder. The sources must be aligned, and must have one size,
+length and frame rate. After Ctrl-C, the file holds the frames so far and can be played."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -38,33 +38,35 @@ length and frame rate. Ctrl-C ends the result where it is; it can be played."""
 
 
 def _weight(text: str) -> float:
-    """0 to below 1, for argparse."""
+    """Type of --steady for argparse: 0 <= weight < 1."""
     if not 0 <= float(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
     return float(text)
 
 
 def _rate(text: str) -> float:
-    """Frames a second, for argparse."""
+    """Type of --fps for argparse: frames per second."""
     if not 0 < float(text) <= 1000:
         raise argparse.ArgumentTypeError(f"{text} is not a number of frames a second, above 0 and up to 1000")
     return float(text)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for video to the parser of test.py."""
     group = parser.add_argument_group("video", VIDEO_HELP)
-    group.add_argument("--video", action="store_true", help="the folders in --ir and --vis hold the frames of one video, in "
-                       "the order of their names; 16-bit infrared is scaled by one range for all (default: that of all frames)")
-    group.add_argument("--steady", type=_weight, metavar="KEEP", help="against flicker: the network's global pools follow an "
-                       "exponential average over the frames, with this weight of the past; a scene cut begins a new one "
-                       f"(default: {KEEP}; 0: each frame as an image alone)")
-    group.add_argument("--fps", type=_rate, metavar="RATE", help="frames a second of the result (default: as the sources; "
-                       f"{RATE:g} for folders, and cameras that do not tell)")
+    group.add_argument("--video", action="store_true", help="the folders in --ir and --vis hold the frames of one "
+                       "video, in the order of their names; one range scales the 16-bit infrared of all frames "
+                       "(default: minimum and maximum of the sequence)")
+    group.add_argument("--steady", type=_weight, metavar="KEEP", help="reduce flicker: the global pools of the network "
+                       "are averaged exponentially over the frames, with this weight of the past; a scene cut starts a "
+                       f"new average (default: {KEEP}; 0: frames are fused independently)")
+    group.add_argument("--fps", type=_rate, metavar="RATE", help="frames per second of the result (default: the rate "
+                       f"of the sources; {RATE:g} for folders, and for cameras that report none)")
     group.add_argument("--show", action="store_true", help="also show the frames in a window; q ends the run")
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Sets args.video and args.steady from all options of test.py. Raises ValueError for what does not go together."""
+    """Set args.video and args.steady from the options of test.py. Raises ValueError for options that do not fit."""
     sources = [source for source in (args.ir, args.vis) if source]
     args.video = args.video or any(camera_number(source) is not None or is_video(source) for source in sources)
     if not args.video:
@@ -89,11 +91,14 @@ def check_options(args: argparse.Namespace) -> None:
 class VideoFuser:
     """Fuses the video that the options of test.py name.
 
+    Args:
+        args: options of test.py.
+
     Attributes:
-        folder: is written to; it must be there for `fuse_all`.
-        place: the resulting file; the folder for frames.
-        written: number of frames.
-        seconds: the time that they took, with reading and writing.
+        folder: output folder. It must exist before `fuse_all` is called.
+        place: the output file; for frames, the output folder.
+        written: number of frames that were written.
+        seconds: time for these frames, including reading and writing.
     Raises:
         DataError, OutputError: wrong sources, or results that cannot be written.
     """
@@ -103,7 +108,7 @@ class VideoFuser:
             raise DataError("a video is fused by one process; start it without torchrun")
         if args.show:
             check_display()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)       # many lines where ours is one
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)       # errors are reported in one line here
         self.args, self.clip = args, open_clip(args)
         self.file = self._chosen_file()
         self.folder = self.file.parent if self.file else args.out
@@ -112,7 +117,7 @@ class VideoFuser:
         self.written, self.seconds = 0, 0.0
 
     def _chosen_file(self) -> Path | None:
-        """The video file that is written; None for frames."""
+        """The output file; None if frames are written into a folder. Raises DataError."""
         out, suffix = self.args.out, self.args.out.suffix.lower()
         if not out.is_dir() and suffix in SUFFIXES - CODECS.keys() | IMAGE_SUFFIXES:
             raise DataError(f"--out {out}: a video is written as {' or '.join(CODECS)}, or as frames into a folder")
@@ -124,7 +129,7 @@ class VideoFuser:
         return out if is_file else out / f"{self.clip.name}.mp4"
 
     def fuse_all(self, model: nn.Module) -> None:
-        """Fuse and write frame by frame; what was written is whole, however this ends.
+        """Fuse and write frame by frame. After an error, the frames so far form a valid result.
 
         Raises DataError, OutputError, OSError, ValueError, KeyboardInterrupt.
         """

@@ -1,4 +1,4 @@
-"""Frames in: two video files, two folders of frames, or two cameras, as an iterable of `Frame`s."""
+"""Sources of video: two files, two folders of frames, or two cameras. Each is an iterable of `Frame`s."""
 from __future__ import annotations
 
 import argparse
@@ -16,42 +16,44 @@ from images import DataError, infrared_luma, infrared_span, luma
 from support.console import note
 from support.pairing import Pair, all_paired, find_pairs, list_images
 
-COUNTED = {".mp4", ".avi", ".mov", ".m4v"}                      # their headers hold the exact number of frames
+COUNTED = {".mp4", ".avi", ".mov", ".m4v"}                      # formats whose header holds the exact number of frames
 SUFFIXES = COUNTED | {".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"}
-RATE = 25.0             # frames a second, where the sources have no rate
-SAME_RATE = 0.005       # frames a second; what headers round
+RATE = 25.0             # frames per second, if the sources have no rate
+SAME_RATE = 0.005       # frames per second; tolerance for rates that are rounded in headers
 
 
 def camera_number(source: Path) -> int | None:
-    """The number of a camera; None for anything else, also for a file or folder whose name is a number."""
+    """The number of a camera; None for anything else, also for an existing file or folder whose name is a number."""
     text = str(source)
     return int(text) if text.isascii() and text.isdigit() and not source.exists() else None
 
 
 def is_video(source: Path) -> bool:
+    """Whether a path has the suffix of a video file and is not a folder."""
     return source.suffix.lower() in SUFFIXES and not source.is_dir()
 
 
 class Frame(NamedTuple):
-    """Both sources at one time: infrared (H, W), visible (H, W) or (H, W, 3) RGB, uint8, of one size."""
+    """Both sources at one time, uint8 of one size."""
     name: str
-    ir: np.ndarray
-    vis: np.ndarray
+    ir: np.ndarray      # (H, W)
+    vis: np.ndarray     # (H, W) or (H, W, 3) RGB
 
 
 class FolderClip:
-    """Two folders of frames, matched by file name; iterates over `Frame`s.
+    """Two folders of frames, matched by file name. Iteration gives `Frame`s.
 
-    16-bit infrared is scaled by one range for all frames: --ir-range, or from the darkest to the brightest pixel of all.
-    A range for each frame would make the sequence flicker.
+    One range scales the 16-bit infrared of all frames: --ir-range, or the minimum and maximum of the sequence. A range
+    for each frame would cause flicker.
 
     Attributes:
-        name: of the visible folder.
-        rate: frames a second.
+        name: name of the visible folder.
+        rate: frames per second.
         length: number of frames.
-        inputs: the files.
+        inputs: the input files.
     Raises:
-        DataError: no folder, no frames, or frames without a partner; when iterated, a frame that cannot be read.
+        DataError: no such folder, no frames, or frames without a partner; during iteration, a frame that cannot be
+            read.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -69,7 +71,7 @@ class FolderClip:
             yield Frame(pair.name, *load_pair(pair, self.args.resize, span))
 
     def _span(self) -> tuple[int, int] | None:
-        """Range of the whole infrared sequence; None for 8 bits."""
+        """Minimum and maximum of the infrared sequence; None for 8-bit images."""
         if infrared_span(self._pairs[0].ir) is None:
             return None
         spans = [infrared_span(pair.ir) for pair in tqdm(self._pairs, unit="frame", desc="range of the infrared")]
@@ -78,13 +80,13 @@ class FolderClip:
 
 
 class Capture:
-    """A video file or a camera, by OpenCV.
+    """A video file or a camera, read by OpenCV.
 
     Attributes:
-        name: for messages.
-        is_camera: whether it is one.
-        rate: frames a second, 0 if it does not tell.
-        length: number of frames; None where only the end tells.
+        name: name for messages.
+        is_camera: True for a camera, False for a file.
+        rate: frames per second; 0 if it is unknown.
+        length: number of frames; None if it is unknown before the end.
     Raises:
         DataError: no such file or camera, or one that cannot be decoded.
     """
@@ -109,20 +111,20 @@ class Capture:
         return frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
     def count_rest(self) -> int:
-        """The number of frames that are left; they are not decoded."""
+        """Count the remaining frames without decoding them."""
         return next(number for number in count() if not self._capture.grab())
 
 
 class CaptureClip:
-    """Two video files or two cameras; iterates over `Frame`s.
+    """Two video files or two cameras. Iteration gives `Frame`s.
 
     Attributes:
-        name: of the visible file, without suffix; or "camera".
-        rate: frames a second.
-        length: number of frames; None for cameras, and for files whose header does not tell.
-        inputs: the files.
+        name: name of the visible file without suffix, or "camera".
+        rate: frames per second.
+        length: number of frames; None for cameras, and for files whose header does not hold it.
+        inputs: the input files.
     Raises:
-        DataError: as Capture, or lengths or rates that differ; when iterated, sizes and lengths that differ.
+        DataError: as for Capture, or lengths or rates that differ; during iteration, sizes or lengths that differ.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -134,8 +136,9 @@ class CaptureClip:
         if self.ir.length is not None and self.length is not None:
             _check_lengths((self.ir.name, self.ir.length), (self.vis.name, self.length))
         if not args.fps and abs(self.ir.rate - self.vis.rate) > SAME_RATE:
-            raise DataError(f"{self.ir.name} has {self.ir.rate:.6g} frames a second and {self.vis.name} {self.vis.rate:.6g}; "
-                            "bring both to one rate, or, if their frames belong together one by one, give --fps")
+            raise DataError(f"{self.ir.name} has {self.ir.rate:.6g} frames a second and {self.vis.name} "
+                            f"{self.vis.rate:.6g}; convert both to one rate, or give --fps if their frames match one "
+                            "by one")
         if not self.rate:
             raise DataError(f"{self.vis.name}: has no frame rate; give --fps")
 
@@ -145,11 +148,14 @@ class CaptureClip:
             ir, vis = self.ir.read(), self.vis.read()
             if ir is None or vis is None:
                 return self._check_end(number, ir is not None, vis is not None)
-            ir = luma(ir) if number else infrared_luma(ir, self.ir.name)        # a warning once, not for each frame
+            ir = luma(ir) if number else infrared_luma(ir, self.ir.name)        # warns for the first frame only
             yield Frame(f"{number:06d}", *of_one_size(pair, ir, vis, self.args.resize))
 
     def _check_end(self, number: int, *more: bool) -> None:
-        """Raises DataError unless both sources end here, after `number` frames; more: whether each has one more."""
+        """Check the end of the sources after `number` frames. Raises DataError unless both end here.
+
+        more: for each source, whether it has one more frame.
+        """
         if number == 0 or self.vis.is_camera:
             silent = [source.name for source, has_one in zip((self.ir, self.vis), more) if not has_one]
             raise DataError(f"{' and '.join(silent)}: no frame could be read after the first {number}")
@@ -160,14 +166,14 @@ class CaptureClip:
 
 
 def _check_lengths(*sides: tuple[object, int]) -> None:
-    """Raises DataError, with both numbers of frames, unless they are equal."""
+    """Raises DataError that names both numbers of frames, unless they are equal. sides: two of (name, number)."""
     (ir, first), (vis, second) = sides
     if first != second:
         raise DataError(f"{ir} has {first} frames and {vis} has {second}; cut both to one length")
 
 
 def open_clip(args: argparse.Namespace) -> FolderClip | CaptureClip:
-    """The sources that --ir and --vis name. Raises DataError."""
+    """Open the sources that --ir and --vis name. Raises DataError."""
     kinds = [(source.is_dir(), camera_number(source) is not None) for source in (args.ir, args.vis)]
     if kinds[0] != kinds[1]:
         raise DataError(f"{args.ir} and {args.vis}: give two files, two folders or two cameras")

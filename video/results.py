@@ -1,4 +1,4 @@
-"""Frames out: into a folder, a video file, a window."""
+"""Output of video: frames in a folder, a video file, a window."""
 from __future__ import annotations
 
 import os
@@ -18,7 +18,12 @@ WINDOW = "RPFNet: q ends"
 
 
 class FrameFolder:
-    """Writes each frame as an image of its own into a folder that is there."""
+    """Writes each frame as an image into an existing folder.
+
+    Args:
+        folder: the output folder.
+        suffix: image format, such as "png".
+    """
 
     def __init__(self, folder: Path, suffix: str):
         self.folder, self.suffix = folder, suffix
@@ -30,23 +35,24 @@ class FrameFolder:
         pass
 
     def write(self, name: str, image: np.ndarray) -> None:
-        """Errors as of `images.write_image`."""
+        """Write a frame; arguments and errors as for `images.write_image`. `name` has no suffix."""
         write_image(self.folder / f"{name}.{self.suffix}", image)
 
 
 class VideoFile:
-    """Writes a video file, under a temporary name until the end of the `with` block, however it ends.
+    """Writes a video file. It has a temporary name until the end of the `with` block, and is also kept after an error.
 
     Args:
-        path: .mp4 or .avi; its folder is there.
-        rate: frames a second.
+        path: .mp4 or .avi file in an existing folder.
+        rate: frames per second.
     Raises:
         OutputError: the codec is missing, or the disk is full.
     """
 
     def __init__(self, path: Path, rate: float):
         self.path, self.rate = path, rate
-        self._part = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")   # OpenCV chooses the format by the suffix
+        # The temporary name keeps the suffix, because OpenCV chooses the format by it.
+        self._part = path.with_name(f".{secrets.token_hex(8)}.part{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
         self._shape: tuple[int, ...] = ()
         self._written = 0
@@ -66,7 +72,7 @@ class VideoFile:
                 self._part.replace(self.path)
 
     def write(self, name: str, image: np.ndarray) -> None:
-        """Add uint8 (H, W) or (H, W, 3) RGB. Raises DataError for another size than before; OutputError."""
+        """Add a frame, uint8 (H, W) or (H, W, 3) RGB. Raises DataError if the size changes, and OutputError."""
         if self._writer is None:
             self._writer, self._shape = self._opened(image), image.shape[:2]
         if image.shape[:2] != self._shape:
@@ -89,7 +95,7 @@ class VideoFile:
         return writer
 
     def _check_written(self) -> None:
-        # OpenCV does not report a full disk.
+        # OpenCV does not report a full disk, so the frames in the file are counted.
         found = int(cv2.VideoCapture(str(self._part)).get(cv2.CAP_PROP_FRAME_COUNT))
         if found != self._written:
             self._part.unlink(missing_ok=True)
@@ -101,8 +107,8 @@ def _bgr(image: np.ndarray) -> np.ndarray:
 
 
 def check_display() -> None:
-    """Raises OutputError where no window can be shown."""
-    # Asked before OpenCV, whose windows end the process where there is no display.
+    """Raises OutputError if no window can be shown."""
+    # Checked before OpenCV is called: without a display, its windows end the process.
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise OutputError("--show: there is no display here (DISPLAY is not set); leave --show out")
     try:
@@ -113,6 +119,6 @@ def check_display() -> None:
 
 
 def shown(image: np.ndarray) -> bool:
-    """Show a frame; False if the user closed the window, or pressed q or Escape."""
+    """Show a frame. Returns False if the user closed the window or pressed q or Escape."""
     cv2.imshow(WINDOW, _bgr(image))
     return cv2.waitKey(1) not in (ord("q"), 27) and cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) >= 1

@@ -1,4 +1,4 @@
-"""A network for the frames of one video, whose global pools follow an average over time."""
+"""Video without flicker: global pools that are averaged over time, and detection of scene cuts."""
 from __future__ import annotations
 
 import cv2
@@ -10,24 +10,26 @@ from images import luma
 from inference import fuse_pair
 from layers import ImagePools
 
-KEEP = 0.9              # weight of the past in the steady pools
+KEEP = 0.9              # default weight of the past in the average of the pools
 
-# A scene cut. Inside five clips of M3SVD the largest change is 6.0, where the camera's gain jumps; from the end of one to the
-# start of another the smallest is 22 (results/cuts.csv). The factor is for a camera that pans.
+# Thresholds of a scene cut. Inside five clips of M3SVD, the largest change is 6.0, caused by a jump of the camera's
+# gain. From the end of one clip to the start of another, the smallest change is 22 (results/cuts.csv). The factor
+# prevents false cuts when the camera pans.
 CUT_LEAST = 10.0        # gray levels
-CUT_FACTOR = 3.0        # times the usual change
-THUMBNAIL = 32, 24      # pixels
+CUT_FACTOR = 3.0        # multiple of the usual change
+THUMBNAIL = 32, 24      # pixels, width and height
 
 
 class Cuts:
-    """Finds scene cuts: frames that differ much more from the one before than frames did so far.
+    """Finds scene cuts: frames that differ from the previous frame much more than usual.
 
-    The change is the mean absolute difference of both sources, averaged down to 32 x 24 pixels. It is a cut above 10 gray
-    levels and above 3 times the usual change, which is the exponential average of all changes so far.
+    The change is the mean absolute difference between two frames, over both sources at 32 x 24 pixels. A change is a
+    cut if it is above 10 gray levels and above 3 times the usual change. The usual change is the exponential average of
+    all earlier changes.
 
     Attributes:
-        change: from the last frame but one to the last, gray levels.
-        usual: the usual change before that.
+        change: change between the last two frames, gray levels.
+        usual: usual change before that, gray levels.
     """
 
     def __init__(self):
@@ -35,7 +37,12 @@ class Cuts:
         self._thumbnails: np.ndarray | None = None
 
     def is_cut(self, ir: np.ndarray, vis: np.ndarray) -> bool:
-        """Whether a new scene begins with this frame, uint8 (H, W) and (H, W) or (H, W, 3); never with the first."""
+        """Whether a new scene begins with this frame. False for the first frame.
+
+        Args:
+            ir: uint8 (H, W).
+            vis: uint8 (H, W) or (H, W, 3).
+        """
         small = np.stack([cv2.resize(luma(x), THUMBNAIL, interpolation=cv2.INTER_AREA) for x in (ir, vis)]).astype(np.float32)
         self.usual = KEEP * self.usual + (1 - KEEP) * self.change
         self.change = 0.0 if self._thumbnails is None else float(np.abs(small - self._thumbnails).mean())
@@ -44,17 +51,19 @@ class Cuts:
 
 
 class Steady:
-    """A network for the frames of one video: its global pools follow an exponential average over time.
+    """Fuses the frames of one video with global pools that are averaged exponentially over time.
 
-    The channel attention weighs channels by their average and maximum over the image. A hot object that enters changes
-    both, and with them the static background. Averaged over frames they change slowly. Nothing else is averaged, so
-    a moving object leaves no trail. The first frame, and the first after a scene cut (`Cuts`), is fused as an image alone.
+    The channel attention uses the average and the maximum of each channel over the image. A hot object that enters the
+    scene changes both, and thereby also the static background. Their average over frames changes slowly. Pixels are not
+    averaged, so a moving object leaves no trail. The first frame, and the first frame after a scene cut (`Cuts`), are
+    fused as single images.
 
     Args:
-        model: as for `inference.fuse_pair`. Its `ImagePools` carry hooks until the end of the `with` block.
-        keep: weight of the past, 0 to below 1. 0: each frame is fused as an image alone, exactly.
+        model: as for `inference.fuse_pair`. Its `ImagePools` modules have forward hooks until the end of the `with`
+            block.
+        keep: weight of the past, 0 <= keep < 1. 0: each frame is fused exactly as a single image.
     Raises:
-        ValueError: keep out of its range.
+        ValueError: keep is out of its range.
     """
 
     def __init__(self, model: nn.Module, keep: float = KEEP):
@@ -75,13 +84,13 @@ class Steady:
         self._averages.clear()
 
     def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False) -> np.ndarray:
-        """Fuse the next frame; arguments, result and errors as of `inference.fuse_pair`."""
+        """Fuse the next frame; arguments, result and errors as for `inference.fuse_pair`."""
         if self._hooks and self._cuts.is_cut(ir, vis):
             self._averages.clear()
         return fuse_pair(self.model, ir, vis, studio_range)
 
     def _follow(self, module: nn.Module, _: object, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        # In float32: bfloat16 has no room for a tenth of a small change.
+        # The average is kept in float32. In bfloat16, a tenth of a small change would be lost by rounding.
         new = [pool.float() for pool in pools]
         if module in self._averages:
             new = [torch.lerp(pool, before, self.keep) for pool, before in zip(new, self._averages[module])]

@@ -4,8 +4,8 @@
 
 const {sources, pairs, title = "", metrics = [], means = []} = REPORT;
 const FIRST_METHOD = 2;             // sources 0 and 1 are infrared and visible
-const LARGEST = 40;                 // zoom, in stages
-const BLINK = 500;                  // milliseconds; two changes a second are below the rate that can harm
+const LARGEST = 40;                 // largest zoom; 1 fits the image into the stage
+const BLINK = 500;                  // milliseconds; two changes per second are safe for photosensitive people
 
 const $ = id => document.getElementById(id);
 const stage = $("stage"), screen_ = $("screen");
@@ -46,7 +46,7 @@ async function paint() {
     : [pane(pair, state.left, "left"), pane(pair, state.right, "right")];
   const images = panes.map(box => box.querySelector("img")).filter(Boolean);
   await Promise.allSettled(images.map(image => image.decode()));
-  if (number < painted) return;     // a later one was faster
+  if (number < painted) return;     // a later call has already painted
   painted = number;
   screen_.replaceChildren(...panes);
   stage.classList.toggle("grid", state.grid);
@@ -97,24 +97,24 @@ function move(dx = 0, dy = 0) {
   $("actual").textContent = `${Math.round(100 * size)} %`;
 }
 
-/** Zoom so that what is at (x, y), in pane sizes, stays there. */
+/** Zoom and keep the image point at (x, y) in place. x and y are in units of the pane size. */
 function zoom(factor, x = 0.5, y = 0.5) {
   const scale = clamp(view.scale * factor, 1, LARGEST), change = scale / view.scale;
   view.scale = scale;
   move((x - view.x) * (1 - change), (y - view.y) * (1 - change));
 }
 
-/** Where an event is in a pane, in pane sizes. A pressed pointer keeps the pane where it was pressed. */
+/** Position of an event in a pane, in units of the pane size. A pressed pointer belongs to the pane of its press. */
 function place(event, box) {
   return {x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height};
 }
 
-/** Not by the event's target, which is the stage once it has captured a pointer. */
+/** The event's target is not used: it is the stage after the stage has captured a pointer. */
 function boxOf({clientX, clientY}) {
   return (document.elementFromPoint(clientX, clientY)?.closest(".pane") ?? stage).getBoundingClientRect();
 }
 
-const pressed = new Map();          // pointers: where they are and their pane's box
+const pressed = new Map();          // pressed pointers: position, and the box of their pane
 
 function gesture() {
   const points = [...pressed.values()];
@@ -187,7 +187,7 @@ function write(value, digits) {
   return Number.isFinite(value) ? value.toFixed(digits) : value > 0 ? "∞" : "−∞";
 }
 
-/** A sortable table, of which only the rows in sight exist.
+/** A sortable table. Only the visible rows are in the document.
  * columns: {title, text, digits, lower, wide}; rows: {cells, marks, pair, source}, where a click on it leads. */
 class Table {
   constructor(box, columns) {
@@ -250,7 +250,7 @@ class Table {
     const count = this.rows.length;
     const first = clamp(Math.floor(this.box.scrollTop / ROW) - SPARE, 0, count);
     const last = Math.min(count, first + Math.ceil(this.box.clientHeight / ROW) + 2 * SPARE);
-    // Rows that stay are not touched: one of them may have the focus.
+    // Rows that stay visible are not replaced, because one of them may have the focus.
     for (const [index, row] of this.drawn) {
       if (index < first || index >= last) {
         row.remove();
@@ -300,7 +300,7 @@ function space(body, rows) {
 
 const collator = new Intl.Collator(undefined, {numeric: true});     // 2 before 10
 
-/** Values that are not there come last in both directions. */
+/** Missing values come last in both directions. */
 function compare(a, b, descending) {
   const missing = value => value === null || Number.isNaN(value);
   if (missing(a) || missing(b)) return missing(a) - missing(b);
@@ -308,7 +308,7 @@ function compare(a, b, descending) {
   return descending ? -order : order;
 }
 
-/** Mark the best and the second best value of each metric in these rows; `counts`: whether a row takes part. */
+/** Mark the best and the second best value of each metric in these rows. `counts` tells whether a row takes part. */
 function mark(rows, columns, counts = () => true) {
   const taking = rows.filter(counts);
   columns.forEach((column, index) => {
@@ -348,7 +348,7 @@ function rowsOfPair(index, columns, ...first) {
     {cells: [...first, sources[source].label, ...values], marks: [], pair: index, source})), columns);
 }
 
-/** A method with fewer images than others is not marked, as in metrics.py: its images may be the easier ones. */
+/** As in metrics.py, a method with fewer images than others is not marked, because its images may be easier. */
 function rowsOfMeans() {
   const most = Math.max(...means.map(row => row.images));
   const rows = means.map(({source, images, values, rank}) => (
@@ -382,7 +382,7 @@ function follow() {
   try {
     name = decodeURIComponent(name);
   } catch {
-    // Not percent-encoded; taken as it stands.
+    // The address is not percent-encoded, so it is used unchanged.
   }
   const index = pairs.findIndex(pair => pair.name === name);
   update({pair: Math.max(index, 0)});
@@ -392,8 +392,8 @@ function follow() {
 function step(direction) {
   const index = neighbours()[direction > 0 ? 1 : 0];
   if (index === undefined) return;
-  update({pair: index});            // now: the address follows later than the next key may come
-  location.replace(linkTo(index));  // does not fill the browser's history
+  update({pair: index});            // at once, because the address can change later than the next key is pressed
+  location.replace(linkTo(index));  // adds no entry to the browser's history
 }
 
 function filter() {
@@ -407,7 +407,7 @@ function filter() {
 // ------------------------------------------------------------------------------------------------
 // State, buttons, keys
 
-/** Change the state and what shows it. */
+/** Change the state and update the page. */
 function update(changes) {
   const before = {...state};
   Object.assign(state, changes);
@@ -463,7 +463,7 @@ function onKey(event) {
     if (digit <= sources.length) update({[event.shiftKey ? "left" : "right"]: digit - 1, grid: false});
   } else if (!Object.hasOwn(keys, key)) {
     return;
-  } else if (!event.repeat || arrow) {      // a key that is held must not flash
+  } else if (!event.repeat || arrow) {      // holding a key must not make the image flash
     keys[key]();
   }
   event.preventDefault();
@@ -481,7 +481,7 @@ function listen() {
   $("fit").onclick = () => zoom(0);
   $("actual").onclick = actual;
   $("divider").oninput = cut;
-  $("divider").onpointerup = () => $("divider").blur();       // the arrow keys then belong to the pairs again
+  $("divider").onpointerup = () => $("divider").blur();       // so that the arrow keys change the pair again
   $("filter").oninput = filter;
   for (const button of document.querySelectorAll("[data-table]")) {
     button.onclick = () => update({table: button.dataset.table});

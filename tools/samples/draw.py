@@ -1,11 +1,11 @@
 """Draw the four sample pairs: ``python tools/samples/draw.py [--out DIR]``.
 
-Every pair is one scene described once (geometry, reflectance, temperature, emissivity) and rendered twice:
+Each scene is described once (geometry, reflectance, temperature, emissivity) and rendered twice:
 
 * visible  = reflectance x illumination + light sources + veiling glare + sensor noise, slightly blurred;
 * infrared = temperature seen through emissivity, slightly blurred, + fixed-pattern and shot noise.
 
-``scene.py`` holds the buffers and the two renderings, ``things.py`` what the scenes are made of.
+``scene.py`` holds the buffers and the two renderers, ``things.py`` the objects and materials of the scenes.
 """
 
 import argparse
@@ -225,7 +225,7 @@ def plume(s, x, z):
 
 
 def overexposed_sky():
-    """Shooting against the sun: the sky clips and veils wires and crowns, the infrared does not care."""
+    """A view against the sun: the overexposed sky hides wires and tree crowns, but not in the infrared image."""
     s = Scene(37, horizon=600, eye=1.6, air=15.0)
     tg.sky(s, (0.9, 1.0, 1.15), (1.5, 1.5, 1.45), cold=-24, cloud=16)
     sun = np.exp(-((s.rx - 0.10) ** 2 + (s.ry + 0.42) ** 2) / 0.10)[..., None]
@@ -342,7 +342,7 @@ def fence(s):
 
 
 def low_light():
-    """A farm after dusk: a noisy visible picture with colours, and warm animals the eye does not find."""
+    """A farm after dusk: a noisy visible image with colours, and warm animals that are hard to see in it."""
     s = Scene(53, horizon=450, air=5.0)
     tg.sky(s, (0.006, 0.009, 0.020), (0.03, 0.032, 0.04), cold=-22, cloud=10)
     tg.treeline(s, 70, 13, (0.05, 0.08, 0.03), s.air - 0.5)
@@ -417,7 +417,7 @@ def main():
                         help="folder to write to")
     parser.add_argument("--only", choices=SCENES, help="draw one scene")
     args = parser.parse_args()
-    cv2.setNumThreads(1)  # one fixed order of summation on every machine
+    cv2.setNumThreads(1)  # a fixed order of summation, so that all machines give the same result
     for name, draw in SCENES.items():
         if args.only in (None, name):
             for kind, image in zip(("vis", "ir"), draw(), strict=True):

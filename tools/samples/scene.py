@@ -1,8 +1,8 @@
-"""The canvas of the drawn samples: one description of a scene, rendered to visible and to infrared.
+"""Buffers and renderers of the drawn samples: one description of a scene gives a visible and an infrared image.
 
-Per pixel it keeps reflectance, emitted light, surface normal, depth, temperature and emissivity. Both
-renderings read the same buffers, which is why the two pictures of a pair are aligned exactly. Lengths are
-metres, temperatures degrees Celsius, colours linear RGB; the camera looks along +Z, X is right, Y is up.
+For each pixel it stores reflectance, emitted light, surface normal, depth, temperature and emissivity. Both renderers
+read the same buffers, so the two images of a pair are exactly aligned. Lengths are in metres, temperatures in degrees
+Celsius, colours in linear RGB. The camera looks along +Z, X is right, Y is up.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-SS = 2  # drawn at twice the size, then averaged down: this is the anti-aliasing
+SS = 2  # scenes are drawn at this multiple of the size, then averaged, for anti-aliasing
 WIDTH, HEIGHT = 640 * SS, 480 * SS
 FAR = 1e4
 
 
 # ------------------------------------------------------------------ small tools
 def mix(a, b, m):
-    """Blend ``a`` towards ``b``; a 2-D weight is spread over colour channels when there are any."""
+    """Blend ``a`` towards ``b``. A 2-D weight is broadcast over the colour channels, if there are any."""
     if np.ndim(m) == 2 and max(np.ndim(a), np.ndim(b)) in (1, 3):
         m = m[..., None]
     return a + (np.asarray(b, np.float32) - a) * m
@@ -29,7 +29,7 @@ def tint(colour, shade):
 
 
 def blur(image, sigma):
-    """Gaussian blur; wide ones run on a reduced picture because their result is smooth anyway."""
+    """Gaussian blur. Wide blurs are computed on a reduced image, because their result is smooth."""
     if sigma > 12:
         k = int(sigma / 5)
         small = cv2.resize(image, (WIDTH // k, HEIGHT // k), interpolation=cv2.INTER_AREA)
@@ -76,7 +76,7 @@ class Patch:
 
 
 class Scene:
-    """Per-pixel buffers of one scene, painters for them, and the two renderings."""
+    """Per-pixel buffers of one scene, methods that paint into them, and the two renderers."""
 
     def __init__(self, seed, horizon, focal=1000.0, eye=1.7, air=8.0):
         self.rng = np.random.default_rng(seed)
@@ -143,7 +143,7 @@ class Scene:
                      mask.astype(np.float32) / 255, n.astype(np.float32))
 
     def paint(self, p, albedo, temp, emis=0.95, emit=None, gloss=0.0, cover=None, normal=None):
-        """Put a surface into the buffers where nothing nearer is there already."""
+        """Draw a surface into the buffers, except where a nearer surface has been drawn."""
         m = (p.cover if cover is None else cover * p.cover) * (p.depth < self.depth[p.box] + 1e-3)
         normal = p.normal if normal is None else normal
         for buf, val in ((self.albedo, albedo), (self.temp, temp), (self.emis, emis),
@@ -166,7 +166,7 @@ class Scene:
         return self.rx * self.depth, self.eye - self.ry * self.depth, self.depth
 
     def heat(self, where, radius, degrees):
-        """Warm whatever surfaces lie within about ``radius`` of a world point."""
+        """Raise the temperature of all surfaces within about ``radius`` of a world point."""
         d2 = sum((a - b) ** 2 for a, b in zip(self.world(), where, strict=True))
         self.temp += degrees * np.exp(-d2 / radius**2)
 
@@ -196,13 +196,13 @@ class Scene:
         return light
 
     def mirror(self, image, rough):
-        """What wet ground reflects: every point above the ground moved to its mirror image below it."""
+        """The reflection in wet ground: each point above the ground is moved to its mirror position below it."""
         _, wy, _ = self.world()
         rows = np.arange(HEIGHT, dtype=np.float32)[:, None]
         target = 2 * self.horizon + 2 * self.focal * self.eye / self.depth - rows
         ok = (wy > 0.02) & (target > self.horizon) & (target < HEIGHT - 1)
         r, c = np.nonzero(ok)
-        order = np.argsort(-self.depth[r, c], kind="stable")  # nearest last, so it wins
+        order = np.argsort(-self.depth[r, c], kind="stable")  # nearest last, so that it overwrites the others
         r, c = r[order], c[order]
         t = target[r, c].astype(np.int64)
         out, hit = np.zeros_like(image), np.zeros_like(self.depth)
@@ -219,7 +219,7 @@ class Scene:
         return tau * np.clip((self.depth - z0) / (z1 - z0), 0, 1)
 
     def visible(self, light, exposure=1.0, glare=0.02, noise=0.004, chroma=0.5, soft=0.9):
-        """The visible picture as 8-bit BGR."""
+        """The visible image as 8-bit BGR."""
         rad = self.albedo * light + self.emit
         if self.gloss.any():
             ripple = self.fbm(*self.world()[::2], 0.7, 4)
@@ -240,8 +240,8 @@ class Scene:
         return np.round(255 * np.clip(rad, 0, 1) ** (1 / 2.2)).astype(np.uint8)[..., ::-1]
 
     def infrared(self, lo, hi, agc=0.3, noise=0.007, soft=1.3):
-        """The long-wave infrared picture as 8-bit grey; ``lo``..``hi`` is the displayed span."""
-        around = self.air - 12.0  # what a surface reflects: mostly cool sky
+        """The long-wave infrared image as 8-bit grey. ``lo`` to ``hi`` is the displayed temperature range."""
+        around = self.air - 12.0  # temperature that a surface reflects: mostly cool sky
         t = self.emis * self.temp + (1 - self.emis) * around
         if self.gloss.any():
             t = mix(t, self.mirror(t, 12.0), np.clip(self.gloss * 0.25, 0, 0.2) * (self.ry > 0))
@@ -258,7 +258,7 @@ class Scene:
 
 
 def gain_control(x, strength):
-    """What thermal cameras do for display: some clipped histogram equalisation and a little sharpening."""
+    """Display processing of thermal cameras: clipped histogram equalisation and slight sharpening."""
     hist = np.histogram(x, 512, (0, 1))[0].astype(np.float64)
     cdf = np.cumsum(np.minimum(hist, 6 * hist.mean()))
     y = (1 - strength) * x + strength * np.interp(x, (np.arange(512) + 1) / 512, cdf / cdf[-1])

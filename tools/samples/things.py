@@ -1,7 +1,7 @@
-"""What stands in the drawn samples: wall and ground materials, people, animals, cars, trees, posts, the sky.
+"""Objects and materials of the drawn samples: walls and ground, people, animals, cars, trees, posts, the sky.
 
-Every thing says both how it reflects light and how warm it is. Paint, lettering and brick courses change only
-the reflectance and so never reach the infrared picture.
+Each object defines both its reflectance and its temperature. Paint, lettering and brick courses change only the
+reflectance, so they are not visible in the infrared image.
 """
 
 from itertools import pairwise
