@@ -73,6 +73,18 @@ def measured(method, values, **more):
         "images": "40", "seed": "0", "steps": "300", "crops": "8 of 128"} | more
 
 
+@pytest.mark.parametrize("path", sorted(table_rows.RESULTS.glob("*.csv")), ids=lambda path: path.name)
+def test_the_recorded_results_are_whole_rows(path):
+    assert table_rows.read_rows(path)
+
+
+@pytest.mark.parametrize("row", ["RPFNet, paper's,1", "RPFNet"])
+def test_a_row_with_too_many_or_too_few_cells_is_named(tmp_path, row):
+    (tmp_path / "tables.csv").write_text(f"method,EN\nA,1\n{row}\n")
+    with pytest.raises(table_rows.TableError, match=r"tables\.csv: row 2 has another number of cells"):
+        table_rows.read_rows(tmp_path / "tables.csv")
+
+
 # --- printing ---
 
 

@@ -148,14 +148,18 @@ def known_methods(table: str, fused: Sequence[str]) -> list[str]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; [] if there is no such file. Raises TableError."""
+    """Rows of a CSV file; [] if the file does not exist. Raises TableError."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except FileNotFoundError:
         return []
     except (OSError, ValueError, csv.Error) as error:
         raise TableError(f"{path}: cannot be read as CSV ({error})") from None
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():     # csv's mark of too many or too few cells
+            raise TableError(f"{path}: row {number} has another number of cells than the header; quote cells with commas")
+    return rows
 
 
 def identity(row: dict[str, str]) -> tuple[str, ...]:
