@@ -195,7 +195,7 @@ class RPFNet(nn.Module):
     """The fusion network (paper, section 3.2 and Figure 2).
 
     The iterations share their convolutions, not their BatchNorm layers: each iteration has its own BatchNorm weights,
-    biases and running statistics. The features of each iteration have another distribution, so shared running
+    biases and running statistics. The features of each iteration have a different distribution, so shared running
     statistics would be wrong in eval mode. In eval mode the result for an image does not depend on its batch.
 
     Args:
