@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import io
 import re
-import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 
@@ -11,6 +11,7 @@ import numpy as np
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}      # image files that are read
 ORIENTATION, PHOTOMETRIC = 274, 262     # tags of TIFF 6.0, also used by Exif
+EXIF = (b"Exif", b"eXIf", b"EXIF")      # names of the block in JPEG, PNG and WebP files
 MIN_IS_WHITE = 0                        # value of PHOTOMETRIC
 
 # The end of entropy-coded JPEG data: a byte FF that is not escaped (00), not a restart marker and not a fill byte.
@@ -25,8 +26,10 @@ class DataError(Exception):
 
 def orientation(data: bytes) -> int:
     """Exif orientation of a JPEG, PNG or WebP file, 1 (upright) to 8. 1 for TIFF, because OpenCV rotates it itself."""
-    value = _first_directory(_exif(data)).get(ORIENTATION, 1)
-    return value if 1 <= value <= 8 else 1
+    if _is_tiff(data) or not any(name in data for name in EXIF):     # a search takes less time than Pillow
+        return 1
+    value = _tags(data).get(ORIENTATION)
+    return value if value in range(1, 9) else 1
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -44,7 +47,28 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def min_is_white(data: bytes) -> bool:
     """Whether the file is a TIFF in which 0 means white."""
-    return _first_directory(data).get(PHOTOMETRIC) == MIN_IS_WHITE
+    return _is_tiff(data) and _tags(data).get(PHOTOMETRIC) == MIN_IS_WHITE
+
+
+def _is_tiff(data: bytes) -> bool:
+    return data[:4] in (b"II*\0", b"MM\0*")
+
+
+def _tags(data: bytes) -> dict[int, object]:
+    """Tags of the first directory of a TIFF file, or of the Exif block of another file; {} if there are none."""
+    from PIL import Image  # imported here, because most files need none of it
+
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            if _is_tiff(data):
+                return dict(image.tag_v2)
+            if "exif" not in image.info:
+                image.load()            # the block can follow the pixels
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+            return dict(exif)
+    except Exception:       # noqa: BLE001  Pillow raises many types for headers that are not valid
+        return {}
 
 
 def damage(data: bytes) -> str:
@@ -109,43 +133,3 @@ def _tiff_damage(data: bytes) -> str:
     except (OSError, SyntaxError, ValueError, zlib.error) as error:
         return f"its data are damaged ({error})"
     return ""
-
-
-def _exif(data: bytes) -> bytes:
-    """The Exif block of a file, which has the structure of a TIFF file without pixels; b"" if there is none."""
-    if data[:2] == b"\xff\xd8":
-        for marker, content in _jpeg_segments(data):
-            if marker == 0xE1 and content[:6] == b"Exif\0\0":
-                return content[6:]
-            if marker == 0xDA:      # start of scan: no Exif after it
-                return b""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and b"eXIf" in data:    # a search is faster than a loop over many chunks
-        return _chunk(data, 8, b"eXIf", ">")
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and b"EXIF" in data:
-        block = _chunk(data, 12, b"EXIF", "<")
-        return block[6:] if block[:6] == b"Exif\0\0" else block     # some programs add the prefix of JPEG files
-    return b""
-
-
-def _chunk(data: bytes, at: int, name: bytes, order: str) -> bytes:
-    """Content of the first chunk `name` from offset `at`; b"" if there is none.
-
-    PNG (order ">"): length, name, content, checksum. RIFF (order "<"): name, length, content, padded to an even length.
-    """
-    while at + 8 <= len(data):
-        (length,) = struct.unpack_from(order + "I", data, at + (4 if order == "<" else 0))
-        if data[at + (0 if order == "<" else 4):][:4] == name:
-            return data[at + 8:at + 8 + length]
-        at += 8 + length + (length % 2 if order == "<" else 4)
-    return b""
-
-
-def _first_directory(data: bytes) -> dict[int, int]:
-    """{tag: value} from the first directory of a TIFF or Exif block. Only tags with one 16-bit number are read."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
-    if not order or len(data) < 8:
-        return {}
-    (at,) = struct.unpack_from(order + "I", data, 4)
-    entries = data[at + 2:at + 2 + 12 * int.from_bytes(data[at:at + 2], "little" if order == "<" else "big")]
-    fields = (struct.unpack_from(order + "HHIH", entries, start) for start in range(0, len(entries) - 11, 12))
-    return {tag: value for tag, kind, count, value in fields if kind == 3 and count == 1}

@@ -51,6 +51,14 @@ def test_files_without_exif_are_upright():
         assert headers.orientation(stored(smooth(), kind)) == 1
 
 
+def test_exif_after_the_pixels_of_a_png_is_found():
+    exif = Image.Exif()
+    exif[274] = 6
+    data, block = stored(smooth(), "PNG"), exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = len(block).to_bytes(4, "big") + b"eXIf" + block + zlib.crc32(b"eXIf" + block).to_bytes(4, "big")
+    assert headers.orientation(data[:-12] + chunk + data[-12:]) == 6
+
+
 # --- min is white ---
 
 
