@@ -215,9 +215,7 @@ def apparent_shift(ir: np.ndarray, vis: np.ndarray) -> float | None:
 
     The method is phase correlation (Kuglin and Hines 1975) of log gradient magnitudes at a reduced size. The two
     modalities share few edges. Therefore a low peak is ignored, and the gradients must correlate better with the shift
-    than without it. With a threshold of 4 pixels, this finds 59 of 74 RoadScene pairs that were shifted by 6 to 20
-    pixels. Among the 932 unchanged pairs of RoadScene, TNO, MSRS and Harvard it reports one: number 24 of TNO, which is
-    not registered.
+    than without it. results/facts.csv has how many shifted and unchanged pairs it reports.
 
     Args:
         ir, vis: uint8 of one size, (H, W) or (H, W, 3).

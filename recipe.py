@@ -199,7 +199,8 @@ def _performance_options(parser: argparse.ArgumentParser) -> None:
     performance.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
                              help="cuda, cuda:1 or cpu")
     performance.add_argument("--amp", action=FLAG, help="bfloat16, for NVIDIA GPUs from Ampere on and CPUs with "
-                             "AVX-512 BF16 or AMX, ignored on others; the FFT, decoder and losses stay in float32")
+                             "AVX-512 BF16 or AMX, ignored on others; the spectral branch, the last convolution, the "
+                             "decoder and the losses stay in float32")
     performance.add_argument("--workers", type=count(0, 256), default=0, help="data loader processes; the images are "
                              "in memory, so 0 is usually as fast")
     performance.add_argument("--val-every", type=count(0, 10**9), help="epochs between validations; 0: no validation")

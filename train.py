@@ -87,7 +87,7 @@ def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Sto
     try:
         with bar:
             while not stop:
-                done = trainer.step - len(trainer.history) * trainer.per_epoch      # steps of this epoch
+                done = trainer.done
                 if done == trainer.per_epoch or trainer.finished and done > 0:
                     trainer.save(write_or_warn)         # before the validation, which takes a while
                     trainer.end_epoch(crops, val)

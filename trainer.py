@@ -191,6 +191,11 @@ class Trainer:
         return crop_batches(epoch, self.args.crops, self.args.batch, start, fixed)
 
     @property
+    def done(self) -> int:
+        """Steps of the epoch so far."""
+        return self.step - len(self.history) * self.per_epoch
+
+    @property
     def progress(self) -> float:
         """Share of the run that is done, by steps or by time (--max-minutes), whichever is larger."""
         by_time = self.clock() / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
@@ -220,7 +225,7 @@ class Trainer:
 
     def means(self) -> dict[str, float]:
         """Means of the loss terms over the crops of this epoch so far. Raises TrainingError after divergence."""
-        done = min((self.step - len(self.history) * self.per_epoch) * self.args.batch, self.args.crops)
+        done = min(self.done * self.args.batch, self.args.crops)
         values = {name: float(value) / done for name, value in over_all(self.sums).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
@@ -296,9 +301,8 @@ class Trainer:
         self.fixed = self.fixed_from is not None and self.step > self.fixed_from
         self.set_training()
         self.finished = self.progress >= 1
-        done = self.step - len(self.history) * self.per_epoch       # steps of this epoch; below 0 after the last row
-        lowest = 1 - self.per_epoch if self.finished else 0
-        if not (0 <= self.seconds < math.inf and lowest <= done <= self.per_epoch):
+        lowest = 1 - self.per_epoch if self.finished else 0     # a last, shorter epoch has its row already
+        if not (0 <= self.seconds < math.inf and lowest <= self.done <= self.per_epoch):
             raise TrainingError(f"{path}: its steps, epochs and seconds do not fit together; it cannot be resumed")
 
     def save_best(self, scores: dict[str, float]) -> None:

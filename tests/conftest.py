@@ -34,7 +34,7 @@ class RealImages:
 
     def __truediv__(self, name: str) -> Path:
         if not (self.root / name).is_dir():
-            pytest.skip(f"{self.root / name}: not there; see Data in the README")
+            pytest.skip(f"{self.root / name}: not there; see docs/data.md")
         return self.root / name
 
 

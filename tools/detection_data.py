@@ -204,7 +204,7 @@ def check_images(paths: Sequence[Path]) -> None:
         image = decode(path)
         sizes.append(image.shape[1::-1])
         if image.dtype != np.uint8:
-            raise DataError(f"{path}: 16 bits, which the detector would cut; convert it to 8 bits")
+            raise DataError(f"{path}: 16 bits; the detector reads 8-bit images, so convert it")
         if sizes[-1] != sizes[0]:       # the boxes would not fit a cropped image
             raise DataError("{}: is {}x{} and {} {}x{}; fuse it at that size".format(path, *sizes[-1], paths[0], *sizes[0]))
 

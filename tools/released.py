@@ -5,7 +5,7 @@ convolutions in the cross promotion, its attention does not reach the output, it
 it has no 3 x 3 convolution before the FFT. This module holds that graph, written from its description, and a reader
 that extracts the weights without executing code in the pickle.
 
-    from released import load_released
+    from tools.released import load_released
     fused = load_released("Model.pth")(ir, vis_y)
 """
 from __future__ import annotations
