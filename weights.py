@@ -23,7 +23,8 @@ from support.console import listed, printable
 from support.runtime import first_line
 
 CHECKPOINTS = {name: Path(__file__).resolve().parent / "checkpoints" / file for name, file in (
-    ("contrast", "rpfnet.pth"), ("paper", "rpfnet_paper.pth"), ("medical", "rpfnet_medical.pth"))}
+    ("contrast", "rpfnet.pth"), ("paper", "rpfnet_paper.pth"), ("medical", "rpfnet_medical.pth"),
+    ("small", "rpfnet_small.pth"), ("tiny", "rpfnet_tiny.pth"))}
 FIRST_LAYER = "stem_f.0.weight"     # a parameter of every RPFNet
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"     # magic number of files of torch.save before PyTorch 1.6
 
