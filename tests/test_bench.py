@@ -156,8 +156,9 @@ def test_a_checkpoints_row_runs_its_network_folded():
     torch.testing.assert_close(run(*pair), torch.inference_mode()(RPFNet.from_pretrained("medical").optimize())(*pair))
 
 
-def test_the_table_in_the_documentation_is_that_of_the_stored_run():
-    report = json.loads((ROOT / "results" / "speed.json").read_text())
+@pytest.mark.parametrize("name", ["speed", "speed_small"])
+def test_the_table_in_the_documentation_is_that_of_the_stored_run(name):
+    report = json.loads((ROOT / "results" / f"{name}.json").read_text())
     assert bench.markdown(report) in (ROOT / "docs" / "speed.md").read_text()
 
 
