@@ -29,7 +29,7 @@ def orientation(data: bytes) -> int:
     if _is_tiff(data) or not any(name in data for name in EXIF):     # a search takes less time than Pillow
         return 1
     value = _tags(data).get(ORIENTATION)
-    return value if value in range(1, 9) else 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def _tags(data: bytes) -> dict[int, object]:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
             if _is_tiff(data):
-                return dict(image.tag_v2)
+                return dict(getattr(image, "tag_v2", {}))
             if "exif" not in image.info:
                 image.load()            # the block can follow the pixels
             exif = Image.Exif()
