@@ -51,6 +51,7 @@ from tools.released import ReleasedNet
 from trainer import Trainer, commit
 from weights import CHECKPOINTS
 
+OURS = ("RPFNet", *CHECKPOINTS)                 # models that are networks of net.py
 KEPT, COMPILED = "memory kept", "compiled"      # values of Case.variant
 COLUMNS = "task size batch model variant precision median_ms spread_ms repeats peak_mb gflop ratio".split()
 
@@ -80,7 +81,7 @@ def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
     build = {"released": ReleasedNet, "RPFNet": RPFNet}.get(case.model) or (
         partial(RPFNet.from_pretrained, case.model) if case.model in CHECKPOINTS else load_peer(case.model))
     network = build().to(device, memory_format=layout).eval()
-    if isinstance(network, RPFNet):
+    if case.model in OURS:
         network.optimize(half, compiled=case.variant == COMPILED)
     return torch.inference_mode()(torch.autocast(device, torch.bfloat16, enabled=half)(network.__call__))
 
@@ -97,7 +98,7 @@ def load_peer(path: str) -> Callable[[], nn.Module]:
 def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
     """Yield the GFLOP of a row after its warm-up, then milliseconds and peak memory of one more pass each time."""
     torch.set_num_threads(threads)
-    if case.model in ("RPFNet", *CHECKPOINTS) or case.variant == KEPT:
+    if case.model in OURS or case.variant == KEPT:
         keep_freed_memory()
     torch.manual_seed(0)
     inputs = [torch.rand(case.batch, 1, *map(int, case.size.split("x"))).to(device) for _ in range(2)]

@@ -21,8 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from skimage.metrics import peak_signal_noise_ratio
+import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +33,7 @@ from images import DataError
 from net import RPFNet
 from support.console import complain, given
 from support.runtime import first_line, keep_freed_memory
+from tools.export import psnr
 from tools.table_rows import (
     PROTOCOLS,
     RESULTS,
@@ -57,6 +57,7 @@ COLUMNS = ("dataset", "network", *SCORES, "PSNR", "time", "images", "command", "
 
 def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:
     """Means over the pairs, {network: {column: mean}}. The first network is the teacher, and has neither PSNR nor time."""
+    first, *students = networks
     means = {name: {column: metrics.Running() for column in (*SCORES, "PSNR")} for name in networks}
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for pair in tqdm(pairs, desc=label, unit="pair"):
@@ -66,25 +67,18 @@ def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> d
             start = time.process_time()
             fused[name] = network.fuse(ir, vis)
             seconds[name].append(time.process_time() - start)
-        teacher = next(iter(fused.values()))
+        units = {name: torch.from_numpy(image) / 255 for name, image in fused.items()}
         for name, image in fused.items():
             values = metrics.evaluate(image, ir, vis, PROTOCOLS["definition"].evaluated, SCORES)
             for column, value in zip(SCORES, values.values()):
                 means[name][column].add(value)
-            if image is not teacher:
-                means[name]["PSNR"].add(psnr(image, teacher))
-    first, *students = networks
+            if name in students:
+                means[name]["PSNR"].add(psnr(units[name], units[first]))
     rows = {name: {column: running.mean for column, running in named.items()} for name, named in means.items()}
     del rows[first]["PSNR"]
     for name in students:
         rows[name]["time"] = statistics.median(own / its for own, its in zip(seconds[name], seconds[first]))
     return rows
-
-
-def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    """Of two images (H, W) uint8, in dB; infinite if they are equal."""
-    with np.errstate(divide="ignore"):
-        return float(peak_signal_noise_ratio(reference, image, data_range=255))
 
 
 def measure(args: argparse.Namespace) -> list[str]:
