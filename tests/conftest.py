@@ -18,6 +18,15 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a CUDA device")
 
 
+def pytest_configure():
+    """Share the cores among the processes of pytest-xdist, also for the programs that tests start."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if processes > 1:
+        threads = max(1, torch.get_num_threads() // processes)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def bfloat16_is_used():
     """Also on CPUs that only imitate it: the tests run the same code on every machine."""
