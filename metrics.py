@@ -417,31 +417,22 @@ def print_report(args: argparse.Namespace, report: Report, protocols: Sequence[s
         title = f"{start}{TITLES[protocol]}; means over {most} images"
         if shared < most:
             title += f"; RoR over the {shared} that all methods have" if shared else "; no RoR: no image is common to all"
-        show(title)
+        print(title)
         if published:
-            show(f"{start}(paper): published rows of table {args.paper.partition(':')[0]}, {published[0]}")
+            print(f"{start}(paper): published rows of table {args.paper.partition(':')[0]}, {published[0]}")
             rows = published[1] + rows
         if style == "markdown":
-            show()
-        show(table(rows, report.names, style, args.std, ascii_only=not can_show("\u2191\u2193\u00b1")) + "\n")
-
-
-def encoding() -> str:
-    return getattr(sys.stdout, "encoding", None) or "utf-8"
+            print()
+        print(table(rows, report.names, style, args.std, ascii_only=not can_show("\u2191\u2193\u00b1")) + "\n")
 
 
 def can_show(text: str) -> bool:
     """Whether standard output can encode these characters."""
     try:
-        text.encode(encoding())
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         return False
     return True
-
-
-def show(text: str = "") -> None:
-    """Print a line. Characters that standard output cannot encode are escaped."""
-    print(text.encode(encoding(), "backslashreplace").decode(encoding()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -231,6 +231,14 @@ def _marks(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[int, int], i
     return found
 
 
+def aligned(cells: Sequence[Sequence[str]], style: str = "plain", text_columns: int = 1) -> str:
+    """Format a table with aligned columns; arguments as for `framed`, whose cells are padded."""
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    padded = [[text.ljust(width) if i < text_columns else text.rjust(width)
+               for i, (text, width) in enumerate(zip(line, widths))] for line in cells]
+    return framed(padded, widths, style, text_columns)
+
+
 def framed(cells: Sequence[Sequence[str]], widths: Sequence[int], style: str, text_columns: int = 1) -> str:
     """Format padded cells as a table.
 

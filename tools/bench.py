@@ -44,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset import positive
 from inference import MIN_SIZE
+from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
 from support.runtime import check_device, first_line, keep_freed_memory, processor
@@ -238,11 +239,8 @@ def markdown(report: dict) -> str:
     """Markdown table of a run, followed by the machine and the failed rows."""
     lines = [[key.replace("_", " ") for key in COLUMNS]]
     lines += [["-" if r[key] is None else str(r[key]) for key in COLUMNS] for r in report["rows"]]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    lines.insert(1, ["-" * width for width in widths])
-    table = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
     about = [f"- {key}: {value}" for key, value in (report["machine"] | report["failed"]).items()]
-    return "\n".join([*table, "", *about])
+    return "\n".join([aligned(lines, "markdown", COLUMNS.index("median_ms")), "", *about])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

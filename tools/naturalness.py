@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset import Pair, load_pair, positive
 from images import DataError, luma
 from loss import above_deviation, adaptive_weight
+from measures.tables import aligned
 from metrics import (
     BASELINES,
     Running,
@@ -402,9 +403,7 @@ def table(rows: Rows, names: Sequence[str], counts: Sequence[int]) -> str:
     """Format an aligned table. The header has the number of images of each mean."""
     cells = [["image", "method", *(f"{name} ({count})" for name, count in zip(names, counts))]]
     cells += [[image, method, *(f"{value:.3f}" for value in values)] for image, method, values in rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join(cell.ljust(width) if i < 2 else cell.rjust(width)
-                               for i, (cell, width) in enumerate(zip(line, widths))) for line in cells)
+    return aligned(cells, text_columns=2)
 
 
 def report(args: argparse.Namespace, survey: Survey, methods: Sequence[str]) -> None:

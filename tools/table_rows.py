@@ -120,7 +120,7 @@ DATA_SETS = {
 }
 TABLES = {      # {table: its data sets}
     **dict.fromkeys((*TRAINED, "main", "parts"), ("FLIR-val",)),
-    "4": ("TNO", "MSRS", "M3FD"), "5": (), "6": ("MRI-PET", "MRI-SPECT"),
+    "4": ("TNO", "MSRS", "M3FD"), "6": ("MRI-PET", "MRI-SPECT"),
 }
 SHIPPED = {"RPFNet, paper's": ROOT / "checkpoints" / "rpfnet_paper.pth",
            "RPFNet, contrast": ROOT / "checkpoints" / "rpfnet.pth"}

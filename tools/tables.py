@@ -8,17 +8,16 @@
 Tables:
   1 iterations N, 2 lambda_2, 3 ablations     40 validation pairs of RoadScene, networks trained with one small budget
   4 TNO, MSRS, M3FD    6 brain images         with the shipped weights
-  5 detection                                 the paper's rows; measured ones: python tools/detection.py table
   main                                        the shipped weights on RoadScene
   parts                                       what the network's parts contribute there
+Table 5, detection, is printed by tools/detection.py.
 
 A network is used in two ways: "eval" with the running statistics of training, "as published" with the statistics of
 each image and the studio-range stretch. Options after -- are passed on to train.py. After Ctrl-C, the same command
 continues the measurement.
 
 Files in results/: tables.csv and parts.csv hold the rows measured here (columns: tools/table_rows.py). paper_tables.csv
-and paper_detection.csv hold the rows of the paper. released.csv holds rows of the authors' published weights, measured
-outside this repository.
+holds the rows of the paper. released.csv holds rows of the authors' published weights, measured outside this repository.
 """
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ import metrics
 import train
 from dataset import positive
 from images import DataError
-from measures.tables import framed
+from measures.tables import aligned
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
 from tools.table_rows import (
@@ -178,10 +177,7 @@ def layout(cells: Sequence[Sequence[str]], style: str, text_columns: int = 2) ->
     """Format an aligned table. The first `text_columns` columns are text, the others are numbers."""
     if style == "latex":
         cells = [[_latex(text) for text in line] for line in cells]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    padded = [[text.ljust(width) if i < text_columns else text.rjust(width)
-               for i, (text, width) in enumerate(zip(line, widths))] for line in cells]
-    return framed(padded, widths, style, text_columns)
+    return aligned(cells, style, text_columns)
 
 
 def _latex(text: str) -> str:
@@ -199,9 +195,7 @@ def show(title: str, cells: Sequence[Sequence[str]], notes: Sequence[str], style
 
 
 def print_table(args: argparse.Namespace) -> None:
-    if args.table == "5":
-        print_detection(args)
-    elif args.table == "parts":
+    if args.table == "parts":
         print_parts(args)
     else:
         print_comparison(args)
@@ -240,15 +234,6 @@ def write_lines(path: Path, table: str, names: Sequence[str], lines: Sequence[tu
         writer.writerow([table, dataset, line.method, line.kind,
                          *(value.get(name, "") for value in values for name in names), line.rank or ""])
     write_atomically(path, text.getvalue().encode())
-
-
-def print_detection(args: argparse.Namespace) -> None:
-    rows = read_rows(RESULTS / "paper_detection.csv")
-    names = [name for name in rows[0] if name != "table"]
-    show("Table 5, M3FD; average precision at IoU 0.5", [names, *([row[name] for name in names] for row in rows)],
-         ["These are the paper's rows. Measured rows do not exist yet."], args.format, text_columns=1)
-    if args.csv:
-        write_atomically(args.csv, (RESULTS / "paper_detection.csv").read_bytes())
 
 
 def print_parts(args: argparse.Namespace) -> None:
@@ -322,8 +307,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.train_options = train_options
     args.command = shlex.join(["python", "tools/tables.py", *argv])
     args.commit = train.commit()
-    if args.run and args.table == "5":
-        parser.error("--table 5: train the detectors with tools/detection.py; here the paper's rows are printed")
     if train_options and not (args.run and args.table in TRAINED):
         parser.error("options of train.py, after --, go with --run and Tables 1 to 3")
     unknown = [name for name in args.datasets or () if name not in TABLES[args.table]]
