@@ -222,7 +222,7 @@ def test_a_row_that_fails_is_not_asked_again(turns):
 def test_without_the_baseline_there_are_no_ratios(turns):
     _, rows, failed = turns(1, released=[RuntimeError("x")], RPFNet=passes(7))
     assert [(r["model"], r["median_ms"], r["ratio"]) for r in rows] == [("RPFNet", 7, None)] and len(failed) == 1
-    assert "| 7   " in bench.markdown({"rows": rows, "machine": {}, "failed": failed})
+    assert "         7 |" in bench.markdown({"rows": rows, "machine": {}, "failed": failed})
 
 
 # ---------------------------------------------------------------------------------------------
