@@ -261,11 +261,11 @@ def fake_detector(monkeypatch):
 def test_a_row_for_each_method_and_seed_and_no_training_twice(root, fake_detector, capsys):
     prepare(root)
     assert train(root, "--seeds", "0", "1") == 0
-    assert fake_detector == [call for method in ("RPFNet", "infrared") for seed in (0, 1)
+    assert fake_detector == [call for seed in (0, 1) for method in ("RPFNet", "infrared")
                              for call in (f"train {method} {seed}", f"score {method}")]
     rows = rows_in(root / "rows.csv")
     assert [(row["method"], row["seed"], row["person"], row["mAP@.5"], row["images"]) for row in rows] == [
-        (method, seed, "0.2500", "0.5000", "2") for method in ("RPFNet", "infrared") for seed in "01"]
+        (method, seed, "0.2500", "0.5000", "2") for seed in "01" for method in ("RPFNet", "infrared")]
     assert rows[0]["command"].startswith("python tools/detection.py train") and rows[0]["minutes"] == "1.0"
     fake_detector.clear()
     assert train(root, "--seeds", "0", "1", "2", "--methods", "RPFNet") == 0

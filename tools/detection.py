@@ -98,7 +98,7 @@ class Run(NamedTuple):
 
 
 def planned_runs(args: argparse.Namespace) -> list[Run]:
-    """All seeds of the first method, then all seeds of the next. Raises DataError."""
+    """All methods with the first seed, then with the next, so that each seed gives a whole table. Raises DataError."""
     found = {path.parent.name: path for path in sorted(args.data.glob("*/data.yaml"))}
     if not found:
         raise DataError(f"{args.data}: no METHOD/data.yaml; make it with tools/detection.py prepare")
@@ -111,7 +111,7 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
     place = f"{common['model']}_{args.size}px_{args.epochs}epochs_batch{args.batch}_{common['split']}"
     return [Run(method, seed, args.out / dataset / place / f"{method}_seed{seed}", found[method],
                 common | {"method": method, "seed": str(seed)})
-            for method in args.methods or found for seed in args.seeds]
+            for seed in args.seeds for method in args.methods or found]
 
 
 def split_code(data: Path) -> str:
