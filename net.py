@@ -2,7 +2,8 @@
 
 The order is: blocks, modules (CPM, RPM, FDFM), one stage, the output heads, the network. Symbols are those of the
 paper: F_F are the fusion features, F_R the residual features, M = IR - VIS_Y is the residual prior. layers.py holds
-the implementation of the normalisation, the pooling and the Fourier transforms.
+normalisation, pooling, Fourier transforms, padding and weight sharing; inference.py converts and fuses numpy images.
+docs/deviations.md lists the choices that the paper leaves open.
 
     from net import RPFNet
     fused = RPFNet.from_pretrained().fuse(ir, vis)      # numpy uint8 in, numpy uint8 out
@@ -39,7 +40,7 @@ from weights import check_config, restored
 
 
 class CB(nn.Sequential):
-    """Convolutional block: k x k convolution with zero padding, BatchNorm, activation (paper, section 3.2).
+    """Convolutional block: k x k convolution with zero padding, BatchNorm, activation, as in Eq. 1 and 2.
 
     (B, inputs, H, W) -> (B, outputs, H, W); `kernel` is odd.
     """
@@ -64,18 +65,18 @@ class ChannelAttention(nn.Module):
             nn.Conv2d(channels, channels // reduction, 1), nn.ReLU(), nn.Conv2d(channels // reduction, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(sum(self.mlp(pooled) for pooled in self.pools(x)))     # two of (B, C, 1, 1)
+        return x * torch.sigmoid(sum(self.mlp(pooled) for pooled in self.pools(x)))     # weights: (B, C, 1, 1)
 
 
 class SpatialAttention(nn.Module):
-    """SA of Eq. 3, as in CBAM: pixel weights from a 7 x 7 convolution of the channel average and maximum."""
+    """SA of Eq. 3, as in CBAM: pixel weights from the average and maximum of the channels. (B, C, H, W), as given."""
 
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(2, 1, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.conv(channel_pools(x)))           # (B, 2, H, W) -> (B, 1, H, W)
+        return x * torch.sigmoid(self.conv(channel_pools(x)))           # weights: (B, 2, H, W) -> (B, 1, H, W)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ class RPM(nn.Module):
         super().__init__()
         self.ca = ChannelAttention(channels)
         self.sa = SpatialAttention()
-        self.dilated = nn.ModuleList(
+        self.dilated = nn.ModuleList(       # Eq. 3 prints convolutions: no BatchNorm, no activation
             nn.Conv2d(channels, channels, 3, padding=rate, dilation=rate) for rate in (1, 3, 5))
 
     def forward(self, f_r: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class RPM(nn.Module):
 
 
 class FDFM(nn.Module):
-    """Frequency-Domain Fusion Module: a 1 x 1 convolution of the spectrum has a global receptive field (Eq. 4).
+    """Frequency-Domain Fusion Module: a 1 x 1 block on the spectrum sees the whole image at each pixel (Eq. 4).
 
     Eq. 4 prints CB_3x3(F) twice. Here both are the same block, so the sum is the residual connection of the paper's
     text. The spectral branch is computed in float32, also under autocast.
@@ -126,7 +127,7 @@ class FDFM(nn.Module):
     def forward(self, f_f: Tensor) -> Tensor:
         x = self.spatial(f_f)
         with torch.autocast(x.device.type, enabled=False):
-            spectrum = rfft2_as_channels(at_least_float32(x))           # (B, 2C, H, W/2+1)
+            spectrum = rfft2_as_channels(at_least_float32(x))           # real, imaginary parts: (B, 2C, H, W // 2 + 1)
             return x + irfft2_of_channels(self.spectral(spectrum), x.shape[-2:]).to(x.dtype)
 
 
@@ -134,7 +135,7 @@ GLOBAL_BRANCHES = {"fourier": FDFM, "transformer": TransformerBlock}
 
 
 class Features(NamedTuple):
-    """Output of one stage, each (B, C, H, W)."""
+    """Features before the first stage, or after a stage, each (B, C, H, W)."""
     fusion: Tensor              # F_F
     residual: Tensor | None     # F_R; None if the network has no residual prior
 
@@ -153,15 +154,15 @@ class Stage(nn.Module):
 
     def forward(self, f_f: Tensor, f_r: Tensor | None) -> Features:
         if self.cpm is not None:
-            f_f, f_r = self.cpm(f_f, f_r)
+            f_f, f_r = self.cpm(f_f, f_r)               # the refined features of Eq. 1 and 2, input of Eq. 3 and 4
         return Features(self.fdfm(f_f), None if self.rpm is None else self.rpm(f_r))
 
 
 class Head(nn.Module):
     """Reconstruction head: two CBs, a last convolution and a sigmoid. (B, C, H, W) -> (B, 1, H, W) in [0, 1]
 
-    The paper prints two CBs and a sigmoid. A CB ends in ReLU, so its sigmoid would never fall below 0.5. The last
-    convolution avoids this. It is in float32, also under autocast: bfloat16 has only 128 levels in [0.5, 1].
+    The paper prints two CBs and a sigmoid. A CB ends in ReLU, and a sigmoid of values above 0 is above 0.5. So we add a
+    last convolution. It is in float32, also under autocast: bfloat16 has only 128 levels in [0.5, 1].
     """
 
     def __init__(self, channels: int = 32):
@@ -176,10 +177,10 @@ class Head(nn.Module):
 
 
 class AuxiliaryDecoder(Head):
-    """Decodes the residual features F_R^n to M', the input of L_SS (Eq. 5-7). Used in training only.
+    """Decodes the residual features F_R^n to M', the input of L_SS (Eq. 5-7). Built by trainer.py, for training only.
 
-    (B, C, H, W) -> (B, 1, H, W) in [0, 1]. All of it is in float32. In bfloat16 the sigmoid saturates, M' becomes
-    constant and L_SS has no gradient.
+    (B, C, H, W) -> (B, 1, H, W) in [0, 1]. The paper does not describe its layers; ours are those of the head. All of
+    it is in float32, also under autocast, as the losses are.
     """
 
     def forward(self, f_r: Tensor) -> Tensor:
@@ -194,20 +195,20 @@ class AuxiliaryDecoder(Head):
 class RPFNet(nn.Module):
     """The fusion network (paper, section 3.2 and Figure 2).
 
-    The iterations share their convolutions, not their BatchNorm layers: each iteration has its own BatchNorm weights,
-    biases and running statistics. The features of each iteration have a different distribution, so shared running
-    statistics would be wrong in eval mode. In eval mode the result for an image does not depend on its batch.
+    The iterations share their convolutions, as in the authors' release; the paper does not say it. Each iteration has
+    its own BatchNorm weights, biases and running statistics: the features of the iterations have different
+    distributions, so shared statistics would be wrong in eval mode. There the result does not depend on the batch.
 
     Args:
-        channels: number of feature channels, a multiple of 4.
-        stages: number n of iterations.
+        channels: number of feature channels, a multiple of 4 for the channel attention. The paper prints no number.
+        stages: number N of iterations.
         sharing: "convolutions" (default): all iterations use the same convolutions; "none": each has its own.
         global_branch: "fourier" (default), or "transformer" for the ablation "FDFM => Trans. block".
         cpm: False leaves out the CPM, the ablation "w/o CPM".
         prior: False leaves out the residual branch (RPM and CPM), the ablation "w/o res prior".
-        border: pixels of reflect padding on each side in eval mode, at most half of the image; 0: off. More are added
-            up to a fast FFT length. The padding is cropped from the result, and with it the border artifacts of zero
-            padding and of the periodic FFT.
+        border: ours; pixels of reflect padding on each side in eval mode, at most half of the image, and more up to a
+            fast FFT length; 0: no padding. It is cropped from the result, and with it the border artifacts of zero
+            padding and of the periodic FFT. Global pools and image statistics include it.
     Raises ValueError for an argument out of its range; see `weights.check_config`.
     """
 
@@ -234,7 +235,7 @@ class RPFNet(nn.Module):
             return_features: also return the features before the first and after each stage, n + 1 entries.
                 `features[-1].residual` is the input of the auxiliary decoder.
         Returns:
-            The fused luminance, (B, 1, H, W) in [0, 1], float32 (float64 after `double()`).
+            The fused luminance, (B, 1, H, W) in [0, 1], float32 (float64 after `double()`), or (it, features).
         Raises:
             ValueError: wrong shapes or dtypes, or weights in half precision.
         """
@@ -249,17 +250,17 @@ class RPFNet(nn.Module):
 
     def _fuse(self, ir: Tensor, vis_y: Tensor, return_features: bool) -> Tensor | tuple[Tensor, list[Features]]:
         pads = mirror_pads(ir.shape[-2:], 0 if self.training else self.config["border"])
-        sources = F.pad(torch.cat([ir, vis_y], 1), pads, mode="reflect")                # (B, 2, H, W)
+        sources = F.pad(torch.cat([ir, vis_y], 1), pads, mode="reflect")        # (B, 2, H, W), padded
         f_f, f_r = self.stem_f(sources), None
         if self.stem_r is not None:
             f_r = self.stem_r(sources[:, :1] - sources[:, 1:])                          # M = IR - VIS_Y
-        features = [Features(f_f, f_r)]
+        features = [Features(f_f, f_r)] if return_features else []
         for stage in self.stages:
             f_f, f_r = stage(f_f, f_r)
             if return_features:
                 features.append(Features(f_f, f_r))
-        fused = self.head(f_f if f_r is None else f_f + f_r)
-        place = inside(pads, ir.shape[-2:])
+        fused = self.head(f_f if f_r is None else f_f + f_r)                            # from F_F^N + F_R^N
+        place = inside(pads, ir.shape[-2:])                                             # index that removes the padding
         if return_features:
             return fused[place], [f.cropped(place) for f in features]
         return fused[place]
@@ -282,7 +283,7 @@ class RPFNet(nn.Module):
     def optimize(self, bfloat16: bool = False, compiled: bool = False) -> RPFNet:
         """Prepare the network for fast inference, in place; it cannot be trained afterwards. Returns self.
 
-        BatchNorm is folded into the convolutions. The result is the same up to rounding.
+        BatchNorm is folded into the convolutions, which gives each iteration its own. This changes only the rounding.
 
         Args:
             bfloat16: compute in bfloat16, except for the spectral branch and the last convolution. The PSNR to the
@@ -303,22 +304,22 @@ class RPFNet(nn.Module):
         """Load a trained network, in eval mode.
 
         Args:
-            path: a name in weights.CHECKPOINTS ("contrast", "paper", "medical"), a `.pth` file of weights with its
-                `.json` file beside it, or a training checkpoint (last.pth) of train.py.
+            path: "contrast" (our loss, the default), "paper" (trained as printed), "medical", "small", "tiny"; a `.pth`
+                file of weights with its `.json` file beside it; or a training checkpoint (last.pth) of train.py.
             device: device of the network.
         Raises:
-            OSError, ValueError: no such file, or no valid weights of this network. One line that names the file.
+            OSError, ValueError: no such file, or no valid weights of this network. The message names the file.
         """
         check_device(device)
         model = restored(cls, path)
-        # channels_last makes convolutions of single images faster on CPUs and GPUs. It changes no value.
+        # channels_last makes convolutions of single images faster on CPUs and GPUs.
         return model.to(device).to(memory_format=torch.channels_last).eval()
 
     def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False, tile: int = 0,
              as_published: bool = False) -> np.ndarray:
         """Fuse one pair of numpy images on the network's device; arguments, result and errors as for `fuse_pair`.
 
-        as_published: normalise by the statistics of this image, as for the published images.
+        as_published: normalise by the statistics of this image or tile. Raises ValueError after `optimize`.
         """
         if not as_published:
             return fuse_pair(self, ir, vis, studio_range, tile)
