@@ -13,6 +13,7 @@ import metrics
 from dataset import SPLIT_LISTS, named_pairs
 from images import luma, read_gray
 from net import RPFNet
+from recipe import LOSS, read_recipe
 from tools import table_rows, tables
 from tools.table_rows import COLUMNS, CONFIGURATIONS, FULL, Run, identity, record, without_cpm, without_spectrum
 
@@ -175,12 +176,25 @@ def test_every_row_of_the_paper_is_trained_with_one_change(tmp_path):
     for configuration in CONFIGURATIONS:
         wanted = table_rows.wanted_recipe(Run(configuration, 0, tmp_path, configuration.options))
         recipe = {key: getattr(wanted, key) for key in table_rows.train.RECIPE}
-        recipes |= dict.fromkeys(configuration.methods.values(), recipe)
+        recipes |= {method: recipe for table, method in configuration.methods.items() if table in "123"}
     full = recipes["RPFNet"]
     assert {method: {key: value for key, value in recipe.items() if value != full[key]}
             for method, recipe in recipes.items()} == CHANGES
     published = {row["method"] for row in rows_in(table_rows.RESULTS / "paper_tables.csv") if row["table"] in "123"}
     assert published == CHANGES.keys()
+
+
+def test_the_table_contrast_goes_from_one_recipe_towards_the_other(tmp_path):
+    """Each row has the changes of the row before it; all options that describe the loss end at recipe contrast."""
+    recipes = [vars(table_rows.wanted_recipe(Run(configuration, 0, tmp_path, configuration.options)))
+               for configuration in CONFIGURATIONS if "contrast" in configuration.methods]
+    goal = read_recipe("contrast")
+    loss = [key for key in (*LOSS, "clip") if recipes[0][key] != goal[key]]
+    changed = [[key for key in loss if recipe[key] == goal[key]] for recipe in recipes]
+    assert changed[0] == [] and sorted(changed[-1]) == sorted(loss)
+    assert all({*before} <= {*after} for before, after in zip(changed, changed[1:]))
+    # The last row's crops have other sides and about as many pixels in a step as the budget of 2 of 128.
+    assert recipes[-1]["batch"] * recipes[-1]["crop"]**2 == pytest.approx(2 * 128**2, rel=0.02)
 
 
 def test_the_full_model_alone_has_several_seeds(tmp_path):
@@ -262,14 +276,15 @@ def test_a_training_that_fails_does_not_stop_the_others(trained, tmp_path, monke
     assert "not measured: N=5, seed 5: train.py ended with code 1" in error and "N=7" in error
 
 
-def test_the_full_model_is_trained_once_for_three_tables(trained, data, tmp_path):
+def test_the_full_model_is_trained_once_for_its_tables(trained, data, tmp_path):
     place, _ = trained
     shutil.copytree(place / "runs" / "stages_1", tmp_path / "full")
     args = tables.parse(["--table", "1", "--results", str(tmp_path)])
     pairs = named_pairs("roadscene", data / "RoadScene")[:2]
     table_rows.score_run(Run(FULL, 5, tmp_path / "full", ()), pairs, args)
     rows = [row for row in rows_in(tmp_path / "tables.csv") if row["use"] == "eval" and row["protocol"] == "paper"]
-    assert {row["table"]: row["method"] for row in rows} == {"1": "N=3", "2": "lambda2=5", "3": "RPFNet"}
+    assert {row["table"]: row["method"] for row in rows} == {
+        "1": "N=3", "2": "lambda2=5", "3": "RPFNet", "contrast": "recipe paper"}
     assert len({row["EN"] for row in rows}) == 1
 
 

@@ -2,7 +2,7 @@
 
 tables.csv has one row for each table, data set, method, use and protocol. For networks that are trained for a table,
 it has one row for each budget and seed. The columns `seed` to `minutes` describe the training of the weights. `command`
-reproduces the row: a command of train.py for Tables 1 to 3, a command of tools/tables.py for existing weights.
+reproduces the row: a command of train.py for trained tables, a command of tools/tables.py for existing weights.
 parts.csv has one row for each method and part.
 """
 from __future__ import annotations
@@ -79,13 +79,21 @@ USES = (Use("eval", "plain"), Use("as published", "studio"))
 
 
 class Configuration(NamedTuple):
-    """A network that is trained for Tables 1 to 3."""
+    """A network that is trained for the tables of TRAINED."""
     name: str                   # name of its folder
     options: tuple[str, ...]    # options of train.py
     methods: dict[str, str]     # {table: name in the paper}
 
 
-FULL = Configuration("full", (), {"1": "N=3", "2": "lambda2=5", "3": "RPFNet"})
+FULL = Configuration("full", (), {"1": "N=3", "2": "lambda2=5", "3": "RPFNet", "contrast": "recipe paper"})
+# From the recipe paper to the recipe contrast. Each change is added to those before it.
+CHANGES = (
+    ("clip_and_weight", "+ clipping, w with 1 + S", ("--clip", "1", "--weight", "adaptive")),
+    ("weighted", "+ weighted windows of 7", ("--ssim-weighted", "--ssim-window", "7")),
+    ("whole", "+ L_s over the whole crop", ("--ssim-whole",)),
+    ("luminance", "+ luminance term", ("--lambda-3", "2")),
+    ("large_crops", "+ fewer, larger crops", ("--batch", "1", "--crop", "180")),     # as many pixels as 2 of 128
+)
 CONFIGURATIONS = (
     FULL,
     *(Configuration(f"stages_{n}", ("--stages", n), {"1": f"N={n}"}) for n in "1579"),
@@ -99,8 +107,10 @@ CONFIGURATIONS = (
     Configuration("transformer", ("--global-branch", "transformer"), {"3": "FDFM => Trans.block"}),
     Configuration("no_cpm", ("--no-cpm",), {"3": "w/o CPM"}),
     Configuration("no_prior", ("--no-prior",), {"3": "w/o res prior"}),
+    *(Configuration(name, sum((options for *_, options in CHANGES[:i + 1]), ()), {"contrast": method})
+      for i, (name, method, _) in enumerate(CHANGES)),
 )
-TRAINED = ("1", "2", "3")       # tables of CONFIGURATIONS; the paper prints RoR for them
+TRAINED = ("1", "2", "3", "contrast")       # tables of CONFIGURATIONS
 
 
 class DataSet(NamedTuple):
@@ -238,7 +248,7 @@ def machine(name: str | None = None) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# --run: Tables 1 to 3
+# --run: Tables 1 to 3 and contrast
 
 
 class Run(NamedTuple):
@@ -273,7 +283,7 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
 
 
 def run_trained(args: argparse.Namespace) -> list[str]:
-    """Train, fuse and score the rows of one of Tables 1 to 3. Returns one line for each row that failed."""
+    """Train, fuse and score the rows of a table of TRAINED. Returns one line for each row that failed."""
     pairs, problems = pairs_of("FLIR-val", args), []
     runs = planned_runs(args)
     for number, run in enumerate(runs, 1):

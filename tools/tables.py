@@ -7,6 +7,7 @@
 
 Tables:
   1 iterations N, 2 lambda_2, 3 ablations     40 validation pairs of RoadScene, networks trained with one small budget
+  contrast                                    the same; from the recipe paper to the recipe contrast, change by change
   4 TNO, MSRS, M3FD    6 brain images         with the shipped weights
   main                                        the shipped weights on RoadScene
   parts                                       what the network's parts contribute there
@@ -274,7 +275,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = parser.add_argument_group("measuring")
     run.add_argument("--run", action="store_true",
-                     help="measure the rows first; this takes hours on a CPU for Tables 1 to 3")
+                     help="measure the rows first; this takes hours on a CPU for Tables 1 to 3 and contrast")
     run.add_argument("--rows", nargs="+", default=[], metavar="METHOD",
                      help='measure only these rows, e.g. "N=5" or average')
     run.add_argument("--data", type=Path, default=Path("data"), metavar="DIR",
@@ -282,7 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--fused", nargs="+", default=[], metavar="METHOD=DIR", help="images of other methods for Tables "
                      "4, 6 and main; {dataset} in DIR is replaced by TNO, MSRS, ...")
 
-    training = parser.add_argument_group("training of Tables 1 to 3 (recipe paper, without validation)")
+    training = parser.add_argument_group("training of Tables 1 to 3 and contrast (without validation)")
     training.add_argument("--steps", type=train.whole, default=300,
                           help="training steps of each network (default: 300); 0: the epochs of the recipe")
     training.add_argument("--batch", type=positive, default=8, help="crops in a step (default: 8)")
@@ -308,7 +309,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.command = shlex.join(["python", "tools/tables.py", *argv])
     args.commit = train.commit()
     if train_options and not (args.run and args.table in TRAINED):
-        parser.error("options of train.py, after --, go with --run and Tables 1 to 3")
+        parser.error("options of train.py, after --, go with --run and Tables 1 to 3 or contrast")
     unknown = [name for name in args.datasets or () if name not in TABLES[args.table]]
     if unknown:
         parser.error(f"--datasets {unknown[0]}: table {args.table} has {', '.join(TABLES[args.table]) or 'none'}")
