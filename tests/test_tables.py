@@ -79,7 +79,7 @@ def test_the_recorded_results_are_whole_rows(path):
     assert table_rows.read_rows(path)
 
 
-@pytest.mark.parametrize("row", ["RPFNet, paper's,1", "RPFNet"])
+@pytest.mark.parametrize("row", ["ours, recipe paper,1", "RPFNet"])
 def test_a_row_with_too_many_or_too_few_cells_is_named(tmp_path, row):
     (tmp_path / "tables.csv").write_text(f"method,EN\nA,1\n{row}\n")
     with pytest.raises(table_rows.TableError, match=r"tables\.csv: row 2 has another number of cells"):
@@ -120,7 +120,7 @@ def test_another_budget_is_a_line_of_its_own_and_a_repeated_measurement_replaces
     record(path, COLUMNS, [measured("N=1", (7.2, 6, 10, 0.6, 1.7, 0.6))], identity)
     lines = [line for line in tables.collect_lines("1", "FLIR-val", "paper", results) if line.method == "N=1"]
     assert {line.kind: line.means["EN"] for line in lines} == {
-        "paper": 7.459, "eval, plain, 300 steps, crops 8 of 128": 7.2,
+        "printed": 7.459, "eval, plain, 300 steps, crops 8 of 128": 7.2,
         "eval, plain, 21200 steps, crops 8 of 128": 7.0}
 
 
@@ -132,11 +132,11 @@ def test_the_printed_table_and_its_csv(results, capsys):
     rows = {(row["method"], row["rows"]): row for row in rows_in(results / "out.csv")}
     assert len(rows) == 8 and rows["N=3", "eval, plain"]["EN std"] == "0.1414"
     assert rows["N=1", "eval, plain"]["EN difference"] == "0.1000" and rows["N=1", "eval, plain"]["RoR"] == "2"
-    assert rows["N=7", "paper"]["EN difference"] == "" and rows["N=7", "paper"]["RoR"] == "4"
+    assert rows["N=7", "printed"]["EN difference"] == "" and rows["N=7", "printed"]["RoR"] == "4"
 
 
 @pytest.mark.parametrize(("style", "line"), [
-    ("markdown", "| N=5    | paper       |         7.415 |"), ("latex", r"N=5    & paper       &             7.415 &")])
+    ("markdown", "| N=5    | printed     |         7.415 |"), ("latex", r"N=5    & printed     &             7.415 &")])
 def test_markdown_and_latex(results, capsys, style, line):
     assert tables.main(["--table", "1", "--results", str(results), "--format", style]) == 0
     printed = capsys.readouterr().out
@@ -293,8 +293,8 @@ def test_the_full_model_is_trained_once_for_its_tables(trained, data, tmp_path):
 
 def test_a_missing_checkpoint_is_one_line_and_the_others_go_on(trained, data, tmp_path, monkeypatch, capsys):
     place, _ = trained
-    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, paper's", tmp_path / "absent.pth")
-    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, contrast", place / "runs" / "stages_1" / "best.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe paper", tmp_path / "absent.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", place / "runs" / "stages_1" / "best.pth")
     folders = {"Whole": 4, "Part": 3}
     pairs = named_pairs("roadscene", data / "RoadScene")[:4]
     for name, count in folders.items():
@@ -305,12 +305,12 @@ def test_a_missing_checkpoint_is_one_line_and_the_others_go_on(trained, data, tm
     fused = [f"{name}={tmp_path}/{{dataset}}/{name}" for name in folders]
     assert tables.main([*options, "--run", "--fused", *fused]) == 1
     out, error = capsys.readouterr()
-    assert f"RPFNet, paper's: {tmp_path / 'absent.pth'}: no such checkpoint" in error
+    assert f"ours, recipe paper: {tmp_path / 'absent.pth'}: no such checkpoint" in error
     assert "has 3 of 4 images of FLIR-val" in error and len(error.split("not measured: ")) == 3
     rows = {(row["method"], row["use"]): row for row in rows_in(tmp_path / "tables.csv") if row["protocol"] == "paper"}
-    assert list(rows) == [("RPFNet, contrast", "eval"), ("RPFNet, contrast", "as published"), ("average", ""),
+    assert list(rows) == [("ours, recipe contrast", "eval"), ("ours, recipe contrast", "as published"), ("average", ""),
                           ("maximum", ""), ("Whole", "")]
-    assert rows["RPFNet, contrast", "eval"]["steps"] == "2" and rows["average", ""]["steps"] == ""
+    assert rows["ours, recipe contrast", "eval"]["steps"] == "2" and rows["average", ""]["steps"] == ""
     assert all(row["command"].startswith("python tools/tables.py --table main") for row in rows.values())
     mean = sum(metrics.EN(read_gray(pair.ir)) for pair in pairs) / 4
     assert float(rows["Whole", ""]["EN"]) == pytest.approx(mean, abs=1e-4)
@@ -359,8 +359,8 @@ def test_parts_are_measured_against_the_whole(model, data):
 
 def test_parts_are_recorded_and_printed(trained, data, tmp_path, monkeypatch, capsys):
     place, _ = trained
-    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, paper's", tmp_path / "absent.pth")
-    monkeypatch.setitem(table_rows.SHIPPED, "RPFNet, contrast", place / "runs" / "stages_1" / "best.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe paper", tmp_path / "absent.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", place / "runs" / "stages_1" / "best.pth")
     options = ["--table", "parts", "--data", str(data), "--results", str(tmp_path)]
     assert tables.main(options) == 0 and "add --run" in capsys.readouterr().out
     assert tables.main([*options, "--run"]) == 1

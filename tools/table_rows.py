@@ -53,6 +53,11 @@ class Protocol(NamedTuple):
     names: tuple[str, ...]
     title: str
 
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The columns as they are printed. The paper calls the average gradient SF."""
+        return tuple(metrics.PAPER_COLUMNS) if self.evaluated == "paper" else self.names
+
 
 PROTOCOLS = {
     "paper": Protocol("paper", ("EN", "SF", "SD", "CC", "SCD", "VIFF"),
@@ -132,9 +137,9 @@ TABLES = {      # {table: its data sets}
     **dict.fromkeys((*TRAINED, "main", "parts"), ("FLIR-val",)),
     "4": ("TNO", "MSRS", "M3FD"), "6": ("MRI-PET", "MRI-SPECT"),
 }
-SHIPPED = {"RPFNet, paper's": ROOT / "checkpoints" / "rpfnet_paper.pth",
-           "RPFNet, contrast": ROOT / "checkpoints" / "rpfnet.pth"}
-MEDICAL = {"RPFNet, medical": ROOT / "checkpoints" / "rpfnet_medical.pth"}
+SHIPPED = {"ours, recipe paper": ROOT / "checkpoints" / "rpfnet_paper.pth",
+           "ours, recipe contrast": ROOT / "checkpoints" / "rpfnet.pth"}
+MEDICAL = {"ours, recipe medical": ROOT / "checkpoints" / "rpfnet_medical.pth"}
 BASELINES = {"average": "average", "maximum": "max"}        # {name in the tables: name for metrics.baseline}
 RELEASED = "authors' release"
 

@@ -65,13 +65,16 @@ from tools.table_rows import (
 # Printing
 
 
+PRINTED = "printed"         # kind of the lines that the paper prints
+
+
 @dataclass
 class Line:
     """One line of a printed table. Several seeds are combined to one line."""
     method: str
-    kind: str                   # "paper", "eval, plain", ...
+    kind: str                   # PRINTED, "eval, plain", ...
     means: dict[str, float]
-    printed: dict[str, str]     # digits as printed in the paper; {} for measured rows
+    printed: dict[str, str]     # digits as in the source; {} for values that are printed with three decimals
     stds: dict[str, float] = field(default_factory=dict)            # over seeds; {} for one seed
     differences: dict[str, float] = field(default_factory=dict)     # to the row of the paper; {} if it has none
     rank: int | None = None     # RoR
@@ -85,7 +88,7 @@ def collect_lines(table: str, dataset: str, protocol: str, results: Path) -> lis
     published = {line.method: line.means for line in lines}
     lines += measured_lines(table, dataset, protocol, names, results)
     for line in lines:
-        if line.kind != "paper" and papers_name(line.method) in published:
+        if line.kind != PRINTED and papers_name(line.method) in published:
             paper = published[papers_name(line.method)]
             line.differences = {name: line.means[name] - paper[name] for name in names}
     if table in TRAINED:
@@ -104,7 +107,7 @@ def paper_lines(table: str, dataset: str, names: Sequence[str]) -> list[Line]:
     if table == "main":         # the row of RPFNet, which is the same in Tables 1 to 3 of the paper
         rows = [row | {"table": table} for row in rows if row["table"] == "3" and row["method"] == "RPFNet"]
     rows = [row for row in rows if row["table"] == table and row["dataset"] == dataset]
-    return [Line(row["method"], "paper", {name: float(row[name]) for name in names},
+    return [Line(row["method"], PRINTED, {name: float(row[name]) for name in names},
                  {name: row[name] for name in names}) for row in rows]
 
 
@@ -129,8 +132,9 @@ def measured_line(group: Sequence[dict], names: Sequence[str], name_budget: bool
             seeds[name].add(float(row[name]))
     first = group[0]
     steps = f"{first['steps']} steps, crops {first['crops']}" if name_budget else ""
+    short = {name: first[name] for name in names if len(first[name].partition(".")[2]) < 3}
     return Line(first["method"], ", ".join(filter(None, (first["use"], first["range"], steps))),
-                {name: seed.mean for name, seed in seeds.items()}, {},
+                {name: seed.mean for name, seed in seeds.items()}, short if len(group) == 1 else {},
                 {name: seed.std for name, seed in seeds.items()} if len(group) > 1 else {}, budget=budget(group))
 
 
@@ -146,10 +150,10 @@ def budget(group: Sequence[dict]) -> str:
     return "; ".join(filter(None, parts))
 
 
-def cells_of(lines: Sequence[Line], names: Sequence[str]) -> list[list[str]]:
+def cells_of(lines: Sequence[Line], names: Sequence[str], headings: Sequence[str]) -> list[list[str]]:
     """Header and cells of the lines. A difference follows its line. The name of a method is printed once."""
     ranked = any(line.rank for line in lines)
-    cells = [["method", "rows", *names] + ["RoR"] * ranked]
+    cells = [["method", "rows", *headings] + ["RoR"] * ranked]
     previous = None
     for line in lines:
         texts = [line.printed.get(name) or f"{line.means[name]:.3f}" +
@@ -210,10 +214,11 @@ def print_comparison(args: argparse.Namespace) -> None:
         notes = notes_of(lines)
         if args.protocol != "paper":
             notes.append("The paper's rows are of protocol paper and cannot be compared with these.")
-        if all(line.kind == "paper" or line.method == RELEASED for line in lines):
+        if all(line.kind == PRINTED or line.method == RELEASED for line in lines):
             notes.append("No rows have been measured here yet: add --run.")
         if lines:
-            show(f"Table {args.table}, {dataset}; {chosen.title}", cells_of(lines, chosen.names), notes, args.format)
+            show(f"Table {args.table}, {dataset}; {chosen.title}", cells_of(lines, chosen.names, chosen.headings),
+                 notes, args.format)
         else:
             print(f"Table {args.table}, {dataset}: {notes[-1]}\n")
         written += [(dataset, line) for line in lines]
