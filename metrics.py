@@ -37,7 +37,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import find_chosen, find_pairs, list_images, load_pair
+from dataset import DATASETS, find_chosen, find_pairs, list_images, load_pair
 from images import DataError, luma, read_gray
 from measures import (
     AG,
@@ -216,7 +216,8 @@ def add_image_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     images.add_argument("--ir", type=Path,
                         help="infrared folder (if one folder holds IR* and VIS*, give it to --ir and --vis)")
     images.add_argument("--vis", type=Path, help="visible folder")
-    images.add_argument("--dataset", type=str.lower, help="name of a published data set, in place of --ir and --vis")
+    images.add_argument("--dataset", type=str.lower, choices=DATASETS, metavar="NAME", help="published data set, in place of "
+                        f"--ir and --vis: {', '.join(DATASETS)}")
     images.add_argument("--data", type=Path, help="folder of the data set")
     images.add_argument("--split", help="split of the data set (default: the one for evaluation; roadscene: the 40 "
                         "pairs of val)")

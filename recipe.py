@@ -154,11 +154,11 @@ def _crop_options(parser: argparse.ArgumentParser) -> None:
                        "factor; 0: none, as in the paper")
     crops.add_argument("--lr", type=number(0, above=True), help="initial learning rate of both Adam optimisers")
     crops.add_argument("--schedule", choices=("step", "cosine"), help="learning rate; step: halved after each fifth of "
-                       "the run")
+                       "the run; cosine: falls to 0 along half a cosine")
     crops.add_argument("--clip", type=number(0), help="maximum norm of the gradient; 0: no clipping, as in the paper")
     crops.add_argument("--fixed-statistics", type=number(0, 1), metavar="SHARE", help="last share of the steps, in "
                        "which the BatchNorm statistics are fixed, so that training and inference normalise alike; "
-                       "0: none, as in the paper")
+                       "0: none, as in the paper; not with --max-minutes")
 
 
 def _network_options(parser: argparse.ArgumentParser) -> None:

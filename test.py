@@ -84,7 +84,8 @@ def _reading_options(parser: argparse.ArgumentParser) -> None:
     pixels.add_argument("--ir-range", type=int, nargs=2, metavar=("LOW", "HIGH"), help="one scale for all 16-bit "
                         "infrared images: LOW is black, HIGH is white (default: minimum and maximum of each image)")
     pixels.add_argument("--no-alignment-check", action="store_true", help="do not check the alignment; by default a "
-                        "note names the pairs that seem to be shifted by more than 4 pixels, and they are fused anyway")
+                        "note names the pairs that seem to be shifted by more than 4 pixels, and they are fused "
+                        "anyway; it finds about four of five such pairs")
 
 
 def _output_options(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +107,7 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
                          "(default: contrast), or a file, such as best.pth or last.pth of train.py")
     network.add_argument("--as-published", action="store_true", help="normalise each image by its own statistics, as "
                          "for the published images: more contrast, but night scenes become gray fog; add "
-                         "--studio-range to use their colour conversion too")
+                         "--studio-range to use their colour conversion too; not with --fast and --compile")
     network.add_argument("--released", type=given_path, metavar="MODEL.PTH", help="use the authors' published network "
                          "and its graph, normalised by the statistics of each image; the pickle is read without "
                          "executing it")
@@ -114,13 +115,13 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
                          "faster on NVIDIA GPUs from Ampere on and on CPUs with bfloat16 instructions; ignored on "
                          "older ones")
     network.add_argument("--compile", action="store_true", help="--fast and torch.compile with CUDA graphs, for many "
-                         "images of one size on a GPU; the first batch takes a minute, and so does a smaller last one")
+                         "images of one size on a GPU; the first batch is slow, and so is a smaller last one")
     network.add_argument("--batch", type=batch_size, metavar="N", help="consecutive pairs of one size that are fused "
                          f"in one pass (default: 4 on a GPU, 1 on a CPU; at most {MOST_IN_A_BATCH}); the result does "
                          "not depend on it, except for rounding")
     network.add_argument("--tile", type=tile_side, default=0, metavar="PIXELS", help="fuse in overlapping tiles of "
                          f"this side, {MIN_TILE} or more, for images that do not fit into memory; off by default, "
-                         "because the contrast can differ from tile to tile")
+                         "because the contrast can differ from tile to tile (26 dB from the whole image on MSRS)")
     network.add_argument("--device", type=given, default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cuda, cuda:1 or cpu (default: cuda if available)")
 

@@ -6,7 +6,7 @@
 rows      released: tools/released.py as its users run it. Ratios are relative to its time in float32
           released, memory kept: freed memory is kept for the next tensor, as in test.py and train.py (CPU on Linux)
           RPFNet, optimize(): BatchNorm folded into the convolutions; with bfloat16 this is `test.py --fast`
-          RPFNet, compiled: optimize(bfloat16=True, compiled=True), with --compile. Compilation takes minutes
+          RPFNet, compiled: optimize(bfloat16=True, compiled=True), with --compile. Compilation takes long
           Training is a step of train.py with recipes/paper.json. Weights are random. RPFNet's rows keep freed memory
           small, tiny, ...: the networks of --checkpoint, optimize()
 ms        Median of the timed passes. Spread is their interquartile range. After a warm-up, rows are timed in turns.
@@ -187,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="image sizes for inference (default: 480x640)")
     add("--batch", type=positive, default=1, help="batch size for inference (default: 1)")
     add("--compile", action="store_true", help="also measure the compiled RPFNet")
-    add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="also measure this one; can be repeated")
+    add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="also time these weights; can be repeated")
     add("--peer", action="append", default=[], metavar="FILE", help="also measure another network, in float32: a "
         "Python file whose build() returns a module, which is called as network(ir, vis_y); can be repeated")
     add("--repeats", type=positive, help="timed passes of each row (default: 2 on a CPU, 30 on a GPU)")

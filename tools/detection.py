@@ -261,10 +261,12 @@ def build_parser() -> argparse.ArgumentParser:
     preparing.add_argument("--seed", type=int, default=0, help="seed of the 60/20/20 split (default: 0)")
 
     for name, text in (("train", "train, evaluate and record"), ("score", "evaluate trained detectors again")):
-        add_training_options(actions.add_parser(name, help=text))
+        add_training_options(actions.add_parser(name, help=text, description=f"{text.capitalize()}. The schedule and "
+                                                "the model identify a run: give score the same options as train."))
 
     table = actions.add_parser("table", help="print the recorded rows and those of the paper")
-    table.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
+    table.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal",
+                       help="style of the table (default: terminal)")
     for action in (actions.choices[name] for name in ("train", "score", "table")):
         action.add_argument("--csv", type=given_path, default=RESULTS / "detection.csv", metavar="FILE",
                             help="file of the recorded rows (default: results/detection.csv of the repository)")

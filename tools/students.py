@@ -132,7 +132,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", type=Path, default=RESULTS / "students.csv", metavar="FILE",
                         help="file of the rows (default: results/students.csv)")
     parser.add_argument("--print", action="store_true", help="measure nothing; print the recorded rows")
-    parser.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
+    parser.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal",
+                        help="style of the table (default: terminal)")
     return parser
 
 

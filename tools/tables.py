@@ -271,7 +271,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="folder of the measured rows (default: results/ of the repository)")
 
     output = parser.add_argument_group("printing")
-    output.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal")
+    output.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal",
+                        help="style of the table (default: terminal)")
     output.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="paper: columns as computed in "
                         "the paper; definition: columns by the metrics' definitions, without the rows of the paper")
     output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file")
