@@ -38,6 +38,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def peak_memory(device: str) -> float | None:
+    """Peak memory so far, MB: of PyTorch's allocator on CUDA, else resident memory. None on systems except Linux."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    if sys.platform != "linux":
+        return None
+    (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) * 1024 / 1e6
+
+
 def check_device(device: str | torch.device) -> None:
     """Raises ValueError with a message of one line if PyTorch cannot use this device."""
     if device is None:

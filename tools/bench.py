@@ -47,7 +47,7 @@ from inference import MIN_SIZE
 from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
-from support.runtime import check_device, first_line, keep_freed_memory, processor
+from support.runtime import check_device, first_line, keep_freed_memory, peak_memory, processor
 from tools.released import ReleasedNet
 from trainer import Trainer, commit
 from weights import CHECKPOINTS
@@ -124,13 +124,6 @@ def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
         yield {"ms": 1000 * (time.perf_counter() - start), "peak_mb": idle and round(peak_memory(device) - idle, 1)}
 
 
-def peak_memory(device: str) -> float | None:
-    """Peak memory so far, MB: of PyTorch's allocator on CUDA, else resident memory. None on systems except Linux."""
-    if device == "cuda" or sys.platform != "linux":
-        return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
-
-
 def serve(*row: object) -> None:
     """Initialise the process of a row. It ends when its parent ends, also if the parent is killed."""
     threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
@@ -181,10 +174,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, best = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", choices=("cpu", "cuda"), default=best, help="device (default: cuda if available)")
-    add("--tasks", nargs="+", choices=("inference", "training"), default=["inference"],
-        help="what to measure (default: inference)")
-    add("--sizes", type=size, nargs="+", default=["480x640"], metavar="HxW",
-        help="image sizes for inference (default: 480x640)")
+    add("--tasks", nargs="+", choices=("inference", "training"), default=["inference"], help="(default: inference)")
+    add("--sizes", type=size, nargs="+", default=["480x640"], metavar="HxW", help="for inference (default: 480x640)")
     add("--batch", type=positive, default=1, help="batch size for inference (default: 1)")
     add("--compile", action="store_true", help="also measure the compiled RPFNet")
     add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="also time these weights; can be repeated")
@@ -192,8 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Python file whose build() returns a module, which is called as network(ir, vis_y); can be repeated")
     add("--repeats", type=positive, help="timed passes of each row (default: 2 on a CPU, 30 on a GPU)")
     add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
-    add("--json", type=Path, default=Path(os.devnull), metavar="FILE", help="also write the rows and the machine to "
-        "this file")
+    add("--json", type=Path, default=Path(os.devnull), metavar="FILE", help="also write rows and machine to this file")
     add("--markdown", type=Path, metavar="FILE", help="measure nothing; print the table of a file written by --json")
     return parser
 
