@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import cv2
 import torch
 from torch import nn
 
@@ -42,7 +43,7 @@ from weights import CHECKPOINTS
 SAMPLES = Path(__file__).resolve().parent / "samples"
 FORMATS = ("png", "bmp", "tif", "jpg")
 MOST_IN_A_BATCH = 256       # a batch is read into memory before it is fused
-FATAL = (DataError, OutputError, ValueError, RuntimeError, OSError, MemoryError)    # reported in one line
+FATAL = (DataError, OutputError, ValueError, RuntimeError, OSError, MemoryError, cv2.error)     # reported in one line
 
 
 # ---------------------------------------------------------------------------------------------

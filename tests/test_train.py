@@ -56,6 +56,8 @@ def test_step_schedule_halves_at_each_fifth():
     rates = [train.learning_rate(1e-3, "step", p) for p in (0, 0.199, 0.2, 0.5, 0.99, 1.2)]
     assert rates == [1e-3, 1e-3, 5e-4, 2.5e-4, 6.25e-5, 6.25e-5]
     assert train.learning_rate(1e-3, "cosine", 0.5) == pytest.approx(5e-4)
+    with pytest.raises(ValueError, match="warmup"):
+        train.learning_rate(1e-3, "warmup", 0.5)
 
 
 def test_same_seed_same_weights_and_another_seed_others(folders, tmp_path):
