@@ -491,7 +491,7 @@ def test_bad_checkpoints_are_named(tmp_path):
 def shipped():
     """The weights that git tracks; all in checkpoints/ where there is no git (a downloaded archive)."""
     try:
-        listed = subprocess.run(["git", "ls-files", "*.pth"], cwd=CHECKPOINTS, capture_output=True, text=True,
+        listed = subprocess.run(["git", "ls-files", "rpfnet*.pth"], cwd=CHECKPOINTS, capture_output=True, text=True,
                                 check=True)
         found = [CHECKPOINTS / name for name in listed.stdout.split()]
     except (OSError, subprocess.CalledProcessError):
