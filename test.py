@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import cv2
 import torch
 from torch import nn
 
@@ -32,7 +31,7 @@ from dataset import DATASETS, find_chosen, positive
 from images import DataError
 from inference import MIN_TILE
 from net import RPFNet
-from pipeline import Fuser, compare_folder, explained
+from pipeline import PAIR_ERRORS, Fuser, compare_folder, explained
 from support.console import INTERRUPTED, collected, complain, given, given_path, grouped, printable, run
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
@@ -43,7 +42,7 @@ from weights import CHECKPOINTS
 SAMPLES = Path(__file__).resolve().parent / "samples"
 FORMATS = ("png", "bmp", "tif", "jpg")
 MOST_IN_A_BATCH = 256       # a batch is read into memory before it is fused
-FATAL = (DataError, OutputError, ValueError, RuntimeError, OSError, MemoryError, cv2.error)     # reported in one line
+FATAL = (*PAIR_ERRORS, OutputError)     # reported in one line
 
 
 # ---------------------------------------------------------------------------------------------

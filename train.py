@@ -171,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_freed_memory()
         args, state = parse(argv, __doc__)
         args.command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+        args.commit = commit()      # read now: a commit during the run is not that of the loaded code
         check_device(args.device)
         with making([args.out]), locked(args.out) if team.rank == 0 else nullcontext():
             if not args.resume:

@@ -112,7 +112,6 @@ class Trainer:
         self.history: list[dict] = []           # rows of the log
         self.edge: Tensor | None = None         # M_edge of the last step; a mean over the epoch would hide a collapse
         self.finished = False
-        self.commit = commit()                  # read now: a commit during the run is not that of the loaded code
         # The step at which the statistics of BatchNorm are fixed; None: never.
         self.fixed_from = round((1 - args.fixed_statistics) * self.total) if args.fixed_statistics else None
         self.fixed = False
@@ -317,7 +316,7 @@ class Trainer:
         about = {"config": self.model.config, "version": VERSION, "recipe": recipe(self.args), "steps": self.step,
                  "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
                  "precision": "bfloat16" if self.bfloat16 else "float32",
-                 "command": self.args.command, "commit": self.commit, "packages": packages(),
+                 "command": self.args.command, "commit": self.args.commit, "packages": packages(),
                  "validation": {k: round(v, 4) for k, v in scores.items()}}
         write_or_warn(self.args.out / "best.pth", serialised(weights))
         write_or_warn(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())

@@ -51,6 +51,7 @@ from tools.table_rows import (
     RESULTS,
     TABLES,
     TRAINED,
+    Protocol,
     TableError,
     digits,
     known_methods,
@@ -150,18 +151,18 @@ def budget(group: Sequence[dict]) -> str:
     return "; ".join(filter(None, parts))
 
 
-def cells_of(lines: Sequence[Line], names: Sequence[str], headings: Sequence[str]) -> list[list[str]]:
+def cells_of(lines: Sequence[Line], protocol: Protocol) -> list[list[str]]:
     """Header and cells of the lines. A difference follows its line. The name of a method is printed once."""
     ranked = any(line.rank for line in lines)
-    cells = [["method", "rows", *headings] + ["RoR"] * ranked]
+    cells = [["method", "rows", *protocol.headings] + ["RoR"] * ranked]
     previous = None
     for line in lines:
         texts = [line.printed.get(name) or f"{line.means[name]:.3f}" +
-                 (f" ± {line.stds[name]:.3f}" if line.stds else "") for name in names]
+                 (f" ± {line.stds[name]:.3f}" if line.stds else "") for name in protocol.names]
         cells.append(["" if line.method == previous else line.method, line.kind, *texts]
                      + [str(line.rank or "")] * ranked)
         if line.differences:
-            cells.append(["", "difference", *(f"{line.differences[name]:+.3f}" for name in names)] + [""] * ranked)
+            cells.append(["", "difference", *(f"{line.differences[name]:+.3f}" for name in protocol.names)] + [""] * ranked)
         previous = line.method
     return cells
 
@@ -217,8 +218,7 @@ def print_comparison(args: argparse.Namespace) -> None:
         if all(line.kind == PRINTED or line.method == RELEASED for line in lines):
             notes.append("No rows have been measured here yet: add --run.")
         if lines:
-            show(f"Table {args.table}, {dataset}; {chosen.title}", cells_of(lines, chosen.names, chosen.headings),
-                 notes, args.format)
+            show(f"Table {args.table}, {dataset}; {chosen.title}", cells_of(lines, chosen), notes, args.format)
         else:
             print(f"Table {args.table}, {dataset}: {notes[-1]}\n")
         written += [(dataset, line) for line in lines]
