@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,10 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from images import DataError, luma, read_ir, read_vis
+from support.console import given, given_path
 from support.pairing import Pair, all_paired, find_pairs, list_images, listing, match_pairs
 
-__all__ = ["DATASETS", "CropDataset", "DataError", "Pair", "PairDataset", "crop_batches", "find_chosen", "find_named",
-           "find_pairs", "list_images", "load_pair", "match_pairs", "named_pairs"]
+__all__ = ["DATASETS", "CropDataset", "DataError", "Pair", "PairDataset", "Reader", "add_pattern_options",
+           "add_reading_options", "add_source_options", "crop_batches", "find_named", "find_pairs", "find_sources",
+           "list_images", "load_pair", "match_pairs", "named_pairs", "reader"]
 
 DARKEST = 0.05      # smallest factor that darkens a crop
 SPLIT_LISTS = Path(__file__).resolve().parent / "splits"
@@ -102,21 +105,6 @@ def named_pairs(name: str, root: str | Path, split: str | None = None) -> list[P
     return all_paired(*find_named(name, root, split))
 
 
-def find_chosen(name: str | None, root: Path | None, split: str | None, ir: Path | None,
-                vis: Path | None) -> tuple[list[Pair], list[str]] | None:
-    """`find_named` for the options --dataset, --data and --split of a command; None if they are not given.
-
-    Raises DataError if these options contradict each other, or --ir and --vis.
-    """
-    if name or root:
-        if not (name and root) or ir or vis:
-            raise DataError("--dataset NAME and --data FOLDER go together, without --ir and --vis")
-        return find_named(name, root, split)
-    if split:
-        raise DataError("--split goes with --dataset")
-    return None
-
-
 def _folders(name: str, layout: Layout, root: Path, split: str) -> tuple[Path, Path]:
     """Infrared and visible folder: the first pair of the layout that exists. Raises DataError if there is none."""
     for ir, vis in zip(layout.ir, layout.vis):
@@ -173,6 +161,9 @@ def load_pair(pair: Pair, resize: str | None = None,
     return of_one_size(pair, read_ir(pair.ir, span), read_vis(pair.vis), resize)
 
 
+Reader = Callable[[Pair], tuple[np.ndarray, np.ndarray]]       # load_pair, or a function such as it
+
+
 def of_one_size(pair: Pair, ir: np.ndarray, vis: np.ndarray, resize: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Bring two images to one size by `resize`, if necessary; arguments, result and errors as for `load_pair`."""
     if ir.shape == vis.shape[:2]:
@@ -200,16 +191,17 @@ class PairDataset:
     Args:
         pairs: result of `match_pairs` or `named_pairs`.
         progress: show a progress bar.
+        read: reads a pair, see `reader`.
     Raises:
         DataError: lists all files that cannot be read and all pairs whose sizes differ.
     """
 
-    def __init__(self, pairs: Sequence[Pair], progress: bool = False):
+    def __init__(self, pairs: Sequence[Pair], progress: bool = False, read: Reader = load_pair):
         problems = []
         self.names, self.items = [], []
         for pair in tqdm(pairs, desc="reading pairs", unit="pair", leave=False, disable=not progress):
             try:
-                ir, vis = load_pair(pair)
+                ir, vis = read(pair)
             except DataError as error:
                 problems.append(str(error))
                 continue
@@ -305,6 +297,69 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return value
+
+
+def add_source_options(group: argparse._ArgumentGroup, kind: str = "folder") -> None:
+    """Add the options that name pairs, for `find_sources`. kind: what --ir and --vis name, for --help."""
+    group.add_argument("--ir", type=given_path, help=f"infrared {kind} (if one folder holds IR* and VIS*, give it to "
+                       "--ir and --vis)")
+    group.add_argument("--vis", type=given_path, help=f"visible {kind}")
+    add_pattern_options(group)
+    group.add_argument("--dataset", type=str.lower, choices=DATASETS, metavar="NAME", help="published data set, in "
+                       f"place of --ir and --vis: {', '.join(DATASETS)}")
+    group.add_argument("--data", type=given_path, help="folder of the data set")
+    group.add_argument("--split", type=given,
+                       help="split of the data set (default: the one for evaluation; roadscene: the 40 pairs of val)")
+
+
+def add_pattern_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that match file names in --ir and --vis."""
+    group.add_argument("--ir-pattern", type=given, metavar="'*_ir'", help="pattern of the infrared file names; * is "
+                       "the part that both names of a pair share (default: equal names, or the usual affixes)")
+    group.add_argument("--vis-pattern", type=given, metavar="'*_vis'", help="pattern of the visible file names")
+
+
+class _Range(argparse.Action):
+    """Stores the two numbers of --ir-range if they are a range of 16-bit values."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        low, high = values
+        if not 0 <= low < high <= 65535:
+            parser.error(f"--ir-range {low} {high}: LOW must be below HIGH, both from 0 to 65535")
+        setattr(namespace, self.dest, values)
+
+
+def add_reading_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how images are read, for `reader`."""
+    group.add_argument("--resize", choices=("ir", "vis"), help="if the sizes differ, resize this image to the size of "
+                       "the other; this is no registration: both must show the same field of view")
+    group.add_argument("--ir-range", type=int, nargs=2, action=_Range, metavar=("LOW", "HIGH"), help="one scale for "
+                       "all 16-bit infrared images: LOW is black, HIGH is white (default: minimum and maximum of each "
+                       "image)")
+
+
+def find_sources(args: argparse.Namespace) -> tuple[list[Pair], list[str]] | None:
+    """The pairs that the options of `add_source_options` name, as `find_pairs` returns them; None without options.
+
+    Raises DataError, also if the options contradict each other.
+    """
+    patterns = args.ir_pattern, args.vis_pattern
+    if args.dataset or args.data:
+        if not (args.dataset and args.data) or args.ir or args.vis or any(patterns):
+            raise DataError("--dataset NAME and --data FOLDER go together, without --ir, --vis and their patterns")
+        return find_named(args.dataset, args.data, args.split)
+    if args.split:
+        raise DataError("--split goes with --dataset")
+    if not (args.ir or args.vis or any(patterns)):
+        return None
+    if not (args.ir and args.vis):
+        raise DataError("--ir and --vis go together")
+    return find_pairs(args.ir, args.vis, *patterns)
+
+
+def reader(args: argparse.Namespace) -> Reader:
+    """`load_pair` with the options of `add_reading_options`."""
+    return partial(load_pair, resize=args.resize, span=args.ir_range)
 
 
 # ---------------------------------------------------------------------------------------------

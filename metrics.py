@@ -37,7 +37,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import DATASETS, find_chosen, find_pairs, list_images, load_pair
+from dataset import Reader, add_reading_options, add_source_options, find_sources, list_images, load_pair, reader
 from images import DataError, luma, read_gray
 from measures import (
     AG,
@@ -78,7 +78,7 @@ from measures.tables import (
     table,
 )
 from measures.vif import VIF_MIN_SIDE
-from support.console import collected, complain, grouped, run
+from support.console import can_show, collected, complain, first_line, grouped, run
 from support.headers import SUFFIXES
 
 __all__ = [
@@ -126,8 +126,8 @@ def score(task: Task, protocols: Sequence[str], names: Sequence[str] | None) -> 
                 sources = sources or (Image(task.ir, "ir"), Image(task.vis, "vis"))
                 trio = Trio(Image(fused, "fused"), *sources)
                 values |= {(method, protocol): evaluate_trio(trio, protocol, names) for protocol in protocols}
-            except ValueError as error:
-                problems.append(f"{method}, {task.name}: {error}")
+            except (ValueError, MemoryError, cv2.error) as error:
+                problems.append(f"{method}, {task.name}: {first_line(error)}")
         notes += sorted({str(warning.message) for warning in caught})
     return Scored(task.name, values, problems, notes)
 
@@ -208,19 +208,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options that `collect_methods` and `collect_pairs` use. Returns their group, for further options."""
+    """Add the options that `collect_methods`, `collect_pairs` and `reader` use. Returns their group, for further options."""
     images = parser.add_argument_group("images")
     images.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR",
                         help="folders of fused images, one for each method; file names are the names of the pairs (for "
                         "IR{n}/VIS{n}: {n}); colour is converted to luma")
-    images.add_argument("--ir", type=Path,
-                        help="infrared folder (if one folder holds IR* and VIS*, give it to --ir and --vis)")
-    images.add_argument("--vis", type=Path, help="visible folder")
-    images.add_argument("--dataset", type=str.lower, choices=DATASETS, metavar="NAME", help="published data set, in place of "
-                        f"--ir and --vis: {', '.join(DATASETS)}")
-    images.add_argument("--data", type=Path, help="folder of the data set")
-    images.add_argument("--split", help="split of the data set (default: the one for evaluation; roadscene: the 40 "
-                        "pairs of val)")
+    add_source_options(images)
+    add_reading_options(images)
     return images
 
 
@@ -236,12 +230,10 @@ def cores() -> int:
 
 def collect_pairs(args: argparse.Namespace) -> tuple[list, list[str]]:
     """The pairs to score, and one line for each source image without a partner. Raises DataError."""
-    chosen = find_chosen(args.dataset, args.data, args.split, args.ir, args.vis)
-    if chosen:
-        return chosen
-    if not (args.ir and args.vis):
+    chosen = find_sources(args)
+    if chosen is None:
         raise DataError("say where the sources are: --ir DIR --vis DIR, or --dataset NAME --data FOLDER")
-    return find_pairs(args.ir, args.vis)
+    return chosen
 
 
 def collect_methods(specs: Sequence[str]) -> dict[str, Path]:
@@ -280,14 +272,22 @@ def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[st
     return matched, problems + [f"{path}: no pair of this name" for path in found.values()]
 
 
+UNREADABLE = (DataError, MemoryError, cv2.error)     # of a single image; the others are scored
+
+
+def unread(name: str, error: Exception) -> str:
+    """The error of an image in one line. A DataError names its file itself."""
+    return str(error) if isinstance(error, DataError) else f"{name}: {first_line(error)}"
+
+
 def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: Sequence[str],
-               problems: list[str]) -> Iterator[Task]:
+               problems: list[str], read: Reader = load_pair) -> Iterator[Task]:
     """Read the images pair by pair. Images that cannot be read are left out, with a line in `problems`."""
     for pair in pairs:
         try:
-            ir, vis = load_pair(pair)
-        except DataError as error:
-            problems.append(str(error))
+            ir, vis = read(pair)
+        except UNREADABLE as error:
+            problems.append(unread(pair.name, error))
             yield Task(pair.name, np.empty(0), np.empty(0), {})     # an empty task keeps the progress bar correct
             continue
         vis = luma(vis)
@@ -296,8 +296,8 @@ def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: 
             if pair.name in paths:
                 try:
                     fused[name] = read_gray(paths[pair.name])
-                except DataError as error:
-                    problems.append(str(error))
+                except UNREADABLE as error:
+                    problems.append(unread(f"{name}, {pair.name}", error))
         yield Task(pair.name, ir, vis, fused)
 
 
@@ -420,20 +420,12 @@ def print_report(args: argparse.Namespace, report: Report, protocols: Sequence[s
             title += f"; RoR over the {shared} that all methods have" if shared else "; no RoR: no image is common to all"
         print(title)
         if published:
-            print(f"{start}(paper): published rows of table {args.paper.partition(':')[0]}, {published[0]}")
+            print(f"{start}(paper): published rows of table {args.paper.partition(':')[0]}, {published[0]}; RoR compares "
+                  "their means with those over the images here")
             rows = published[1] + rows
         if style == "markdown":
             print()
         print(table(rows, report.names, style, args.std, ascii_only=not can_show("\u2191\u2193\u00b1")) + "\n")
-
-
-def can_show(text: str) -> bool:
-    """Whether standard output can encode these characters."""
-    try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -463,7 +455,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, ValueError, OSError) as error:
         complain(f"metrics.py: {error}")
         return 1
-    tasks = read_tasks(pairs, methods, baselines, problems)
+    tasks = read_tasks(pairs, methods, baselines, problems, reader(args))
     with collected(notes):
         interrupted = report.collect(tasks, protocols, args.workers, len(pairs), "scoring", problems)
     print_report(args, report, protocols, [*methods, *baselines], published)

@@ -18,12 +18,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset import SizeError, load_pair
+from dataset import SizeError, reader
 from images import DataError, luma, note_shift, write_image
 from inference import fuse_luminance, in_colour_of, prepare
+from support.console import first_line
 from support.outputs import DISK_ERRORS
 from support.pairing import Pair
-from support.runtime import first_line, on_gpu, team
+from support.runtime import lacks_memory, on_gpu, team
 
 # Threads that read and write images.
 CPU_THREADS = 2     # with the network on a CPU; more threads would take cores from the network
@@ -48,7 +49,7 @@ class Item(NamedTuple):
 
 def read_item(pair: Pair, args: argparse.Namespace) -> Item:
     """Read and prepare one pair with the options of test.py. Raises PAIR_ERRORS."""
-    ir, vis = load_pair(pair, args.resize, args.ir_range)
+    ir, vis = reader(args)(pair)
     if not args.no_alignment_check:
         note_shift(pair.name, ir, vis)
     vis = luma(vis) if args.gray else vis
@@ -205,8 +206,7 @@ def explained(error: Exception, args: argparse.Namespace) -> str:
     if isinstance(error, DataError):
         return str(error)
     text = first_line(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-            isinstance(error, RuntimeError | cv2.error) and "alloc" in text):
+    if lacks_memory(error):
         tiles = f"a smaller --tile than {args.tile}" if args.tile else "--tile 1024"
         return f"out of memory ({text}); try {'smaller frames' if args.video else tiles}"
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else text

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dataset import DATASETS
+from dataset import DATASETS, add_pattern_options, add_reading_options
 from inference import MIN_SIZE
 from net import GLOBAL_BRANCHES
 from support.console import given, given_path, printable
@@ -29,7 +29,8 @@ RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", 
           "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "teacher", "amp", "val_every")
 LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # options that have no effect with a teacher
 NO_TEACHER = "none"
-PLACES = ("data", "ir", "vis", "init")      # paths; stored as well, but --resume may change them
+READING = ("resize", "ir_range")        # how images are read; None in all recipe files, and stored with a run
+PLACES = ("data", "ir", "vis", "ir_pattern", "vis_pattern", "init")     # stored as well, but --resume may change them
 # Keys of last.pth; see Trainer.save.
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
 # Increase this version if the same options train a different model after a change; see `is_current`.
@@ -103,6 +104,11 @@ def device(text: str) -> str:
 # The options
 
 
+def option(name: str) -> str:
+    """The option of a name in RECIPE: lambda_1 -> --lambda-1."""
+    return f"--{name.replace('_', '-')}"
+
+
 class _Parser(argparse.ArgumentParser):
     """Parser that also checks recipe files. If `source` is set to the file, errors are TrainingErrors that name it."""
 
@@ -127,6 +133,8 @@ def _main_options(parser: argparse.ArgumentParser) -> None:
     main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, help="name of the data set")
     main.add_argument("--ir", type=given, metavar="DIR", help="your own pairs: folder of infrared images ...")
     main.add_argument("--vis", type=given, metavar="DIR", help="... and folder of visible images, matched by file name")
+    add_pattern_options(main)
+    add_reading_options(main)
     main.add_argument("--out", type=given_path, default=Path("checkpoints"), help="folder for checkpoints and log")
     main.add_argument("--resume", action="store_true", help="resume from OUT/last.pth, with the recipe stored in it")
     main.add_argument("--init", type=given, metavar="PTH", help="initial weights, to fine-tune or to continue with "
@@ -216,8 +224,8 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 
 def recipe(args: argparse.Namespace) -> dict:
-    """The options that a checkpoint stores: RECIPE, and PLACES as strings or None."""
-    return {key: getattr(args, key) for key in RECIPE} | {
+    """The options that a checkpoint stores: RECIPE, READING, and PLACES as strings or None."""
+    return {key: getattr(args, key) for key in (*RECIPE, *READING)} | {
         key: None if getattr(args, key) is None else str(getattr(args, key)) for key in PLACES}
 
 
@@ -256,7 +264,7 @@ def read_recipe(name: str) -> dict:
 
 
 def completed(stored: object, source: str) -> dict:
-    """Check a recipe from a file and add missing values: {option: value} for RECIPE and PLACES.
+    """Check a recipe from a file and add missing values: {option: value} for RECIPE, READING and PLACES.
 
     An older file lacks options that were added later. They get the value of recipes/paper.json, which does not change
     the meaning of the recipe.
@@ -269,15 +277,15 @@ def completed(stored: object, source: str) -> dict:
     """
     if not isinstance(stored, dict):
         raise TrainingError(f"{source}: not a recipe of this train.py: \"recipe\" is {in_words(stored)}")
-    unknown = [printable(str(key)) for key in stored if key not in (*RECIPE, *PLACES)]
+    unknown = [printable(str(key)) for key in stored if key not in (*RECIPE, *READING, *PLACES)]
     if unknown:
         raise TrainingError(f"{source}: its recipe has unknown options: {', '.join(unknown)[:200]}")
     for key in PLACES:
         if not isinstance(stored.get(key), str | None):
             raise TrainingError(f"{source}: {key} is {in_words(stored[key])}, where a path is expected")
-    options = {key: stored[key] for key in RECIPE if key in stored}
+    options = {key: stored[key] for key in (*RECIPE, *READING) if key in stored}
     _check_values(options, source)
-    return {**read_json(RECIPES / "paper.json")["recipe"], **dict.fromkeys(PLACES), **stored}
+    return {**read_json(RECIPES / "paper.json")["recipe"], **dict.fromkeys((*READING, *PLACES)), **stored}
 
 
 def is_current(version: object, stored: dict) -> bool:
@@ -291,7 +299,10 @@ def _check_values(options: dict, source: str) -> None:
     parser.source = source
     for key, value in options.items():
         name = key.replace("_", "-")
-        if value is None and key == "dataset":
+        if value is None and key in ("dataset", *READING):
+            continue
+        if key == "ir_range" and isinstance(value, list) and len(value) == 2:
+            line += ["--ir-range", *map(str, value)]
             continue
         if not isinstance(value, bool | int | float | str) or len(str(value)) > 100:
             parser.error(f"{name} is {in_words(value)}: {reprlib.repr(value)}")
@@ -318,11 +329,18 @@ def parse(argv: Sequence[str] | None, description: str | None = None) -> tuple[a
         SystemExit: options that the parser rejects.
     """
     parser = build_parser(description)
-    parser.set_defaults(**read_recipe("paper"))     # --help shows these defaults
+    parser.set_defaults(**read_recipe(_named_recipe(argv)))     # --help shows these defaults
     chosen = _chosen(parser, argv)
     if "resume" in chosen:
         return _resumed(parser, argv, chosen)
     return _new(parser, argv, chosen), None
+
+
+def _named_recipe(argv: Sequence[str] | None) -> str:
+    """The recipe on the command line, whose other options may be wrong."""
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("--recipe", type=given, default="paper")
+    return early.parse_known_args(argv)[0].recipe
 
 
 def _chosen(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict:
@@ -333,7 +351,6 @@ def _chosen(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict
 
 
 def _new(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: dict) -> argparse.Namespace:
-    parser.set_defaults(**read_recipe(chosen.get("recipe", "paper")))
     args = parser.parse_args(argv)
     _check_together(parser, args, chosen)
     if args.ir:
@@ -351,13 +368,23 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
         parser.error("--ir and --vis go together")
     if args.ir and not chosen.keys().isdisjoint(("dataset", "data")):
         parser.error("--ir and --vis name your own pairs; they go without --dataset and --data")
+    if not args.ir and (args.ir_pattern or args.vis_pattern):
+        parser.error("--ir-pattern and --vis-pattern go with --ir and --vis")
     if "epochs" in chosen and "steps" not in chosen and args.steps:
         parser.error(f"--epochs {args.epochs}: the recipe has --steps {args.steps}, which goes first; add --steps 0")
-    if chosen.get("saliency") and not args.prior:
-        parser.error("--saliency needs --prior: M' is decoded from the residual features")
-    void = [name for name in LOSS if name in chosen]
-    if args.teacher != NO_TEACHER and void:
-        parser.error(f"--{void[0].replace('_', '-')} goes without --teacher: the loss is the distance to its output")
+    if "epochs" in chosen and chosen.get("steps"):
+        parser.error("--epochs goes without --steps, which is the number of steps of the whole run")
+    for holds, void, reason in (
+            (args.teacher != NO_TEACHER, LOSS, "--teacher: the loss is the distance to its output"),
+            (not args.prior, ("saliency", "saliency_form", "lambda_1"),
+             "--no-prior: M' is decoded from the residual features"),
+            (not args.prior, ("cpm",), "--no-prior: the CPM connects the residual features with the fusion features"),
+            (not args.saliency, ("saliency_form", "lambda_1"), "--no-saliency: they belong to L_SS"),
+            (args.weight == "none", ("contrast",), "--weight none: negative pairs need w"),
+            (not args.lambda_2, ("ssim_window", "ssim_weighted", "ssim_whole"), "--lambda-2 0: they belong to L_s")):
+        names = [name for name in void if chosen.get(name, False) is not False]     # --no-cpm may stand beside --no-prior
+        if holds and names:
+            parser.error(f"{option(names[0])} goes without {reason}")
     if args.fixed_statistics and args.max_minutes:
         parser.error("--fixed-statistics goes without --max-minutes: its first step has to be known")
     if args.ssim_window > args.crop:
@@ -390,13 +417,14 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
     named = ("ir", "vis") if own else ("dataset", "data")
     if None in (stored[key] for key in named) or own and stored["dataset"]:
         raise TrainingError(f"{path}: its recipe names no training pairs, or two sets of them; it cannot be resumed")
-    moved = {"dataset", "data"} if own else {"ir", "vis"}
+    moved = {"dataset", "data"} if own else {"ir", "vis", "ir_pattern", "vis_pattern"}
     if not moved.isdisjoint(chosen):
-        parser.error(f"--{' and --'.join(sorted(moved & chosen.keys()))}: {path} was trained on "
+        parser.error(f"{', '.join(option(name) for name in sorted(moved & chosen.keys()))}: {path} was trained on "
                      f"{'--ir and --vis' if own else '--data'}")
     parser.set_defaults(**stored, recipe=None)
     args = parser.parse_args(argv)
-    changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in RECIPE if getattr(args, key) != stored[key]]
+    changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in (*RECIPE, *READING)
+               if getattr(args, key) != stored[key]]
     if changed:
         raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
                             "Drop these options, or start a new run with another --out")

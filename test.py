@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 import video
-from dataset import DATASETS, find_chosen, positive
+from dataset import add_reading_options, add_source_options, find_sources, positive
 from images import DataError
 from inference import MIN_TILE
 from net import RPFNet
@@ -35,7 +35,7 @@ from pipeline import PAIR_ERRORS, Fuser, compare_folder, explained
 from support.console import INTERRUPTED, collected, complain, given, given_path, grouped, printable, run
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
-from support.pairing import Pair, find_pairs
+from support.pairing import Pair, find_pairs, shared_name
 from support.runtime import IMITATED, check_device, has_bfloat16, keep_freed_memory, on_gpu, team
 from weights import CHECKPOINTS
 
@@ -64,25 +64,12 @@ def tile_side(text: str) -> int:
 
 
 def _source_options(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_argument_group("what to fuse (default: the rendered samples)")
-    source.add_argument("--ir", type=given_path,
-                        help="infrared folder or file (if one folder holds IR* and VIS*, give it to --ir and --vis)")
-    source.add_argument("--vis", type=given_path, help="visible folder or file")
-    source.add_argument("--ir-pattern", type=given, metavar="'*_ir'", help="pattern of the infrared file names; * is "
-                        "the part that both names of a pair share (default: equal names, or the usual affixes)")
-    source.add_argument("--vis-pattern", type=given, metavar="'*_vis'", help="pattern of the visible file names")
-    source.add_argument("--dataset", type=str.lower, choices=DATASETS, help="name of a published data set")
-    source.add_argument("--data", type=given_path, help="folder of the data set")
-    source.add_argument("--split", type=given,
-                        help="split of the data set (default: the one for evaluation; roadscene: the 40 pairs of val)")
+    add_source_options(parser.add_argument_group("what to fuse (default: the rendered samples)"), "folder or file")
 
 
 def _reading_options(parser: argparse.ArgumentParser) -> None:
     pixels = parser.add_argument_group("how images are read")
-    pixels.add_argument("--resize", choices=("ir", "vis"), help="if the sizes differ, resize this image to the size of "
-                        "the other; this is no registration: both must show the same field of view")
-    pixels.add_argument("--ir-range", type=int, nargs=2, metavar=("LOW", "HIGH"), help="one scale for all 16-bit "
-                        "infrared images: LOW is black, HIGH is white (default: minimum and maximum of each image)")
+    add_reading_options(pixels)
     pixels.add_argument("--no-alignment-check", action="store_true", help="do not check the alignment; by default a "
                         "note names the pairs that seem to be shifted by more than 4 pixels, and they are fused "
                         "anyway; it finds about four of five such pairs")
@@ -138,8 +125,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options. Ends the program with exit code 2 if they are wrong."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.ir_range and not 0 <= args.ir_range[0] < args.ir_range[1] <= 65535:
-        parser.error(f"--ir-range {args.ir_range[0]} {args.ir_range[1]}: LOW must be below HIGH, both from 0 to 65535")
     try:
         video.check_options(args)
     except ValueError as error:
@@ -154,25 +139,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
     """The pairs to fuse, and one line for each file without a partner. Raises DataError."""
-    patterns = args.ir_pattern, args.vis_pattern
-    folders = args.ir and args.ir.is_dir() and args.vis and args.vis.is_dir()
-    if any(patterns) and not folders:
-        raise DataError("--ir-pattern and --vis-pattern go with folders in --ir and --vis")
-    chosen = find_chosen(args.dataset, args.data, args.split, args.ir, args.vis)
-    if chosen:
-        return chosen
-    if args.ir is None and args.vis is None:
-        return find_pairs(SAMPLES / "ir", SAMPLES / "vis")
-    if args.ir is None or args.vis is None:
-        raise DataError("--ir and --vis go together")
+    if not (args.ir and args.vis) or args.dataset or args.data or args.ir.is_dir() and args.vis.is_dir():
+        return find_sources(args) or find_pairs(SAMPLES / "ir", SAMPLES / "vis")
     for source in (args.ir, args.vis):
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
-    if args.ir.is_file() and args.vis.is_file():
-        return [Pair(args.vis.stem, args.ir, args.vis)], []
-    if args.ir.is_file() or args.vis.is_file():
+    if args.ir.is_dir() or args.vis.is_dir():
         raise DataError("--ir and --vis: give two files or two folders")
-    return find_pairs(args.ir, args.vis, *patterns)
+    if args.ir_pattern or args.vis_pattern or args.split:
+        raise DataError("--ir-pattern, --vis-pattern and --split go with folders, not with two files")
+    return [Pair(shared_name(args.ir, args.vis), args.ir, args.vis)], []
 
 
 def choose_output(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
@@ -282,21 +258,27 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
         place = args.out_file or f"{args.out}{'/' if args.out.name else ''}"
         print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on {device_name(args)}"
                         + (f", {team.world} processes side by side" if team.world > 1 else "")))
-    complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems),
-             *(line for text in dict.fromkeys(fatal) for line in f"test.py: {text}".splitlines()))
+    explain(notes, problems)
+    complain(*(line for text in dict.fromkeys(fatal) for line in f"test.py: {text}".splitlines()))
     return 1 if problems or fatal else 0
+
+
+def explain(notes: list[tuple[str, ...]], problems: Sequence[str]) -> None:
+    """Print the warnings, and the pairs that were skipped."""
+    complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems))
 
 
 def fuse_images(args: argparse.Namespace) -> int:
     """Fuse pairs of images. Returns the exit code."""
     result = Result()
     notes: list[tuple[str, ...]] = []
-    with collected(notes):
-        try:
+    try:
+        with collected(notes):
             fuse(args, result)
-        except KeyboardInterrupt:
-            complain("", f"test.py: interrupted; {result.counted()}")
-            return INTERRUPTED
+    except KeyboardInterrupt:
+        complain("", f"test.py: interrupted; {result.counted()}")
+        explain(notes, result.unpaired + (result.fuser.problems if result.fuser else []))
+        return INTERRUPTED
     return report(args, result, notes)
 
 

@@ -17,18 +17,16 @@ if __name__ == "__main__":
     console.before_imports()
 
 import argparse
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-import torch
 from torch import distributed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import DATASETS, CropDataset, PairDataset, match_pairs, named_pairs
+from dataset import DATASETS, CropDataset, Pair, PairDataset, match_pairs, named_pairs, reader
 from images import DataError
 from recipe import (
     RECIPE,
@@ -40,9 +38,10 @@ from recipe import (
     refuse_overwriting_a_run,
     whole,
 )
-from support.console import INTERRUPTED, collected, grouped, printable
+from support.console import INTERRUPTED, collected, first_line, grouped, printable
 from support.outputs import OutputError, locked, making
-from support.runtime import IMITATED, check_device, first_line, keep_freed_memory, team
+from support.records import commit, device_name
+from support.runtime import IMITATED, check_device, keep_freed_memory, lacks_memory, team
 from trainer import (
     SMALLER,
     Stop,
@@ -50,8 +49,6 @@ from trainer import (
     build_loss,
     build_network,
     check_memory,
-    commit,
-    device_name,
     learning_rate,
     leave_signals_to_the_parent,
     own_crops,
@@ -71,12 +68,14 @@ SAVE_EVERY = 300        # seconds between checkpoints
 
 def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None]:
     """Training and validation pairs. The latter are None for data without a validation split. Raises DataError."""
-    progress = team.rank == 0
+    def load(pairs: Sequence[Pair]) -> PairDataset:
+        return PairDataset(pairs, team.rank == 0, reader(args))
+
     if args.ir:
-        return PairDataset(match_pairs(args.ir, args.vis), progress), None
-    train = PairDataset(named_pairs(args.dataset, args.data, "train"), progress)
+        return load(match_pairs(args.ir, args.vis, args.ir_pattern, args.vis_pattern)), None
     has_val = "val" in DATASETS[args.dataset].splits and args.val_every
-    return train, PairDataset(named_pairs(args.dataset, args.data, "val"), progress) if has_val else None
+    return (load(named_pairs(args.dataset, args.data, "train")),
+            load(named_pairs(args.dataset, args.data, "val")) if has_val else None)
 
 
 def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Stop) -> None:
@@ -130,8 +129,7 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
 
 def described(error: Exception) -> str:
     """The error in one line, or as a list of files. The message for a lack of memory has a remedy."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-            type(error) is RuntimeError and re.search("memory|bad_alloc", str(error), re.IGNORECASE)):
+    if lacks_memory(error):
         return f"too little memory for a training step ({first_line(error)}); {SMALLER}"
     if isinstance(error, DataError | TrainingError):
         return str(error)
@@ -159,8 +157,8 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
             say(f"note: --amp: {IMITATED}", sys.stderr)
         say(f"{len(pairs)} training pairs, {len(val) if val else 'no'} validation pairs; "
             f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}")
-    stop = Stop()
-    run(trainer, pairs, val, stop)
+    with Stop() as stop:
+        run(trainer, pairs, val, stop)
     return trainer, stop
 
 

@@ -3,14 +3,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +28,10 @@ from net import AuxiliaryDecoder, RPFNet
 from recipe import NO_TEACHER, VERSION, TrainingError, recipe
 from support.console import INTERRUPTED
 from support.outputs import as_csv, write_atomically
+from support.records import device_name, packages
 from support.runtime import has_bfloat16, team
 from weights import check_weights, find, load
 
-ROOT = Path(__file__).resolve().parent
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 HALVINGS = 5            # the rate is halved after each fifth of a run: every 20 of 100 epochs in the paper
 LEAST = 60              # lower bound of a step's memory, bytes per pixel, channel, stage; measured: 110 with bfloat16
@@ -110,6 +107,8 @@ class Trainer:
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.sums: dict[str, Tensor] = {}       # sums of this epoch's loss terms over the crops of this process
         self.history: list[dict] = []           # rows of the log
+        # Command and commit of the start and of each --resume.
+        self.runs = [{"command": getattr(args, "command", ""), "commit": getattr(args, "commit", "")}]
         self.edge: Tensor | None = None         # M_edge of the last step; a mean over the epoch would hide a collapse
         self.finished = False
         # The step at which the statistics of BatchNorm are fixed; None: never.
@@ -243,7 +242,7 @@ class Trainer:
 
     # --- files ---
 
-    def save(self, write: Callable[[Path, bytes], None]) -> None:
+    def save(self, write: Callable[[Path, bytes], bool]) -> None:
         """Write last.pth with everything that --resume needs. Raises TrainingError if training has diverged.
 
         write: `write_once`, or `write_or_warn` to continue if the disk is full.
@@ -253,7 +252,7 @@ class Trainer:
         state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
                  "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                  "version": VERSION, "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(),
-                 "best": self.best, "sums": over_all(self.sums), "history": self.history}
+                 "best": self.best, "sums": over_all(self.sums), "history": self.history, "runs": self.runs}
         write(self.args.out / "last.pth", serialised(state))
 
     def rescue(self) -> None:
@@ -296,6 +295,8 @@ class Trainer:
                          for name, value in state["sums"].items()}
             self.history = [{str(key): float(value) if isinstance(value, float) else int(value)
                              for key, value in row.items()} for row in state["history"]]
+            earlier = state.get("runs", [])     # older checkpoints have none
+            self.runs = [{key: str(run[key]) for key in ("command", "commit")} for run in earlier] + self.runs
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = type(error).__name__
             raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
@@ -307,8 +308,8 @@ class Trainer:
         if not (0 <= self.seconds < math.inf and lowest <= self.done <= self.per_epoch):
             raise TrainingError(f"{path}: its steps, epochs and seconds do not fit together; it cannot be resumed")
 
-    def save_best(self, scores: dict[str, float]) -> None:
-        """Write best.pth, a plain state dict, and best.json, with the recipe and the scores."""
+    def save_best(self, scores: dict[str, float], write: Callable[[Path, bytes], bool]) -> bool:
+        """Write best.pth, a plain state dict, and best.json, with the recipe and the scores. False if that failed."""
         # Iterations share tensors. Each is made contiguous once, so that torch.save stores it once.
         copies: dict[int, Tensor] = {}
         weights = {name: copies.setdefault(value.data_ptr(), value.contiguous())
@@ -316,10 +317,10 @@ class Trainer:
         about = {"config": self.model.config, "version": VERSION, "recipe": recipe(self.args), "steps": self.step,
                  "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
                  "precision": "bfloat16" if self.bfloat16 else "float32",
-                 "command": self.args.command, "commit": self.args.commit, "packages": packages(),
+                 **self.runs[0], **({"resumed": self.runs[1:]} if self.runs[1:] else {}), "packages": packages(),
                  "validation": {k: round(v, 4) for k, v in scores.items()}}
-        write_or_warn(self.args.out / "best.pth", serialised(weights))
-        write_or_warn(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())
+        return write(self.args.out / "best.pth", serialised(weights)) and \
+            write(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())
 
     def write_log(self) -> None:
         """Write log.csv."""
@@ -332,6 +333,7 @@ class Trainer:
         """Log the epoch, validate if it is due, and save the weights if they are the best so far."""
         number = len(self.history) + 1
         due = self.finished or val is not None and number % self.args.val_every == 0
+        write = write_once if self.finished else write_or_warn      # a run without its result has failed
         if due and not self.fixed:
             self.exact_statistics(crops)
         rate = self.optimisers[0].param_groups[0]["lr"]
@@ -339,11 +341,11 @@ class Trainer:
         if val is not None and due:
             row |= validate(self.model, self.loss, val, self.device)
             self.set_training()
-            if row["val_loss"] < self.best:
+            scores = {k: row[k] for k in ("val_loss", *VALIDATION_METRICS)}
+            if row["val_loss"] < self.best and self.save_best(scores, write):
                 self.best = row["val_loss"]
-                self.save_best({k: row[k] for k in ("val_loss", *VALIDATION_METRICS)})
         elif val is None and self.finished:
-            self.save_best({})
+            self.save_best({}, write)
         self.history.append(row)
         self.sums = {}
         self.write_log()
@@ -365,14 +367,24 @@ class Stop:
     A second Ctrl-C raises KeyboardInterrupt, a third one ends the process at once. Under nohup, SIGHUP is still
     ignored. With several processes it becomes true in all of them at the same step (`Trainer.agree`). Further signals
     are then ignored, because torchrun may pass on a signal twice.
+
+    As a context manager, it restores the former signal handlers at the end.
     """
 
     def __init__(self):
         self.received, self.agreed = 0, 0       # signal numbers: of this process; of all, set by Trainer.agree
+        self._former = {}
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)        # Windows has no SIGHUP
             if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
-                signal.signal(number, self._set)
+                self._former[number] = signal.signal(number, self._set)
+
+    def __enter__(self) -> Stop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _set(self, number: int, frame: object) -> None:
         if self.received and team.world == 1:
@@ -448,35 +460,19 @@ def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDatase
 # --- files and records ---
 
 
-def write_or_warn(path: Path, data: bytes) -> None:
-    """As `write_once`, but an error is only a warning: a full disk should not end a run, and the old file is intact."""
+def write_or_warn(path: Path, data: bytes) -> bool:
+    """As `write_once`, but an error is only a warning, and the result False: a full disk should not end a run."""
     try:
-        write_once(path, data)
+        return write_once(path, data)
     except OSError as error:
-        say(f"warning: {path} not written ({error.strerror}); training continues", sys.stderr)
+        say(f"warning: {path} not written ({error.strerror}); an earlier file of this name is intact", sys.stderr)
+        return False
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
     """Print a line above the progress bar and flush it, so that a log file is up to date."""
     tqdm.write(text, stream)
     (stream or sys.stdout).flush()
-
-
-def commit() -> str:
-    """The git commit of this code, with a "+" if files outside results/ have changed since; "unknown" without git."""
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
-        return git("describe", "--always", "--exclude=*") + "+" * bool(changed)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def packages() -> dict[str, str]:
-    """Versions of Python and of the packages that compute results."""
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia")}
 
 
 def serialised(state: dict) -> bytes:
@@ -486,13 +482,8 @@ def serialised(state: dict) -> bytes:
     return buffer.getvalue()
 
 
-def write_once(path: Path, data: bytes) -> None:
-    """`write_atomically` by rank 0 only."""
+def write_once(path: Path, data: bytes) -> bool:
+    """`write_atomically` by rank 0 only. Always True, as opposed to `write_or_warn`. Raises OSError."""
     if team.rank == 0:
         write_atomically(path, data)
-
-
-def device_name(device: torch.device) -> str:
-    """Name of the device for logs, with the number of processes or CPU threads."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    return f"{team.world} x {name}" if team.world > 1 else name
+    return True

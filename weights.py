@@ -19,8 +19,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from support.console import listed, printable
-from support.runtime import first_line
+from support.console import first_line, listed, printable
 
 CHECKPOINTS = {name: Path(__file__).resolve().parent / "checkpoints" / file for name, file in (
     ("contrast", "rpfnet.pth"), ("paper", "rpfnet_paper.pth"), ("medical", "rpfnet_medical.pth"),

@@ -138,7 +138,10 @@ def published_rows(table: str, dataset: str | None = None) -> tuple[str, list[Ro
     if not held:
         raise ValueError(f"--paper {table}: no table {number}; {PAPER_TABLES.name} holds "
                          f"{', '.join(dict.fromkeys(line['table'] for line in lines))}")
-    wanted = wanted or (PAPER_NAMES.get(dataset, dataset) if dataset else held[0])
+    own = PAPER_NAMES.get(dataset, dataset) if dataset else None
+    if own and wanted and own.lower() != wanted.lower():
+        raise ValueError(f"--paper {table}: not of --dataset {dataset}")
+    wanted = wanted or own or held[0]
     chosen = [name for name in held if name.lower() == wanted.lower()]
     if not chosen or (len(held) > 1 and not dataset and ":" not in table):
         choices = ", ".join(f"{number}:{name}" for name in held)

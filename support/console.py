@@ -22,6 +22,20 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def first_line(error: Exception) -> str:
+    """First line of an error's message; the name of its type if the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def can_show(text: str) -> bool:
+    """Whether standard output can encode these characters."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def complain(*lines: str) -> None:
     """Print lines to standard error, escaped by `printable`."""
     for line in lines:

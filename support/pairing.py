@@ -66,6 +66,12 @@ def without_affix(stem: str, affixes: tuple[str, ...]) -> str:
     return stem
 
 
+def shared_name(ir: Path, vis: Path) -> str:
+    """Name of a pair of files: what their names share without prefix and suffix, or else the visible file's stem."""
+    name = without_affix(vis.stem, VISIBLE)
+    return name if without_affix(ir.stem, INFRARED).casefold() == name.casefold() else vis.stem
+
+
 def _equal_numbers(name: str) -> str:
     return re.sub("[0-9]+", lambda match: str(int(match[0])), name.casefold())
 
@@ -181,9 +187,10 @@ def _sides(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     return sides
 
 
-def match_pairs(ir_dir: str | Path, vis_dir: str | Path) -> list[Pair]:
+def match_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None = None,
+                vis_pattern: str | None = None) -> list[Pair]:
     """As `find_pairs`, but files without a partner are an error: DataError lists all of them."""
-    return all_paired(*find_pairs(ir_dir, vis_dir))
+    return all_paired(*find_pairs(ir_dir, vis_dir, ir_pattern, vis_pattern))
 
 
 def all_paired(pairs: list[Pair], unpaired: list[str]) -> list[Pair]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-import platform
 import re
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+import cv2
 import torch
 from torch import distributed
+
+from support.console import first_line
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3   # constants of malloc.h of glibc
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")      # names of instruction sets on x86 and ARM
@@ -48,6 +50,12 @@ def peak_memory(device: str) -> float | None:
     return int(kilobytes) * 1024 / 1e6
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that memory could not be allocated. PyTorch, cuFFT and OpenCV have no common type for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or isinstance(error, RuntimeError | cv2.error) and \
+        re.search("alloc|out of memory|not enough memory", str(error), re.IGNORECASE) is not None
+
+
 def check_device(device: str | torch.device) -> None:
     """Raises ValueError with a message of one line if PyTorch cannot use this device."""
     if device is None:
@@ -55,6 +63,8 @@ def check_device(device: str | torch.device) -> None:
     try:
         if torch.device(device).type == "meta":
             raise ValueError("device meta: it holds no values; choose cpu or cuda")
+        if team.world > 1 and torch.device(device).index is not None:
+            raise ValueError(f"device {device}: torchrun gives each process a GPU of its own; use cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device}: {first_line(error)}") from None
@@ -74,17 +84,6 @@ def has_bfloat16(device: str | torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     instructions: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()    # older PyTorch lacks it
     return not instructions or any(instructions.get(name) for name in BFLOAT16)
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message; the name of its type if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ---------------------------------------------------------------------------------------------

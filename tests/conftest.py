@@ -1,6 +1,5 @@
 """What several test files share: real images, small random pairs, signal handlers, the `gpu` marker."""
 import os
-import signal
 from pathlib import Path
 
 import cv2
@@ -106,15 +105,6 @@ def write_clip(path, frames, rate=25.0):
 def folders(tmp_path_factory):
     """Three small pairs, as the options --ir and --vis of train.py name them. Not to be written to."""
     return write_pairs(tmp_path_factory.mktemp("pairs"), "012", (24, 30))
-
-
-@pytest.fixture(scope="module")
-def keep_signal_handlers():
-    """For tests that run train.main in this process, which takes SIGINT, SIGTERM and SIGHUP."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """test.py as its users run it: on the samples, on folders, on single files, on bad input."""
 import argparse
+import re
 import subprocess
 import sys
 import weakref
@@ -16,6 +17,7 @@ import pipeline
 import test as fuse_command  # the project's test.py; the name is the field's habit
 from dataset import named_pairs
 from images import DataError, luma, read_vis
+from inference import fuse_luminance
 from layers import BatchNorm
 from net import RPFNet
 from pipeline import explained
@@ -186,6 +188,23 @@ def test_two_single_files(folders, small):
     assert fuse_command.main(["--ir", str(folders / "ir" / "a.png"), "--vis", str(folders / "vis" / "a.jpg"),
                               "--out", str(folders / "one"), *small]) == 0
     assert names(folders / "one") == ["a.png"]
+    sources = [(folders / "ir" / "a.png").rename(folders / "a_ir.png"), (folders / "vis" / "a.jpg").rename(folders / "A-vis.jpg")]
+    assert fuse_command.main(["--ir", str(sources[0]), "--vis", str(sources[1]), "--out", str(folders / "two"), *small]) == 0
+    assert names(folders / "two") == ["A.png"]
+
+
+def test_after_ctrl_c_the_written_and_the_skipped_pairs_are_named(folders, small, monkeypatch, capsys):
+    (folders / "ir" / "a.png").write_bytes(b"damaged")
+
+    def interrupted(*args, made=[], **options):      # noqa: B006, the list counts the calls
+        made.append(1)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return fuse_luminance(*args, **options)
+    monkeypatch.setattr(pipeline, "fuse_luminance", interrupted)
+    assert fuse(folders, *small) == 130
+    error = capsys.readouterr().err
+    assert re.search("interrupted; [01] of 3 images were written", error) and "skipped: a: " in error
 
 
 def test_bad_pairs_are_reported_and_the_others_written(folders, small, capsys):
@@ -227,6 +246,7 @@ def test_a_full_disk_ends_the_run_and_says_what_was_written(folders, small, monk
     (["--split", "val"], "goes with --dataset"),
     (["--dataset", "tno", "--data", "nowhere"], "Test_data_TNO"),
     (["--ir", "nowhere", "--vis", "nowhere"], "no such file or folder"),
+    (["--ir", str(ROOT / "test.py"), "--vis", str(ROOT / "net.py"), "--vis-pattern", "*"], "go with folders"),
     (["--ir", str(ROOT / "samples" / "ir"), "--vis", str(ROOT / "test.py")], "two files or two folders"),
     (["--device", "nonsense"], "device nonsense"),
     (["--checkpoint", "nowhere.pth"], "nowhere.pth"),
@@ -391,5 +411,7 @@ def test_only_failed_allocations_are_a_lack_of_memory():
     args = argparse.Namespace(tile=0, video=False)
     assert "--tile 1024" in explained(RuntimeError("DefaultCPUAllocator: can't allocate memory"), args)
     assert "--tile 1024" in explained(MemoryError(), args)
+    assert "--tile 1024" in explained(RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), args)
+    assert "--tile" not in explained(RuntimeError("CUDA error: an illegal memory access was encountered"), args)
     assert explained(DataError("data/allocated/a.png: damaged"), args) == "data/allocated/a.png: damaged"
     assert explained(OSError(13, "Permission denied", "alloc.png"), args) == "alloc.png: Permission denied"

@@ -1,4 +1,6 @@
 """Pairing, published layouts, crops."""
+import argparse
+
 import cv2
 import numpy as np
 import pytest
@@ -10,11 +12,14 @@ from dataset import (
     CropDataset,
     Pair,
     PairDataset,
+    add_reading_options,
+    add_source_options,
     crop_batches,
-    find_chosen,
     find_pairs,
+    find_sources,
     match_pairs,
     named_pairs,
+    reader,
 )
 from images import DataError
 
@@ -285,14 +290,31 @@ def test_images_smaller_than_a_crop_are_mirrored_up_to_twice(pairs):
 # --- options of the commands ---
 
 
+def sources(*words):
+    parser = argparse.ArgumentParser()
+    add_source_options(parser)
+    add_reading_options(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
 def test_a_data_set_goes_without_folders_and_a_split_with_a_data_set(tmp_path):
     save(tmp_path / "IR1.bmp"), save(tmp_path / "VIS1.bmp")
-    pairs, unpaired = find_chosen("tno", tmp_path, None, None, None)
+    pairs, unpaired = find_sources(sources("--dataset", "tno", "--data", tmp_path))
     assert [pair.name for pair in pairs] == ["1"] and not unpaired
-    assert find_chosen(None, None, None, tmp_path, tmp_path) is None
-    for arguments in (("tno", None, None, None, None), (None, tmp_path, None, None, None),
-                      ("tno", tmp_path, None, tmp_path, tmp_path)):
+    assert find_sources(sources()) is None
+    for words in (("--dataset", "tno"), ("--data", tmp_path), ("--dataset", "tno", "--data", tmp_path, "--ir", tmp_path),
+                  ("--dataset", "tno", "--data", tmp_path, "--ir-pattern", "*"), ("--ir", tmp_path)):
         with pytest.raises(DataError, match="go together"):
-            find_chosen(*arguments)
+            find_sources(sources(*words))
     with pytest.raises(DataError, match="--split"):
-        find_chosen(None, None, "val", tmp_path, tmp_path)
+        find_sources(sources("--ir", tmp_path, "--vis", tmp_path, "--split", "val"))
+
+
+def test_options_of_sources_and_of_their_reading(tmp_path):
+    save(tmp_path / "ir" / "cold_7.png"), save(tmp_path / "vis" / "7_day.png")
+    args = sources("--ir", tmp_path / "ir", "--vis", tmp_path / "vis", "--ir-pattern", "cold_*", "--vis-pattern", "*_day",
+                   "--resize", "vis", "--ir-range", 5, 9)
+    assert [pair.name for pair in find_sources(args)[0]] == ["7"]
+    assert reader(args).keywords == {"resize": "vis", "span": [5, 9]}
+    with pytest.raises(SystemExit):
+        sources("--ir-range", 9, 5)

@@ -146,7 +146,7 @@ def close(first, second):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, one_thread, keep_signal_handlers):
+def base(tmp_path_factory, one_thread):
     """Pairs, a run of one process in shares, and the same run cut after four steps."""
     base = tmp_path_factory.mktemp("runs")
     write_pairs(base, "abcde", (48, 60))

@@ -275,11 +275,34 @@ def test_full_disk_keeps_the_table(tree, capsys):
     ([], "nothing to score"), (["--fused", "nowhere"], "nowhere: no such folder"),
     (["--baselines", "--metrics", "LPIPS"], "--metrics: no metric 'LPIPS' under protocol 'definition'; it has EN, MI"),
     (["--baselines", "--paper", "4:TNO", "--protocol", "definition"], "its rows hold the columns of --protocol paper"),
+    (["--baselines", "--dataset", "msrs", "--data", "x", "--paper", "4:TNO"], "--paper 4:TNO: not of --dataset msrs"),
     (["--baselines", "--data", "x"], "--dataset NAME and --data FOLDER go together"),
     (["--fused", "max=x"], "the name max is taken")])
 def test_command_errors(tree, capsys, options, message):
     assert command(tree, *options) == 1
     assert message in capsys.readouterr().err
+
+
+def test_an_image_that_exceeds_the_memory_is_skipped_and_named(tree, capsys, monkeypatch):
+    def short_of_memory(path):
+        if path.name == "2.png":
+            raise MemoryError
+        return read_gray(path)
+
+    monkeypatch.setattr(metrics, "read_gray", short_of_memory)
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--workers", 1) == 1
+    output = capsys.readouterr()
+    assert "means over 2 images" in output.out and "skipped: A, 2: MemoryError" in output.err
+
+
+def test_sources_are_matched_and_read_as_by_test_py(tree, capsys):
+    for n in (1, 2, 10):
+        ir = cv2.imread(str(tree / "pairs" / f"IR{n}.png"), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(tree / "pairs" / f"IR{n}.png"), cv2.resize(ir, (36, 32)))
+    options = ["--fused", f"A={tree / 'ours'}", "--ir-pattern", "IR*", "--vis-pattern", "VIS*", "--metrics", "EN",
+               "--workers", 1]
+    assert command(tree, *options) == 1 and "register them to one size first" in capsys.readouterr().err
+    assert command(tree, *options, "--resize", "ir") == 0
 
 
 def test_interrupt_keeps_what_is_done(tree, capsys, monkeypatch):

@@ -212,13 +212,34 @@ def test_impossible_values_are_refused_by_name(option, value, capsys):
     (["--ir", "x", "--vis", "y", "--data", "z"], "without --dataset and --data"),
     (["--fixed-statistics", "0.5", "--max-minutes", "3"], "without --max-minutes"),
     (["--crop", "16", "--ssim-window", "17"], "--ssim-window 17 is larger than --crop 16"),
-    (["--no-prior", "--saliency"], "--saliency needs --prior"),
+    (["--no-prior", "--saliency"], "--saliency goes without --no-prior"),
+    (["--no-prior", "--cpm"], "--cpm goes without --no-prior"),
+    (["--no-saliency", "--lambda-1", "2"], "--lambda-1 goes without --no-saliency"),
+    (["--weight", "none", "--contrast"], "--contrast goes without --weight none"),
+    (["--lambda-2", "0", "--ssim-window", "7"], "--ssim-window goes without --lambda-2 0"),
+    (["--epochs", "5", "--steps", "7"], "--epochs goes without --steps"),
+    (["--dataset", "msrs", "--ir-pattern", "*_ir"], "--ir-pattern and --vis-pattern go with --ir and --vis"),
+    (["--ir-range", "9", "5"], "--ir-range 9 5: LOW must be below HIGH"),
     (["--recipe", "contrast", "--epochs", "5"], "--epochs 5: the recipe has --steps 1200"),
     (["--resume", "--init", "best.pth"], "--init goes without --resume"),
     (["--resume", "--recipe", "paper"], "--recipe goes without --resume"),
 ])
 def test_options_that_contradict_each_other_are_refused_by_name(argv, message, capsys):
     assert message in refused(capsys, *argv)
+
+
+def test_help_shows_the_values_of_the_named_recipe(capsys):
+    shown = []
+    for argv in (["--help"], ["--recipe", "contrast", "--help"]):
+        with pytest.raises(SystemExit):
+            train.main(argv)
+        shown.append(" ".join(capsys.readouterr().out.split()))
+    assert "side of a crop, pixels (default: 128)" in shown[0] and "side of a crop, pixels (default: 320)" in shown[1]
+
+
+def test_options_that_switch_off_what_is_off_already_are_allowed():
+    args = options("--no-prior", "--no-saliency", "--no-cpm", "--weight", "none", "--no-contrast")
+    assert not (args.prior or args.saliency or args.cpm or args.contrast)
 
 
 def test_the_limits_themselves_are_allowed():

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from support import runtime
-from support.runtime import Team, check_device, first_line, has_bfloat16
+from support.console import first_line
+from support.runtime import Team, check_device, has_bfloat16
 
 # --- several processes ---
 
@@ -50,6 +51,13 @@ def test_devices_that_cannot_be_used_are_named_in_one_line():
         with pytest.raises(ValueError, match=f"device {device}: ") as error:
             check_device(device)
         assert "\n" not in str(error.value)
+
+
+def test_with_torchrun_a_device_has_no_number(monkeypatch):
+    monkeypatch.setattr(runtime.team, "world", 2)
+    check_device("cpu")
+    with pytest.raises(ValueError, match="device cuda:1: torchrun gives each process a GPU of its own; use cuda"):
+        check_device("cuda:1")
 
 
 @pytest.mark.parametrize(("error", "line"), [(ValueError("first\nsecond"), "first"), (MemoryError(), "MemoryError"),

@@ -1,25 +1,26 @@
 """Training: the schedule, the log, and runs that are killed, interrupted and resumed."""
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from training import TINY, fail_to_write, interrupt_at, rows, same_weights
 
 import train
 import trainer
-from dataset import named_pairs
+from dataset import CropDataset, named_pairs
 from net import RPFNet
+from support import records
 
 ROOT = Path(train.__file__).parent
-
-
-pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
 
 
 # --- runs ---
@@ -41,6 +42,56 @@ def test_a_run_on_own_pairs_records_their_folders_and_no_data_set(folders, tmp_p
     # Its recipe names no pairs.
     assert train.main(["--recipe", str(tmp_path / "best.json"), "--out", str(tmp_path / "b")]) == 1
     assert "give --ir and --vis" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_own_pairs_with_patterns_sizes_and_a_range_and_a_run_that_keeps_them(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for folder in ("ir", "vis"):
+        (tmp_path / folder).mkdir()
+    for name in range(3):
+        cv2.imwrite(str(tmp_path / "ir" / f"cold{name}.png"), rng.integers(0, 4096, (20, 24), np.uint16))
+        cv2.imwrite(str(tmp_path / "vis" / f"{name}day.png"), rng.integers(0, 256, (40, 48), np.uint8))
+    run = ["--ir", str(tmp_path / "ir"), "--vis", str(tmp_path / "vis"), "--ir-pattern", "cold*", "--vis-pattern", "*day",
+           *TINY, "--steps", "3", "--out", str(tmp_path / "out")]
+    assert train.main(run) == 1
+    assert "infrared is 24x20 and visible 48x40" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        assert train.main([*run, "--resize", "vis", "--ir-range", "0", "65535"]) == 130
+    resume = ["--resume", "--out", str(tmp_path / "out")]
+    assert train.main([*resume, "--ir-range", "0", "4095"]) == 1
+    assert "ir_range [0, 65535] -> [0, 4095]" in capsys.readouterr().err
+    seen = []
+    monkeypatch.setattr(train, "CropDataset", lambda pairs, *rest: seen.append(pairs) or CropDataset(pairs, *rest))
+    assert train.main(resume) == 0
+    ir, vis = seen[0][0]
+    assert ir.shape == vis.shape == (1, 20, 24) and ir.max() < 17       # 12 bits of 16
+
+
+def test_a_run_leaves_the_signal_handlers_as_they_were(folders, tmp_path):
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(number) for number in numbers]
+    assert train.main([*folders, *TINY, "--steps", "1", "--out", str(tmp_path)]) == 0
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_the_record_of_a_resumed_run_names_all_its_commands(folders, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        assert train.main([*folders, *TINY, "--steps", "3", "--out", str(tmp_path)]) == 130
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    about = json.loads((tmp_path / "best.json").read_text())
+    assert about["command"].startswith("python train.py --ir ") and about["commit"] == train.commit()
+    assert [run["command"] for run in about["resumed"]] == [f"python train.py --resume --out {tmp_path}"]
+
+
+def test_a_run_whose_weights_cannot_be_written_fails_and_resumes(folders, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        fail_to_write(patch, ["best.pth"], OSError(28, "No space left on device", "best.pth"))
+        assert train.main([*folders, *TINY, "--steps", "3", "--out", str(tmp_path)]) == 1
+    assert "No space left on device" in capsys.readouterr().err and not (tmp_path / "best.pth").exists()
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert RPFNet.from_pretrained(tmp_path / "best.pth").config["stages"] == 2
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -140,7 +191,7 @@ def test_shared_convolutions_are_stored_once(folders, tmp_path):
 def test_the_commit_is_unknown_without_git(monkeypatch):
     def absent(*_, **__):
         raise FileNotFoundError("git")
-    monkeypatch.setattr(trainer.subprocess, "run", absent)
+    monkeypatch.setattr(records.subprocess, "run", absent)
     assert train.commit() == "unknown"
 
 
@@ -317,11 +368,10 @@ def test_training_on_real_pairs_lowers_the_loss_and_validates(data_root, tmp_pat
     assert about["recipe"]["dataset"] == "roadscene" and about["recipe"]["ir"] is None
 
 
-@pytest.mark.parametrize("name", ["log.csv", "best.pth"])
-def test_a_log_that_cannot_be_written_does_not_end_the_run(folders, tmp_path, monkeypatch, capsys, name):
-    fail_to_write(monkeypatch, [name], OSError(13, "Permission denied"))
+def test_a_log_that_cannot_be_written_does_not_end_the_run(folders, tmp_path, monkeypatch, capsys):
+    fail_to_write(monkeypatch, ["log.csv"], OSError(13, "Permission denied"))
     assert train.main([*folders, *TINY, "--steps", "6", "--out", str(tmp_path)]) == 0
-    assert name in capsys.readouterr().err
+    assert "log.csv not written (Permission denied)" in capsys.readouterr().err
     assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 6
 
 
@@ -358,7 +408,7 @@ def test_init_refuses_the_weights_of_another_network(folders, tmp_path, capsys, 
 
 
 @pytest.fixture(scope="module")
-def plain(folders, tmp_path_factory, keep_signal_handlers):
+def plain(folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain")
     assert train.main([*folders, *TINY, "--steps", "4", "--out", str(out)]) == 0
     return out

@@ -17,9 +17,6 @@ import train
 from support import console, outputs
 
 ROOT = Path(train.__file__).parent
-
-pytestmark = pytest.mark.usefixtures("keep_signal_handlers")
-
 # --- errors in mid-run ---
 
 
@@ -119,7 +116,7 @@ def test_a_run_that_cannot_start_leaves_no_folder(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def half(folders, tmp_path_factory, keep_signal_handlers):
+def half(folders, tmp_path_factory):
     """last.pth of a run of six steps, interrupted after the fourth."""
     out = tmp_path_factory.mktemp("half")
     with pytest.MonkeyPatch.context() as patch:

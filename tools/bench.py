@@ -47,7 +47,9 @@ from inference import MIN_SIZE
 from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
-from support.runtime import check_device, first_line, keep_freed_memory, peak_memory, processor
+from support.console import first_line
+from support.records import processor
+from support.runtime import check_device, keep_freed_memory, peak_memory
 from tools.released import ReleasedNet
 from trainer import Trainer, commit
 from weights import CHECKPOINTS

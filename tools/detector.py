@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from support.runtime import first_line
+from support.console import first_line
 
 # The package's "auto" also chooses AdamW for fewer than some thousand optimiser steps. It is set here, so that the
 # choice does not depend on the number of images.

@@ -35,9 +35,9 @@ from dataset import Pair, load_pair, positive
 from images import DataError
 from inference import MIN_SIZE, prepare
 from net import RPFNet
-from support.console import complain, given, given_path
+from support.console import complain, first_line, given, given_path
 from support.outputs import write_atomically
-from support.runtime import first_line, keep_freed_memory
+from support.runtime import keep_freed_memory
 from tools.bench import size
 
 INPUTS, OUTPUT = ("ir", "vis_y"), "fused"

@@ -36,7 +36,7 @@ except ModuleNotFoundError:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dataset import Pair, load_pair, positive
+from dataset import Pair, Reader, positive, reader
 from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
 from metrics import BASELINES, add_image_options, baseline, collect_methods, collect_pairs, match_fused
@@ -69,7 +69,8 @@ def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
     return [by_name[name] for name in args.names]
 
 
-def readable(pairs: Sequence[Pair], problems: list[str]) -> list[tuple[Pair, np.ndarray, np.ndarray]]:
+def readable(pairs: Sequence[Pair], problems: list[str],
+             read: Reader) -> list[tuple[Pair, np.ndarray, np.ndarray]]:
     """Each pair with its infrared and visible image. Pairs that cannot be read are left out, with a line in `problems`.
 
     Raises DataError if no pair can be read.
@@ -77,7 +78,7 @@ def readable(pairs: Sequence[Pair], problems: list[str]) -> list[tuple[Pair, np.
     found = []
     for pair in tqdm(pairs, desc="reading", unit="pair", leave=False, disable=None):
         try:
-            found.append((pair, *load_pair(pair)))
+            found.append((pair, *read(pair)))
         except DataError as error:
             problems.append(str(error))
     if not found:
@@ -139,7 +140,7 @@ def given_boxes(texts: Sequence[str], size: tuple[int, int]) -> list[Box]:
 
 def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
     """One row for each pair and one column for each source and method, with magnified boxes."""
-    pairs = readable(chosen_pairs(args, problems), problems)
+    pairs = readable(chosen_pairs(args, problems), problems, reader(args))
     methods = fused_images(args, [pair for pair, *_ in pairs], problems)
     titles = ["infrared", "visible", *methods]
     heights = [ir.shape[0] / ir.shape[1] for _, ir, _ in pairs]
@@ -196,7 +197,7 @@ def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
     """Sources, M, w, M' (if the checkpoint has the decoder), the result, and the mean features of each stage."""
     model = RPFNet.from_pretrained(args.checkpoint)
     args.count = args.count or 1
-    pair, ir, vis = readable(chosen_pairs(args, problems), problems)[0]
+    pair, ir, vis = readable(chosen_pairs(args, problems), problems, reader(args))[0]
     sources = [torch.from_numpy(x)[None, None].float() / 255 for x in (ir, luma(vis))]
     fused, features = model(*sources, return_features=True)
     decoder = auxiliary_decoder(args.checkpoint, model)
@@ -258,7 +259,7 @@ def spectral_numbers(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> dict
 
 def draw_spectrum(args: argparse.Namespace, problems: list[str]) -> Figure:
     """Spectra of the first pair, and means of `spectral_numbers` over all pairs. Writes --csv."""
-    pairs = readable(chosen_pairs(args, problems), problems)
+    pairs = readable(chosen_pairs(args, problems), problems, reader(args))
     methods = fused_images(args, [pair for pair, *_ in pairs], problems)
     rows: list[dict] = []
     first: dict[str, np.ndarray] = {}

@@ -39,11 +39,10 @@ from dataset import Pair, load_pair, positive
 from images import DataError, luma
 from net import RPFNet
 from support.pairing import match_pairs
-from support.runtime import processor
+from support.records import commit, processor
 from tools.naturalness import Change, entering_target, static_background
 from tools.table_rows import TableError, record
 from tools.tables import layout
-from trainer import commit
 from video.clips import Capture
 from video.steady import KEEP, Cuts, Steady
 

@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dataset import Pair, load_pair, positive
+from dataset import Pair, Reader, load_pair, positive, reader
 from images import DataError, luma, read_vis, write_image
 from metrics import (
     BASELINES,
@@ -170,11 +170,13 @@ class Gallery:
         methods: {method: {name of the pair: fused image}}.
         baselines: names in `metrics.BASELINES`, shown as methods.
         problems: one line is added for each image that cannot be shown.
+        read: reads a pair, see `dataset.reader`.
     """
 
     def __init__(self, out: Path, pairs: Sequence[Pair], methods: dict[str, dict[str, Path]], baselines: Sequence[str],
-                 problems: list[str]):
+                 problems: list[str], read: Reader = load_pair):
         self.out, self.pairs, self.methods, self.baselines, self.problems = out, pairs, methods, baselines, problems
+        self.read = read
         self.labels = [*SOURCES, *methods, *baselines]
         self.folders = file_names(label.lower() if label in SOURCES else label for label in self.labels)
         self.stems = dict(zip([pair.name for pair in pairs], file_names(pair.name for pair in pairs)))
@@ -209,7 +211,7 @@ class Gallery:
     def _read(self, pair: Pair) -> dict[str, np.ndarray]:
         """{label: image}, uint8 (H, W) or (H, W, 3); empty if the pair cannot be read."""
         try:
-            ir, vis = load_pair(pair)
+            ir, vis = self.read(pair)
         except DataError as error:
             self.problems.append(str(error))
             return {}
@@ -293,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems += unpaired
         clear(args.out, [*(path for pair in pairs for path in (pair.ir, pair.vis)),
                          *(path for paths in methods.values() for path in paths.values())])
-        gallery = Gallery(args.out, pairs, methods, BASELINES if args.baselines else (), problems)
+        gallery = Gallery(args.out, pairs, methods, BASELINES if args.baselines else (), problems, reader(args))
         gallery.begin()
     except (DataError, ValueError, OSError) as error:
         complain(f"gallery.py: {error}")

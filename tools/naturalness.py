@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset import Pair, load_pair, positive
+from dataset import Pair, Reader, load_pair, positive, reader
 from images import DataError, luma
 from loss import above_deviation, adaptive_weight
 from measures.tables import aligned
@@ -352,13 +352,14 @@ class Survey:
         network: {name: fuse function}, measured as a method.
         day: as for `naturalness`.
         problems: one line is added for each measurement that failed.
+        read: reads a pair, see `dataset.reader`.
 
     Attributes:
         values: {(image, method): {measure: value}}.
     """
 
-    def __init__(self, network: dict[str, Fuse], day: float, problems: list[str]):
-        self.network, self.day, self.problems = network, day, problems
+    def __init__(self, network: dict[str, Fuse], day: float, problems: list[str], read: Reader = load_pair):
+        self.network, self.day, self.problems, self.read = network, day, problems, read
         self.values: dict[tuple[str, str], dict[str, float]] = {}
 
     def measure(self, task: Task) -> None:
@@ -375,7 +376,7 @@ class Survey:
 
     def measure_flicker(self, pair: Pair, frames: int) -> None:
         """Measure flicker of the network and of the baselines, whose flicker is 0."""
-        ir, vis = load_pair(pair)
+        ir, vis = self.read(pair)
         for method, fuse in (self.network | {name: partial(baseline, name) for name in BASELINES}).items():
             if (pair.name, method) in self.values:
                 try:
@@ -436,9 +437,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, ValueError, OSError) as error:
         print(f"naturalness.py: {error}", file=sys.stderr)
         return 1
-    survey = Survey(network, args.day, problems)
+    survey = Survey(network, args.day, problems, reader(args))
     try:
-        tasks = read_tasks(pairs, fused, BASELINES, problems)
+        tasks = read_tasks(pairs, fused, BASELINES, problems, survey.read)
         for task in tqdm(tasks, total=len(pairs), unit="pair", desc="measuring", disable=None):
             survey.measure(task)
         measured = set(survey.images())

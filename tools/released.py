@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from support.console import printable
-from support.runtime import first_line
+from support.console import first_line, printable
 from weights import opened
 
 # ---------------------------------------------------------------------------------------------

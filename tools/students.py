@@ -31,8 +31,9 @@ import metrics
 from dataset import Pair
 from images import DataError
 from net import RPFNet
-from support.console import complain, given
-from support.runtime import first_line, keep_freed_memory
+from support.console import complain, first_line, given
+from support.records import commit
+from support.runtime import keep_freed_memory
 from tools.export import psnr
 from tools.table_rows import (
     PROTOCOLS,
@@ -47,7 +48,6 @@ from tools.table_rows import (
     record,
 )
 from tools.tables import show
-from trainer import commit
 
 TEACHER, STUDENTS = "contrast", ("small", "tiny")
 DATASETS = ("FLIR-val", "TNO", "MSRS")

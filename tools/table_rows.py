@@ -32,8 +32,9 @@ from dataset import Pair, load_pair, named_pairs
 from images import DataError, luma, read_gray
 from net import RPFNet
 from recipe import completed, is_current
+from support.console import first_line
 from support.outputs import as_csv, write_atomically
-from support.runtime import first_line, processor
+from support.records import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"

@@ -1,0 +1,44 @@
+"""What is recorded beside a result: commit, package versions, device."""
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from support.runtime import team
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commit() -> str:
+    """The git commit of this code, with a "+" if files outside results/ have changed since; "unknown" without git."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+        return git("describe", "--always", "--exclude=*") + "+" * bool(changed)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def packages() -> dict[str, str]:
+    """Versions of Python and of the packages that compute results."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia")}
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the device for logs, with the number of processes or CPU threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return f"{team.world} x {name}" if team.world > 1 else name
