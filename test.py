@@ -99,8 +99,8 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
                          "and its graph, normalised by the statistics of each image; the pickle is read without "
                          "executing it")
     network.add_argument("--fast", action="store_true", help="compute in bfloat16: the same image (PSNR above 50 dB), "
-                         "faster on NVIDIA GPUs from Ampere on and on CPUs with bfloat16 instructions; ignored on "
-                         "older ones")
+                         "faster on CPUs with bfloat16 instructions, and meant for NVIDIA GPUs from Ampere on; "
+                         "ignored on older ones")
     network.add_argument("--compile", action="store_true", help="--fast and torch.compile with CUDA graphs, for many "
                          "images of one size on a GPU; the first batch is slow, and so is a smaller last one")
     network.add_argument("--batch", type=batch_size, metavar="N", help="consecutive pairs of one size that are fused "

@@ -48,10 +48,10 @@ from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
 from support.console import first_line
-from support.records import processor
+from support.records import commit, processor
 from support.runtime import check_device, keep_freed_memory, peak_memory
 from tools.released import ReleasedNet
-from trainer import Trainer, commit
+from trainer import Trainer
 from weights import CHECKPOINTS
 
 OURS = ("RPFNet", *CHECKPOINTS)                 # models that are networks of net.py

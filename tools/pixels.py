@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def score(fused: Tensor, ir: Tensor, vis_y: Tensor) -> dict[str, float]:
     return {name: round(value, 4) for name, value in means.items()}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/RoadScene", help="folder of RoadScene")
     parser.add_argument("--count", type=int, default=6, help="number of crops (default: 6)")
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of Adam (default: 60)")
     parser.add_argument("--out", type=Path, default=RESULTS / "pixels.csv",
                         help="output file (default: results/pixels.csv)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     ir, vis_y = (torch.cat([x, DIMMED * x]) for x in central_crops(args.data, args.count, args.side))
     rows = [{"loss": "average of the sources"} | score((ir + vis_y) / 2, ir, vis_y)]
     for name, loss in LOSSES.items():
