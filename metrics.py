@@ -444,10 +444,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         published = published_rows(args.paper, args.dataset) if args.paper else None
         with collected(notes):
             pairs, problems = collect_pairs(args)
-        methods = {}
-        for name, folder in folders.items():
-            methods[name], unpaired = match_fused(pairs, folder)
-            problems += unpaired
+            methods = {}
+            for name, folder in folders.items():
+                methods[name], unpaired = match_fused(pairs, folder)
+                problems += unpaired
         baselines = BASELINES if args.baselines else ()
         if args.csv:
             check_csv(args.csv, pairs, methods)

@@ -29,7 +29,7 @@ RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", 
           "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "teacher", "amp", "val_every")
 LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # options that have no effect with a teacher
 NO_TEACHER = "none"
-READING = ("resize", "ir_range")        # how images are read; None in all recipe files, and stored with a run
+READING = ("resize", "ir_range")        # how images are read; None if a recipe file lacks them
 PLACES = ("data", "ir", "vis", "ir_pattern", "vis_pattern", "init")     # stored as well, but --resume may change them
 # Keys of last.pth; see Trainer.save.
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
@@ -121,7 +121,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def _main_options(parser: argparse.ArgumentParser) -> None:
@@ -234,7 +235,7 @@ def recipe(args: argparse.Namespace) -> dict:
 
 
 def read_recipe(name: str) -> dict:
-    """Read a recipe: {option: value} for all of RECIPE.
+    """Read a recipe: {option: value} for all of RECIPE and READING.
 
     Args:
         name: a name in recipes/, or a JSON file with the key "recipe", as train.py writes it.
@@ -260,7 +261,7 @@ def read_recipe(name: str) -> dict:
     if not is_current(content.get("version", VERSION), stored):
         raise TrainingError(f"--recipe {path}: of another version of train.py, in which the same options train "
                             "something else; take a recipe from recipes/ and give the options that differ")
-    return {key: stored[key] for key in RECIPE}
+    return {key: stored[key] for key in (*RECIPE, *READING)}
 
 
 def completed(stored: object, source: str) -> dict:
@@ -339,8 +340,8 @@ def parse(argv: Sequence[str] | None, description: str | None = None) -> tuple[a
 def _named_recipe(argv: Sequence[str] | None) -> str:
     """The recipe on the command line, whose other options may be wrong."""
     early = argparse.ArgumentParser(add_help=False)
-    early.add_argument("--recipe", type=given, default="paper")
-    return early.parse_known_args(argv)[0].recipe
+    early.add_argument("--recipe", nargs="?")
+    return (early.parse_known_args(argv)[0].recipe or "").strip() or "paper"
 
 
 def _chosen(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> dict:
@@ -374,21 +375,26 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
         parser.error(f"--epochs {args.epochs}: the recipe has --steps {args.steps}, which goes first; add --steps 0")
     if "epochs" in chosen and chosen.get("steps"):
         parser.error("--epochs goes without --steps, which is the number of steps of the whole run")
-    for holds, void, reason in (
-            (args.teacher != NO_TEACHER, LOSS, "--teacher: the loss is the distance to its output"),
-            (not args.prior, ("saliency", "saliency_form", "lambda_1"),
-             "--no-prior: M' is decoded from the residual features"),
-            (not args.prior, ("cpm",), "--no-prior: the CPM connects the residual features with the fusion features"),
-            (not args.saliency, ("saliency_form", "lambda_1"), "--no-saliency: they belong to L_SS"),
-            (args.weight == "none", ("contrast",), "--weight none: negative pairs need w"),
-            (not args.lambda_2, ("ssim_window", "ssim_weighted", "ssim_whole"), "--lambda-2 0: they belong to L_s")):
-        names = [name for name in void if chosen.get(name, False) is not False]     # --no-cpm may stand beside --no-prior
-        if holds and names:
-            parser.error(f"{option(names[0])} goes without {reason}")
+    for name, reason in _without_effect(args):
+        # --no-cpm beside --no-prior is allowed: it says what is so anyway.
+        if name in chosen and (chosen[name] is not False or args.teacher != NO_TEACHER):
+            parser.error(f"{option(name)} has no effect: {reason}")
     if args.fixed_statistics and args.max_minutes:
         parser.error("--fixed-statistics goes without --max-minutes: its first step has to be known")
     if args.ssim_window > args.crop:
         parser.error(f"--ssim-window {args.ssim_window} is larger than --crop {args.crop}")
+
+
+def _without_effect(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Options that have no effect together with the others, and the reason."""
+    return [(name, reason) for holds, names, reason in (
+        (args.teacher != NO_TEACHER, LOSS, "with --teacher, the loss is the distance to its output"),
+        (not args.prior, ("saliency", "saliency_form", "lambda_1", "cpm"),
+         "without --prior, there are no residual features"),
+        (not args.saliency, ("saliency_form", "lambda_1"), "without --saliency, there is no L_SS"),
+        (args.weight == "none", ("contrast",), "with --weight none, there are no negative pairs"),
+        (not args.lambda_2, ("ssim_window", "ssim_weighted", "ssim_whole"), "with --lambda-2 0, there is no L_s"),
+    ) if holds for name in names]
 
 
 def refuse_overwriting_a_run(out: Path) -> None:

@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ntrain.py: ended at once{saved}", file=sys.stderr)
         return INTERRUPTED
     if stop and team.rank == 0:
-        say(f"stopped at step {trainer.step}; resume with: python train.py --out {args.out} --resume")
+        say(f"stopped at step {trainer.step}; resume with: python train.py --out {shlex.quote(str(args.out))} --resume")
     return 128 + stop.signal if stop else 0
 
 

@@ -105,6 +105,7 @@ class Trainer:
         self.per_epoch = math.ceil(args.crops / args.batch)
         self.total = args.steps or args.epochs * self.per_epoch
         self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.unwritten: dict[Path, bytes] = {}  # best.pth and best.json, after errors; written with the next save
         self.sums: dict[str, Tensor] = {}       # sums of this epoch's loss terms over the crops of this process
         self.history: list[dict] = []           # rows of the log
         # Command and commit of the start and of each --resume.
@@ -249,10 +250,12 @@ class Trainer:
         """
         if self.sums:
             self.means()
+        self._write_best(write)
+        best = math.inf if self.unwritten else self.best
         state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
                  "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                  "version": VERSION, "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(),
-                 "best": self.best, "sums": over_all(self.sums), "history": self.history, "runs": self.runs}
+                 "best": best, "sums": over_all(self.sums), "history": self.history, "runs": self.runs}
         write(self.args.out / "last.pth", serialised(state))
 
     def rescue(self) -> None:
@@ -295,7 +298,7 @@ class Trainer:
                          for name, value in state["sums"].items()}
             self.history = [{str(key): float(value) if isinstance(value, float) else int(value)
                              for key, value in row.items()} for row in state["history"]]
-            earlier = state.get("runs", [])     # older checkpoints have none
+            earlier = state.get("runs", [{"command": "unknown", "commit": "unknown"}])      # older files have none
             self.runs = [{key: str(run[key]) for key in ("command", "commit")} for run in earlier] + self.runs
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = type(error).__name__
@@ -308,8 +311,8 @@ class Trainer:
         if not (0 <= self.seconds < math.inf and lowest <= self.done <= self.per_epoch):
             raise TrainingError(f"{path}: its steps, epochs and seconds do not fit together; it cannot be resumed")
 
-    def save_best(self, scores: dict[str, float], write: Callable[[Path, bytes], bool]) -> bool:
-        """Write best.pth, a plain state dict, and best.json, with the recipe and the scores. False if that failed."""
+    def save_best(self, scores: dict[str, float], write: Callable[[Path, bytes], bool]) -> None:
+        """Write best.pth, a plain state dict, and best.json, with the recipe and the scores."""
         # Iterations share tensors. Each is made contiguous once, so that torch.save stores it once.
         copies: dict[int, Tensor] = {}
         weights = {name: copies.setdefault(value.data_ptr(), value.contiguous())
@@ -319,8 +322,12 @@ class Trainer:
                  "precision": "bfloat16" if self.bfloat16 else "float32",
                  **self.runs[0], **({"resumed": self.runs[1:]} if self.runs[1:] else {}), "packages": packages(),
                  "validation": {k: round(v, 4) for k, v in scores.items()}}
-        return write(self.args.out / "best.pth", serialised(weights)) and \
-            write(self.args.out / "best.json", (json.dumps(about, indent=2) + "\n").encode())
+        self.unwritten = {self.args.out / "best.pth": serialised(weights),
+                          self.args.out / "best.json": (json.dumps(about, indent=2) + "\n").encode()}
+        self._write_best(write)
+
+    def _write_best(self, write: Callable[[Path, bytes], bool]) -> None:
+        self.unwritten = {path: data for path, data in self.unwritten.items() if not write(path, data)}
 
     def write_log(self) -> None:
         """Write log.csv."""
@@ -342,10 +349,12 @@ class Trainer:
             row |= validate(self.model, self.loss, val, self.device)
             self.set_training()
             scores = {k: row[k] for k in ("val_loss", *VALIDATION_METRICS)}
-            if row["val_loss"] < self.best and self.save_best(scores, write):
+            if row["val_loss"] < self.best:
                 self.best = row["val_loss"]
+                self.save_best(scores, write)
         elif val is None and self.finished:
             self.save_best({}, write)
+        self._write_best(write)
         self.history.append(row)
         self.sums = {}
         self.write_log()

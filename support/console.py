@@ -158,6 +158,17 @@ def collected(notes: list[tuple[str, ...]]) -> Iterator[None]:
                       for warning in caught]
 
 
+@contextmanager
+def noted() -> Iterator[None]:
+    """Collect the warnings of the block, or of a function that this decorates, and print them at its end."""
+    notes: list[tuple[str, ...]] = []
+    try:
+        with collected(notes):
+            yield
+    finally:
+        complain(*(f"note: {line}" for line in grouped(notes)))
+
+
 def grouped(notes: list[tuple[str, ...]], most: int = 20) -> list[str]:
     """One line for each `what` of the notes (what, name), with at most `most` sorted names."""
     names: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What several test files share: real images, small random pairs, signal handlers, the `gpu` marker."""
+"""What several test files share: real images, small random pairs, the `gpu` marker."""
 import os
 from pathlib import Path
 

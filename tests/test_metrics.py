@@ -276,6 +276,7 @@ def test_full_disk_keeps_the_table(tree, capsys):
     (["--baselines", "--metrics", "LPIPS"], "--metrics: no metric 'LPIPS' under protocol 'definition'; it has EN, MI"),
     (["--baselines", "--paper", "4:TNO", "--protocol", "definition"], "its rows hold the columns of --protocol paper"),
     (["--baselines", "--dataset", "msrs", "--data", "x", "--paper", "4:TNO"], "--paper 4:TNO: not of --dataset msrs"),
+    (["--baselines", "--dataset", "msrs", "--data", "x", "--paper", "1"], "--paper 1: not of --dataset msrs"),
     (["--baselines", "--data", "x"], "--dataset NAME and --data FOLDER go together"),
     (["--fused", "max=x"], "the name max is taken")])
 def test_command_errors(tree, capsys, options, message):

@@ -85,7 +85,7 @@ def test_a_teacher_takes_the_place_of_the_loss():
 def test_options_of_the_loss_are_refused_beside_a_teacher(option, capsys):
     with pytest.raises(SystemExit):
         options("--teacher", "contrast", *option)
-    assert f"{option[0]} goes without --teacher" in capsys.readouterr().err
+    assert f"{option[0]} has no effect: with --teacher" in capsys.readouterr().err
 
 
 def test_options_override_the_recipe():
@@ -139,7 +139,7 @@ def test_wrong_recipe_files_are_explained_in_one_line(tmp_path, capsys, content,
 def test_a_recipe_that_is_older_than_an_option_has_the_papers_value_for_it(tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(stored_recipe(dim="left out", flips="left out", lr=0.5))
-    assert train.read_recipe(str(path)) == PAPER | {"lr": 0.5}
+    assert train.read_recipe(str(path)) == PAPER | {"lr": 0.5, "resize": None, "ir_range": None}
 
 
 @pytest.mark.parametrize(("version", "lambda_3", "same"), [
@@ -212,11 +212,13 @@ def test_impossible_values_are_refused_by_name(option, value, capsys):
     (["--ir", "x", "--vis", "y", "--data", "z"], "without --dataset and --data"),
     (["--fixed-statistics", "0.5", "--max-minutes", "3"], "without --max-minutes"),
     (["--crop", "16", "--ssim-window", "17"], "--ssim-window 17 is larger than --crop 16"),
-    (["--no-prior", "--saliency"], "--saliency goes without --no-prior"),
-    (["--no-prior", "--cpm"], "--cpm goes without --no-prior"),
-    (["--no-saliency", "--lambda-1", "2"], "--lambda-1 goes without --no-saliency"),
-    (["--weight", "none", "--contrast"], "--contrast goes without --weight none"),
-    (["--lambda-2", "0", "--ssim-window", "7"], "--ssim-window goes without --lambda-2 0"),
+    (["--no-prior", "--saliency"], "--saliency has no effect: without --prior"),
+    (["--no-prior", "--cpm"], "--cpm has no effect: without --prior"),
+    (["--no-saliency", "--lambda-1", "2"], "--lambda-1 has no effect: without --saliency"),
+    (["--weight", "none", "--contrast"], "--contrast has no effect: with --weight none"),
+    (["--lambda-2", "0", "--ssim-window", "7"], "--ssim-window has no effect: with --lambda-2 0"),
+    (["--teacher", "contrast", "--no-contrast"], "--contrast has no effect: with --teacher"),
+    (["--recipe", "small", "--teacher", "none", "--lambda-1", "2"], "--lambda-1 has no effect: without --saliency"),
     (["--epochs", "5", "--steps", "7"], "--epochs goes without --steps"),
     (["--dataset", "msrs", "--ir-pattern", "*_ir"], "--ir-pattern and --vis-pattern go with --ir and --vis"),
     (["--ir-range", "9", "5"], "--ir-range 9 5: LOW must be below HIGH"),
@@ -226,6 +228,13 @@ def test_impossible_values_are_refused_by_name(option, value, capsys):
 ])
 def test_options_that_contradict_each_other_are_refused_by_name(argv, message, capsys):
     assert message in refused(capsys, *argv)
+
+
+def test_a_recipe_keeps_how_images_are_read(tmp_path):
+    path = tmp_path / "best.json"
+    path.write_text(stored_recipe(ir_range=[0, 4095], resize="vis"))
+    args = options("--recipe", str(path), "--ir", "x", "--vis", "y")
+    assert args.ir_range == [0, 4095] and args.resize == "vis"
 
 
 def test_help_shows_the_values_of_the_named_recipe(capsys):

@@ -16,7 +16,7 @@ from training import TINY, fail_to_write, interrupt_at, rows, same_weights
 
 import train
 import trainer
-from dataset import CropDataset, named_pairs
+from dataset import CropDataset, PairDataset, match_pairs, named_pairs
 from net import RPFNet
 from support import records
 
@@ -83,6 +83,21 @@ def test_the_record_of_a_resumed_run_names_all_its_commands(folders, tmp_path, m
     about = json.loads((tmp_path / "best.json").read_text())
     assert about["command"].startswith("python train.py --ir ") and about["commit"] == train.commit()
     assert [run["command"] for run in about["resumed"]] == [f"python train.py --resume --out {tmp_path}"]
+
+
+def test_weights_that_could_not_be_written_are_written_with_the_next_save(folders, tmp_path, monkeypatch, capsys):
+    """The disk is full when the best epoch ends, and best.json is missing beside the new best.pth until it is not."""
+    errors = iter([True])
+    fail_to_write(monkeypatch, ["best.json"], OSError(28, "No space left on device", "best.json"),
+                  when=lambda path: next(errors, False))
+    monkeypatch.setattr(train, "load_data", lambda args: (pairs, pairs))
+    pairs = PairDataset(match_pairs(folders[1], folders[3]))
+    losses = iter([1.0, 2.0])       # the first epoch is the best
+    monkeypatch.setattr(trainer, "validate", lambda *_: {"val_loss": next(losses)} | dict.fromkeys(
+        trainer.VALIDATION_METRICS, 0.0))
+    assert train.main([*folders, *TINY, "--steps", "6", "--val-every", "1", "--out", str(tmp_path)]) == 0
+    assert "best.json not written" in capsys.readouterr().err
+    assert json.loads((tmp_path / "best.json").read_text())["steps"] == 3
 
 
 def test_a_run_whose_weights_cannot_be_written_fails_and_resumes(folders, tmp_path, monkeypatch, capsys):

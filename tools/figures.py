@@ -41,6 +41,7 @@ from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
 from metrics import BASELINES, add_image_options, baseline, collect_methods, collect_pairs, match_fused
 from net import AuxiliaryDecoder, RPFNet
+from support.console import noted
 from support.outputs import as_csv, write_atomically
 from weights import check_weights, find, load
 
@@ -56,7 +57,7 @@ FORMATS = (".png", ".jpg", ".pdf", ".svg")
 
 def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
     """The pairs in --names, in this order, or the first --count pairs. Raises DataError for an unknown name."""
-    if not (args.ir or args.dataset):
+    if not (args.ir or args.vis or args.dataset or args.data):
         args.ir, args.vis = ROOT / "samples" / "ir", ROOT / "samples" / "vis"
     pairs, unpaired = collect_pairs(args)
     problems += unpaired
@@ -124,8 +125,10 @@ def chosen_boxes(texts: Sequence[str], ir: np.ndarray, vis: np.ndarray) -> list[
     return auto_boxes(ir, vis) if list(texts) == ["auto"] else given_boxes(texts, ir.shape)
 
 
-def given_boxes(texts: Sequence[str], size: tuple[int, int]) -> list[Box]:
-    """The boxes of --box, for an image of size (H, W). Raises DataError."""
+def given_boxes(texts: Sequence[str], size: tuple[int, int], most: int = 2) -> list[Box]:
+    """The boxes of --box, at most `most`, for an image of size (H, W). Raises DataError."""
+    if len(texts) > most:
+        raise DataError(f"--box {' '.join(texts)}: at most {most}")
     boxes = []
     for text in texts:
         try:
@@ -179,7 +182,7 @@ def draw_panel(axis: plt.Axes, image: np.ndarray | None, boxes: Sequence[Box]) -
         axis.text(0.5, 0.5, "missing", ha="center", va="center", transform=axis.transAxes)
         return
     axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-    for number, (x, y, width, height) in enumerate(boxes[:2]):
+    for number, (x, y, width, height) in enumerate(boxes):
         axis.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="red", linewidth=0.8))
         inset = axis.inset_axes((0 if number == 0 else 1 - INSET, 0, INSET, INSET))
         inset.imshow(image[y:y + height, x:x + width], cmap="gray", vmin=0, vmax=255)
@@ -309,11 +312,13 @@ def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
         with args.points.open(newline="", encoding="utf-8") as file:
             points = [(row["method"], *(float(row[key]) for key in ("quality", "gflop", "parameters")))
                       for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError) as error:
+        largest = max(point[3] for point in points)
+        if largest <= 0:
+            raise ValueError("parameters must be above 0")
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"--points {args.points}: expected a CSV with method, quality, gflop, parameters "
                         f"({type(error).__name__}: {error})") from None
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
-    largest = max(point[3] for point in points)
     for name, quality, gflop, parameters in points:
         axis.scatter(gflop, quality, s=20 + 800 * parameters / largest, alpha=0.6)
         axis.annotate(f"{name}, {parameters / 1e6:.2f} M", (gflop, quality), fontsize=7, ha="center")
@@ -328,8 +333,8 @@ def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
     spectrum = np.fft.fftshift(np.fft.fft2(image))
     centre = (image.shape[1] // 2 + image.shape[1] // 16, image.shape[0] // 2 + image.shape[0] // 16)
     automatic = f"{centre[0]},{centre[1]},{image.shape[1] // 16},{image.shape[0] // 16}"
-    text = automatic if args.box == ["auto"] else args.box[0]
-    (x, y, width, height), = given_boxes([text], image.shape)
+    texts = [automatic] if args.box == ["auto"] else args.box
+    (x, y, width, height), = given_boxes(texts, image.shape, most=1)
     turned = spectrum.copy()
     turned[y:y + height, x:x + width] *= np.exp(1j * np.pi / 2)
     changed = np.fft.ifft2(np.fft.ifftshift(turned)).real
@@ -362,7 +367,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dpi", type=positive, default=200, help="resolution of raster images (default: 200)")
     pairs = add_image_options(parser)       # for sheet, features and spectrum
     pairs.add_argument("--names", nargs="+", help="only these pairs (default: all; features: the first)")
-    pairs.add_argument("--count", type=int, default=0, help="only the first COUNT pairs")
+    pairs.add_argument("--count", type=positive, help="only the first COUNT pairs")
     other = parser.add_argument_group("options of one kind")
     other.add_argument("--box", nargs="+", default=["auto"], metavar="X,Y,W,H", help="sheet: one or two boxes to "
                        "magnify, auto (a hot target and a textured region) or none; phase: box in the centred spectrum")
@@ -392,6 +397,7 @@ def save(figure: Figure, out: Path, dpi: int) -> None:
     plt.close(figure)
 
 
+@noted()
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     out = args.out or Path("figures") / args.kind

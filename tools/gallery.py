@@ -46,7 +46,7 @@ from metrics import (
     match_fused,
     rank_of_ranks,
 )
-from support.console import complain, printable
+from support.console import complain, noted, printable
 from support.outputs import write_atomically
 
 TEMPLATES = Path(__file__).resolve().parent / "gallery"
@@ -279,6 +279,7 @@ def short(values: Iterable[float]) -> list[float]:
 # python tools/gallery.py
 
 
+@noted()
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     set_defaults(args)

@@ -44,6 +44,7 @@ from metrics import (
     read_tasks,
 )
 from net import RPFNet
+from support.console import noted
 
 MEASURES = {
     "dark": "mean of F on dark pixels (both sources below 25), gray levels",
@@ -311,7 +312,7 @@ def build_parser() -> argparse.ArgumentParser:
                          "for the published images")
     network.add_argument("--flicker", nargs="?", type=positive, const=5, metavar="PAIRS", help="also measure "
                          "flicker, on sequences generated from the first PAIRS pairs (default: %(const)s)")
-    network.add_argument("--frames", type=positive, default=20, help="frames of each sequence (default: %(default)s)")
+    network.add_argument("--frames", type=positive, help="frames of each sequence of --flicker (default: 20)")
     network.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                          help="cuda, cuda:1 or cpu (default: cuda if available)")
 
@@ -328,6 +329,9 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError("nothing to measure: give --fused [NAME=]DIR or --checkpoint FILE")
     if (args.as_published or args.flicker) and not args.checkpoint:
         raise ValueError("--as-published and --flicker need a network: give --checkpoint FILE")
+    if args.frames and not args.flicker:
+        raise ValueError("--frames goes with --flicker")
+    args.frames = args.frames or 20
     if args.frames < 2:
         raise ValueError("--frames: a sequence has at least 2")
     if args.csv and not args.csv.absolute().parent.is_dir():
@@ -423,6 +427,7 @@ def report(args: argparse.Namespace, survey: Survey, methods: Sequence[str]) -> 
             csv.writer(file).writerows([["image", "method", *names], *([i, m, *values] for i, m, values in rows)])
 
 
+@noted()
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     interrupted = False
