@@ -18,6 +18,7 @@ import pytest
 from fuse_cases import GOOD, add, arguments, process, save, scene, survives, written
 from PIL import Image
 
+import dataset
 import images
 import pipeline
 from net import RPFNet
@@ -160,18 +161,18 @@ def test_a_name_that_its_result_cannot_have(tree, fuse, monkeypatch):
 def test_out_of_memory_mentions_tiles(tree, fuse, where, monkeypatch):
     add(tree, "bad", size=(44, 50))
     target, name = {
-        "decode": (pipeline, "load_pair"),
+        "decode": (dataset, "load_pair"),
         "prepare": (pipeline, "prepare"),
         "network": (pipeline, "fuse_luminance"),
         "encode": (pipeline, "in_colour_of"),
     }[where]
     whole = getattr(target, name)
 
-    def short(*arguments):
+    def short(*arguments, **options):
         first = arguments[1][0][0] if where == "network" else arguments[0]
         if first.name == "bad" if where == "decode" else len(first) == 44:
             raise MemoryError("Unable to allocate 74.5 GiB")
-        return whole(*arguments)
+        return whole(*arguments, **options)
 
     monkeypatch.setattr(target, name, short)
     survives(tree, fuse(), "bad: out of memory", "--tile")
