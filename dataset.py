@@ -23,10 +23,11 @@ from support.pairing import Pair, all_paired, find_pairs, list_images, listing, 
 
 __all__ = ["DATASETS", "CropDataset", "DataError", "Pair", "PairDataset", "Reader", "add_pattern_options",
            "add_reading_options", "add_source_options", "crop_batches", "find_named", "find_pairs", "find_sources",
-           "list_images", "load_pair", "match_pairs", "named_pairs", "reader"]
+           "list_images", "load_pair", "match_pairs", "named_pairs", "reader", "sources_or_samples"]
 
 DARKEST = 0.05      # smallest factor that darkens a crop
 SPLIT_LISTS = Path(__file__).resolve().parent / "splits"
+SAMPLES = Path(__file__).resolve().parent / "samples"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -355,6 +356,11 @@ def find_sources(args: argparse.Namespace) -> tuple[list[Pair], list[str]] | Non
     if not (args.ir and args.vis):
         raise DataError("--ir and --vis go together")
     return find_pairs(args.ir, args.vis, *patterns)
+
+
+def sources_or_samples(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
+    """`find_sources`, or the rendered pairs in samples/ if no sources are named. Raises DataError."""
+    return find_sources(args) or find_pairs(SAMPLES / "ir", SAMPLES / "vis")
 
 
 def reader(args: argparse.Namespace) -> Reader:

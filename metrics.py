@@ -37,7 +37,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import Reader, add_reading_options, add_source_options, find_sources, list_images, load_pair, reader
+from dataset import Reader, add_reading_options, add_source_options, find_sources, list_images, reader
 from images import DataError, luma, read_gray
 from measures import (
     AG,
@@ -78,7 +78,7 @@ from measures.tables import (
     table,
 )
 from measures.vif import VIF_MIN_SIDE
-from support.console import can_show, collected, complain, first_line, grouped, run
+from support.console import can_show, collected, complain, explain, first_line, run
 from support.headers import SUFFIXES
 
 __all__ = [
@@ -281,7 +281,7 @@ def unread(name: str, error: Exception) -> str:
 
 
 def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: Sequence[str],
-               problems: list[str], read: Reader = load_pair) -> Iterator[Task]:
+               problems: list[str], read: Reader) -> Iterator[Task]:
     """Read the images pair by pair. Images that cannot be read are left out, with a line in `problems`."""
     for pair in pairs:
         try:
@@ -459,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with collected(notes):
         interrupted = report.collect(tasks, protocols, args.workers, len(pairs), "scoring", problems)
     print_report(args, report, protocols, [*methods, *baselines], published)
-    complain(*(f"note: {line}" for line in grouped(notes)))
+    explain(notes)
     report.complain_of_notes()
     for problem in problems:
         complain(f"skipped: {problem}")

@@ -27,19 +27,18 @@ import torch
 from torch import nn
 
 import video
-from dataset import add_reading_options, add_source_options, find_sources, positive
+from dataset import add_reading_options, add_source_options, positive, sources_or_samples
 from images import DataError
 from inference import MIN_TILE
 from net import RPFNet
 from pipeline import PAIR_ERRORS, Fuser, compare_folder, explained
-from support.console import INTERRUPTED, collected, complain, given, given_path, grouped, printable, run
+from support.console import INTERRUPTED, collected, complain, explain, given, given_path, printable, run
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
-from support.pairing import Pair, find_pairs, shared_name
+from support.pairing import Pair, shared_name
 from support.runtime import IMITATED, check_device, has_bfloat16, keep_freed_memory, on_gpu, team
 from weights import CHECKPOINTS
 
-SAMPLES = Path(__file__).resolve().parent / "samples"
 FORMATS = ("png", "bmp", "tif", "jpg")
 MOST_IN_A_BATCH = 256       # a batch is read into memory before it is fused
 FATAL = (*PAIR_ERRORS, OutputError)     # reported in one line
@@ -140,7 +139,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
     """The pairs to fuse, and one line for each file without a partner. Raises DataError."""
     if not (args.ir and args.vis) or args.dataset or args.data or args.ir.is_dir() and args.vis.is_dir():
-        return find_sources(args) or find_pairs(SAMPLES / "ir", SAMPLES / "vis")
+        return sources_or_samples(args)
     for source in (args.ir, args.vis):
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
@@ -263,11 +262,6 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
     return 1 if problems or fatal else 0
 
 
-def explain(notes: list[tuple[str, ...]], problems: Sequence[str]) -> None:
-    """Print the warnings, and the pairs that were skipped."""
-    complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems))
-
-
 def fuse_images(args: argparse.Namespace) -> int:
     """Fuse pairs of images. Returns the exit code."""
     result = Result()
@@ -299,7 +293,8 @@ def fuse_video(args: argparse.Namespace) -> int:
     if fuser and fuser.written:
         print(printable(f"{fuser.written} frame{'s' * (fuser.written > 1)} in {fuser.place}, "
                         f"{fuser.written / fuser.seconds:.1f} frames a second on {device_name(args)}"))
-    complain(*(f"note: {line}" for line in grouped(notes)), *(line for text in problems for line in text.splitlines()))
+    explain(notes)
+    complain(*(line for text in problems for line in text.splitlines()))
     return code
 
 

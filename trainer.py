@@ -105,7 +105,7 @@ class Trainer:
         self.per_epoch = math.ceil(args.crops / args.batch)
         self.total = args.steps or args.epochs * self.per_epoch
         self.step, self.seconds, self.best = 0, 0.0, math.inf
-        self.unwritten: dict[Path, bytes] = {}  # best.pth and best.json, after errors; written with the next save
+        self.unwritten: dict[Path, bytes] = {}  # best.pth and best.json, until they are on the disk
         self.sums: dict[str, Tensor] = {}       # sums of this epoch's loss terms over the crops of this process
         self.history: list[dict] = []           # rows of the log
         # Command and commit of the start and of each --resume.
@@ -311,8 +311,8 @@ class Trainer:
         if not (0 <= self.seconds < math.inf and lowest <= self.done <= self.per_epoch):
             raise TrainingError(f"{path}: its steps, epochs and seconds do not fit together; it cannot be resumed")
 
-    def save_best(self, scores: dict[str, float], write: Callable[[Path, bytes], bool]) -> None:
-        """Write best.pth, a plain state dict, and best.json, with the recipe and the scores."""
+    def take_as_best(self, scores: dict[str, float]) -> None:
+        """Make best.pth, a plain state dict, and best.json, with the recipe and the scores, for `_write_best`."""
         # Iterations share tensors. Each is made contiguous once, so that torch.save stores it once.
         copies: dict[int, Tensor] = {}
         weights = {name: copies.setdefault(value.data_ptr(), value.contiguous())
@@ -324,9 +324,9 @@ class Trainer:
                  "validation": {k: round(v, 4) for k, v in scores.items()}}
         self.unwritten = {self.args.out / "best.pth": serialised(weights),
                           self.args.out / "best.json": (json.dumps(about, indent=2) + "\n").encode()}
-        self._write_best(write)
 
     def _write_best(self, write: Callable[[Path, bytes], bool]) -> None:
+        """Write what is still unwritten. What fails now is tried again with the next save."""
         self.unwritten = {path: data for path, data in self.unwritten.items() if not write(path, data)}
 
     def write_log(self) -> None:
@@ -340,7 +340,6 @@ class Trainer:
         """Log the epoch, validate if it is due, and save the weights if they are the best so far."""
         number = len(self.history) + 1
         due = self.finished or val is not None and number % self.args.val_every == 0
-        write = write_once if self.finished else write_or_warn      # a run without its result has failed
         if due and not self.fixed:
             self.exact_statistics(crops)
         rate = self.optimisers[0].param_groups[0]["lr"]
@@ -348,13 +347,12 @@ class Trainer:
         if val is not None and due:
             row |= validate(self.model, self.loss, val, self.device)
             self.set_training()
-            scores = {k: row[k] for k in ("val_loss", *VALIDATION_METRICS)}
             if row["val_loss"] < self.best:
                 self.best = row["val_loss"]
-                self.save_best(scores, write)
+                self.take_as_best({k: row[k] for k in ("val_loss", *VALIDATION_METRICS)})
         elif val is None and self.finished:
-            self.save_best({}, write)
-        self._write_best(write)
+            self.take_as_best({})
+        self._write_best(write_once if self.finished else write_or_warn)    # a run without its result has failed
         self.history.append(row)
         self.sums = {}
         self.write_log()

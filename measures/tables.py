@@ -139,7 +139,7 @@ def published_rows(table: str, dataset: str | None = None) -> tuple[str, list[Ro
         raise ValueError(f"--paper {table}: no table {number}; {PAPER_TABLES.name} holds "
                          f"{', '.join(dict.fromkeys(line['table'] for line in lines))}")
     own = PAPER_NAMES.get(dataset, dataset) if dataset else None
-    if own and own.lower() not in ([wanted.lower()] if wanted else [name.lower() for name in held]):
+    if own and own.lower() not in {name.lower() for name in ([wanted] if wanted else held)}:
         raise ValueError(f"--paper {table}: not of --dataset {dataset}")
     wanted = wanted or own or held[0]
     chosen = [name for name in held if name.lower() == wanted.lower()]

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -158,6 +158,11 @@ def collected(notes: list[tuple[str, ...]]) -> Iterator[None]:
                       for warning in caught]
 
 
+def explain(notes: list[tuple[str, ...]], problems: Iterable[str] = ()) -> None:
+    """Print collected warnings, and one line for each image or pair that was skipped."""
+    complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems))
+
+
 @contextmanager
 def noted() -> Iterator[None]:
     """Collect the warnings of the block, or of a function that this decorates, and print them at its end."""
@@ -166,7 +171,7 @@ def noted() -> Iterator[None]:
         with collected(notes):
             yield
     finally:
-        complain(*(f"note: {line}" for line in grouped(notes)))
+        explain(notes)
 
 
 def grouped(notes: list[tuple[str, ...]], most: int = 20) -> list[str]:

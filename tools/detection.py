@@ -38,7 +38,7 @@ import train
 from dataset import positive
 from images import DataError
 from metrics import Running
-from support.console import collected, complain, given_path, grouped
+from support.console import collected, complain, explain, given_path
 from support.console import run as run_command
 from support.outputs import OutputError
 from support.runtime import check_device
@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("detection.py: interrupted; the same command goes on from here")
         raise
-    complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems))
+    explain(notes, problems)
     return 1 if problems else 0
 
 

@@ -36,10 +36,10 @@ except ModuleNotFoundError:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dataset import Pair, Reader, positive, reader
+from dataset import Pair, Reader, positive, reader, sources_or_samples
 from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
-from metrics import BASELINES, add_image_options, baseline, collect_methods, collect_pairs, match_fused
+from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused
 from net import AuxiliaryDecoder, RPFNet
 from support.console import noted
 from support.outputs import as_csv, write_atomically
@@ -57,9 +57,7 @@ FORMATS = (".png", ".jpg", ".pdf", ".svg")
 
 def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
     """The pairs in --names, in this order, or the first --count pairs. Raises DataError for an unknown name."""
-    if not (args.ir or args.vis or args.dataset or args.data):
-        args.ir, args.vis = ROOT / "samples" / "ir", ROOT / "samples" / "vis"
-    pairs, unpaired = collect_pairs(args)
+    pairs, unpaired = sources_or_samples(args)
     problems += unpaired
     if not args.names:
         return pairs[:args.count] if args.count else pairs

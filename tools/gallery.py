@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dataset import Pair, Reader, load_pair, positive, reader
+from dataset import Pair, Reader, positive, reader, sources_or_samples
 from images import DataError, luma, read_vis, write_image
 from metrics import (
     BASELINES,
@@ -41,7 +41,6 @@ from metrics import (
     baseline,
     chosen_names,
     collect_methods,
-    collect_pairs,
     cores,
     match_fused,
     rank_of_ranks,
@@ -83,13 +82,6 @@ def build_parser() -> argparse.ArgumentParser:
                         help="output folder: new, empty, or an earlier gallery, which is replaced (default: "
                         "%(default)s)")
     return parser
-
-
-def set_defaults(args: argparse.Namespace) -> None:
-    """Use samples/ if no pairs are named, and ./Fused if no method is named."""
-    if not (args.ir or args.vis or args.dataset or args.data):
-        args.ir, args.vis = ROOT / "samples" / "ir", ROOT / "samples" / "vis"
-    args.fused = args.fused or ["RPFNet=Fused"]
 
 
 def match_methods(folders: dict[str, Path], pairs: Sequence[Pair]) -> tuple[dict[str, dict[str, Path]], list[str]]:
@@ -174,7 +166,7 @@ class Gallery:
     """
 
     def __init__(self, out: Path, pairs: Sequence[Pair], methods: dict[str, dict[str, Path]], baselines: Sequence[str],
-                 problems: list[str], read: Reader = load_pair):
+                 problems: list[str], read: Reader):
         self.out, self.pairs, self.methods, self.baselines, self.problems = out, pairs, methods, baselines, problems
         self.read = read
         self.labels = [*SOURCES, *methods, *baselines]
@@ -282,16 +274,15 @@ def short(values: Iterable[float]) -> list[float]:
 @noted()
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    set_defaults(args)
     problems: list[str] = []
     interrupted = False
     try:
         names = chosen_names(args.metrics, args.protocol)
-        folders = collect_methods(args.fused)
+        folders = collect_methods(args.fused or ["RPFNet=Fused"])
         taken = [name for name in SOURCES if name in folders]
         if taken:
             raise ValueError(f"--fused {taken[0]}: the name of a source; write OTHER={folders[taken[0]]}")
-        pairs, problems = collect_pairs(args)
+        pairs, problems = sources_or_samples(args)
         methods, unpaired = match_methods(folders, pairs)
         problems += unpaired
         clear(args.out, [*(path for pair in pairs for path in (pair.ir, pair.vis)),

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset import Pair, Reader, load_pair, positive, reader
+from dataset import Pair, Reader, positive, reader
 from images import DataError, luma
 from loss import above_deviation, adaptive_weight
 from measures.tables import aligned
@@ -362,7 +362,7 @@ class Survey:
         values: {(image, method): {measure: value}}.
     """
 
-    def __init__(self, network: dict[str, Fuse], day: float, problems: list[str], read: Reader = load_pair):
+    def __init__(self, network: dict[str, Fuse], day: float, problems: list[str], read: Reader):
         self.network, self.day, self.problems, self.read = network, day, problems, read
         self.values: dict[tuple[str, str], dict[str, float]] = {}
 
