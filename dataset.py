@@ -25,7 +25,7 @@ __all__ = ["DATASETS", "CropDataset", "DataError", "Pair", "PairDataset", "Reade
            "add_reading_options", "add_source_options", "crop_batches", "find_named", "find_pairs", "find_sources",
            "list_images", "load_pair", "match_pairs", "named_pairs", "reader", "sources_or_samples"]
 
-DARKEST = 0.05      # smallest factor that darkens a crop
+SMALLEST_FACTOR, LARGEST_POWER = 0.1, 4     # limits of random darkening; see `darkened`
 SPLIT_LISTS = Path(__file__).resolve().parent / "splits"
 SAMPLES = Path(__file__).resolve().parent / "samples"
 
@@ -230,8 +230,8 @@ class CropDataset:
         size: side of a crop, pixels.
         seed: seed of the crops.
         flips: flip crops at random, horizontally and vertically.
-        dim: share of crops that are darkened, in [0, 1]. Each source has its own factor, log-uniform from 0.05 to 1.
-            Most of RoadScene is daylight, but the network should also see pixels that are dark in both sources.
+        dim: probability that a source of a crop is darkened, in [0, 1], drawn for each source on its own. Most of
+            RoadScene is daylight, but the network should also see night. See `darkened`.
     Raises:
         DataError: images with a side below half of `size`.
     """
@@ -256,10 +256,18 @@ class CropDataset:
         flips = [dim for dim in (1, 2) if self.flips and rng.random() < 0.5]
         window = (slice(None), slice(top, top + self.size), slice(left, left + self.size))
         crops = (np.ascontiguousarray(np.flip(image[window], flips)) for image in (ir, vis))
-        if not self.dim or rng.random() >= self.dim:
-            return tuple(crops)
-        factors = DARKEST ** rng.random(2)
-        return tuple(np.rint(crop * factor).astype(np.uint8) for crop, factor in zip(crops, factors))
+        return tuple(darkened(crop, rng) if rng.random() < self.dim else crop for crop in crops)
+
+
+def darkened(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random darker version of an image, uint8 in and out: factor * x**power for levels x in [0, 1].
+
+    The factor is log-uniform from 0.1 to 1, as for a shorter exposure. The power is log-uniform from 1 to 4. It keeps
+    bright places and darkens the others, as at night, when lamps and warm bodies stay bright.
+    """
+    factor, power = SMALLEST_FACTOR ** rng.random(), LARGEST_POWER ** rng.random()
+    levels = np.rint(255 * factor * (np.arange(256) / 255) ** power).astype(np.uint8)
+    return levels[image]
 
 
 def _mirrored(image: np.ndarray, size: int) -> np.ndarray:

@@ -34,7 +34,7 @@ PLACES = ("data", "ir", "vis", "ir_pattern", "vis_pattern", "init")     # stored
 # Keys of last.pth; see Trainer.save.
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
 # Increase this version if the same options train a different model after a change; see `is_current`.
-VERSION = 4
+VERSION = 5
 FLAG = argparse.BooleanOptionalAction        # --name and --no-name
 
 
@@ -159,8 +159,8 @@ def _crop_options(parser: argparse.ArgumentParser) -> None:
     crops.add_argument("--crops", type=count(1, 10**7), help="crops in an epoch")
     crops.add_argument("--fixed-crops", action=FLAG, help="the same crops in each epoch; no: new crops in each epoch")
     crops.add_argument("--flips", action=FLAG, help="flip crops at random")
-    crops.add_argument("--dim", type=number(0, 1), help="share of crops that are darkened, each source by its own "
-                       "factor; 0: none, as in the paper")
+    crops.add_argument("--dim", type=number(0, 1), help="probability that a source of a crop is darkened at random, as "
+                       "at night; 0: never, as in the paper")
     crops.add_argument("--lr", type=number(0, above=True), help="initial learning rate of both Adam optimisers")
     crops.add_argument("--schedule", choices=("step", "cosine"), help="learning rate; step: halved after each fifth of "
                        "the run; cosine: falls to 0 along half a cosine")
@@ -290,8 +290,13 @@ def completed(stored: object, source: str) -> dict:
 
 
 def is_current(version: object, stored: dict) -> bool:
-    """Whether a recipe of this version trains the same model today. Version 3 had another luminance term."""
-    return type(version) is int and (version == VERSION or version == 3 and not stored["lambda_3"])
+    """Whether a recipe of this version trains the same model today.
+
+    Version 3 had another luminance term. Up to version 4, --dim had another meaning.
+    """
+    if type(version) is not int:
+        return False
+    return version == VERSION or version in (3, 4) and not stored["dim"] and not (version == 3 and stored["lambda_3"])
 
 
 def _check_values(options: dict, source: str) -> None:

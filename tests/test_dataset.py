@@ -15,6 +15,7 @@ from dataset import (
     add_reading_options,
     add_source_options,
     crop_batches,
+    darkened,
     find_pairs,
     find_sources,
     match_pairs,
@@ -234,18 +235,33 @@ def test_crops_vary_in_place_and_flip_only_if_asked(pairs, flips):
 
 @pytest.mark.parametrize("dim", [0.3, 1.0])
 def test_dimmed_crops_are_the_same_windows_darkened_source_by_source(pairs, dim):
-    pairs.items = [tuple(np.full((1, 40, 50), value, np.uint8) for value in (200, 100))] * 3
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (16, 1))[None]
+    pairs.items = [(ramp, ramp)] * 3
     plain, dimmed = (CropDataset(pairs, 16, 3, dim=share) for share in (0.0, dim))
-    factors = []
-    for number in range(200):
-        assert [int(crop.max()) for crop in plain[number]] == [200, 100]
-        for crop, value in zip(dimmed[number], (200, 100)):
-            assert crop.dtype == np.uint8 and crop.min() == crop.max()      # one factor for the whole crop
-            factors.append(int(crop.max()) / value)
-    assert 0.045 <= min(factors) < 0.08 and max(factors) <= 1
-    # 200 draws: three standard deviations of a share of 0.3 are 0.1; a factor above 0.995 rounds to 1.
-    assert np.mean(np.array(factors) < 1) == pytest.approx(dim, abs=0.1)
-    assert any(abs(first - second) > 0.1 for first, second in zip(factors[0::2], factors[1::2]))     # each its own
+    changed = []
+    for number in range(300):
+        before, after = plain[number], dimmed[number]
+        assert np.array_equal(*before) and all(crop.dtype == np.uint8 for crop in after)
+        assert all((crop <= old).all() and (np.diff(crop[0, 0]) >= 0).all() for crop, old in zip(after, before))
+        changed.append([not np.array_equal(crop, old) for crop, old in zip(after, before)])
+    shares = np.array(changed)
+    # 600 draws: four standard deviations of a share of 0.3 are 0.075.
+    assert shares.mean() == pytest.approx(dim, abs=0.08)
+    assert dim == 1 or shares.any(1).mean() > 1.4 * dim             # each source has its own chance
+    assert not all(np.array_equal(*dimmed[number]) for number in range(20))
+
+
+def test_darkening_is_a_factor_and_a_power_of_the_levels():
+    ramp, generator = np.arange(256, dtype=np.uint8), np.random.default_rng(0)
+    factors, powers = [], []
+    for _ in range(500):
+        dark = darkened(ramp, generator) / 255
+        factors.append(dark[255])
+        if dark[255] > 0.5:     # the levels of darker results are too coarse to read the power from them
+            powers.append(np.log(dark[128] / dark[255]) / np.log(128 / 255))
+    assert 0.095 <= min(factors) < 0.13 and 0.95 < max(factors) <= 1
+    assert np.median(factors) == pytest.approx(0.1**0.5, abs=0.05)
+    assert 0.95 < min(powers) < 1.1 and 3.5 < max(powers) < 4.2 and np.median(powers) == pytest.approx(2, abs=0.3)
 
 
 def test_same_seed_same_crops_whatever_the_workers(pairs):

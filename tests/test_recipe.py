@@ -142,11 +142,12 @@ def test_a_recipe_that_is_older_than_an_option_has_the_papers_value_for_it(tmp_p
     assert train.read_recipe(str(path)) == PAPER | {"lr": 0.5, "resize": None, "ir_range": None}
 
 
-@pytest.mark.parametrize(("version", "lambda_3", "same"), [
-    (train.VERSION, 2.0, True), (3, 0, True), (3, 2.0, False), (2, 0, False), (train.VERSION + 1, 0, False), ("4", 0, False)])
-def test_a_recipe_that_meant_something_else_is_refused(tmp_path, capsys, version, lambda_3, same):
+@pytest.mark.parametrize(("version", "lambda_3", "dim", "same"), [
+    (train.VERSION, 2.0, 0.5, True), (4, 2.0, 0, True), (4, 0, 0.5, False), (3, 0, 0, True), (3, 2.0, 0, False),
+    (3, 0, 0.5, False), (2, 0, 0, False), (train.VERSION + 1, 0, 0, False), (str(train.VERSION), 0, 0, False)])
+def test_a_recipe_that_meant_something_else_is_refused(tmp_path, capsys, version, lambda_3, dim, same):
     path = tmp_path / "best.json"
-    path.write_text(json.dumps({"version": version, "recipe": PAPER | {"lambda_3": lambda_3}}))
+    path.write_text(json.dumps({"version": version, "recipe": PAPER | {"lambda_3": lambda_3, "dim": dim}}))
     if same:
         assert train.read_recipe(str(path))["lambda_3"] == lambda_3
     else:
