@@ -4,6 +4,8 @@ All images are numpy arrays, gray (H, W) or RGB (H, W, 3).
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 import cv2
@@ -21,14 +23,30 @@ COLOURFUL = 8.0     # gray levels; larger mean differences between the colour pl
 # Files
 
 
+def within_memory(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """Decorate a reader whose first argument is a path: an image that exceeds the memory is a DataError.
+
+    So each command that skips damaged images also skips these.
+    """
+    @wraps(read)
+    def reading(path: str | Path, *args: object, **options: object) -> np.ndarray:
+        try:
+            return read(path, *args, **options)
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                raise
+            raise DataError(f"{path}: too large for the memory of this machine") from None
+    return reading
+
+
+@within_memory
 def decode(path: str | Path) -> np.ndarray:
     """Decode an image file: uint8 or uint16, (H, W) or (H, W, 3) RGB, upright. Alpha is dropped.
 
     Exif orientation and the TIFF tag "min is white" are applied.
 
     Raises:
-        DataError: no such file, a damaged file, or a format that is not supported.
-        MemoryError: the image does not fit into memory.
+        DataError: no such file, a damaged file, a format that is not supported, or too large for the memory.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,7 +59,7 @@ def decode(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
-            raise MemoryError(f"{path}: too large for the memory") from None
+            raise
         image = None        # for example, the header names more pixels than OpenCV accepts
     if image is None:
         raise DataError(f"{path}: not an image that OpenCV can read (damaged, or another format)")
@@ -68,6 +86,7 @@ def _as_its_header_says(path: Path, data: bytes, image: np.ndarray) -> np.ndarra
     return image if orientation == 1 else headers.turned(image, orientation)
 
 
+@within_memory
 def read_vis(path: str | Path) -> np.ndarray:
     """Read a visible image: uint8, (H, W) or (H, W, 3) RGB. Errors as for `decode`.
 
@@ -91,6 +110,7 @@ def _to_8_bits(path: str | Path, image: np.ndarray) -> np.ndarray:
     return ((image.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
+@within_memory
 def read_ir(path: str | Path, span: tuple[int, int] | None = None) -> np.ndarray:
     """Read an infrared image: uint8 (H, W). Errors as for `decode`; DataError for `span` with an 8-bit file.
 
@@ -135,6 +155,7 @@ def _colourful(image: np.ndarray) -> bool:
     return float(np.ptp(small, axis=2).mean()) > COLOURFUL
 
 
+@within_memory
 def read_gray(path: str | Path) -> np.ndarray:
     """Read any image as uint8 gray, (H, W). Colour is converted to BT.601 luma. Errors as for `decode`."""
     return luma(read_vis(path))

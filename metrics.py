@@ -272,22 +272,14 @@ def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[st
     return matched, problems + [f"{path}: no pair of this name" for path in found.values()]
 
 
-UNREADABLE = (DataError, MemoryError, cv2.error)     # of a single image; the others are scored
-
-
-def unread(name: str, error: Exception) -> str:
-    """The error of an image in one line. A DataError names its file itself."""
-    return str(error) if isinstance(error, DataError) else f"{name}: {first_line(error)}"
-
-
 def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: Sequence[str],
                problems: list[str], read: Reader) -> Iterator[Task]:
     """Read the images pair by pair. Images that cannot be read are left out, with a line in `problems`."""
     for pair in pairs:
         try:
             ir, vis = read(pair)
-        except UNREADABLE as error:
-            problems.append(unread(pair.name, error))
+        except DataError as error:
+            problems.append(str(error))
             yield Task(pair.name, np.empty(0), np.empty(0), {})     # an empty task keeps the progress bar correct
             continue
         vis = luma(vis)
@@ -296,8 +288,8 @@ def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: 
             if pair.name in paths:
                 try:
                     fused[name] = read_gray(paths[pair.name])
-                except UNREADABLE as error:
-                    problems.append(unread(f"{name}, {pair.name}", error))
+                except DataError as error:
+                    problems.append(str(error))
         yield Task(pair.name, ir, vis, fused)
 
 

@@ -284,16 +284,22 @@ def test_command_errors(tree, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_an_image_that_exceeds_the_memory_is_skipped_and_named(tree, capsys, monkeypatch):
-    def short_of_memory(path):
-        if path.name == "2.png":
-            raise MemoryError
-        return read_gray(path)
+@pytest.mark.parametrize("error", [MemoryError(), cv2.error("insufficient memory")])
+def test_an_image_that_exceeds_the_memory_is_skipped_and_named(tree, capsys, monkeypatch, error):
+    error.code = cv2.Error.StsNoMem
+    whole = cv2.imdecode
+    large = (tree / "ours" / "2.png").read_bytes()
 
-    monkeypatch.setattr(metrics, "read_gray", short_of_memory)
+    def short_of_memory(data, flags):
+        if data.tobytes() == large:
+            raise error
+        return whole(data, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", short_of_memory)
     assert command(tree, "--fused", f"A={tree / 'ours'}", "--workers", 1) == 1
     output = capsys.readouterr()
-    assert "means over 2 images" in output.out and "skipped: A, 2: MemoryError" in output.err
+    assert "means over 2 images" in output.out
+    assert f"skipped: {tree / 'ours' / '2.png'}: too large for the memory of this machine" in output.err
 
 
 def test_sources_are_matched_and_read_as_by_test_py(tree, capsys):
