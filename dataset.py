@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from images import DataError, luma, read_ir, read_vis
-from support.console import given, given_path
+from support.console import complain, given, given_path
+from support.console import run as run_command
 from support.pairing import Pair, all_paired, find_pairs, list_images, listing, match_pairs
 
 __all__ = ["DATASETS", "CropDataset", "DataError", "Pair", "PairDataset", "Reader", "add_pattern_options",
@@ -412,9 +413,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{args.name} {split}: {describe(pairs)}{note}")
         except DataError as error:
             failed += 1
-            print(f"{args.name} {split}: {error}", file=sys.stderr)
+            complain(f"{args.name} {split}: {error}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

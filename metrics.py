@@ -453,8 +453,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_report(args, report, protocols, [*methods, *baselines], published)
     explain(notes)
     report.complain_of_notes()
-    for problem in problems:
-        complain(f"skipped: {problem}")
+    complain(*(f"skipped: {problem}" for problem in problems))
     if report.csv_file:
         report.csv_file.close()
         if report.csv_file.problem:

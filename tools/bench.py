@@ -47,7 +47,8 @@ from inference import MIN_SIZE
 from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
-from support.console import first_line
+from support.console import complain, first_line
+from support.console import run as run_command
 from support.records import commit, processor
 from support.runtime import check_device, keep_freed_memory, peak_memory
 from tools.released import ReleasedNet
@@ -242,10 +243,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(markdown(report))
     except (ValueError, KeyError, OSError) as error:
         where = f"--markdown {args.markdown}: not a file of --json: " if args.markdown else ""
-        print(f"bench.py: {where}{first_line(error)}", file=sys.stderr)
+        complain(f"bench.py: {where}{first_line(error)}")
         return 1
     return 1 if report["failed"] else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -38,7 +38,7 @@ import train
 from dataset import positive
 from images import DataError
 from metrics import Running
-from support.console import collected, complain, explain, given_path
+from support.console import complain, given_path, noted
 from support.console import run as run_command
 from support.outputs import OutputError
 from support.runtime import check_device
@@ -296,21 +296,20 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 ACTIONS = {"prepare": run_prepare, "average": run_average, "train": run_all, "score": run_all, "table": run_table}
 
 
+@noted()
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
     args.command = shlex.join(["python", "tools/detection.py", *argv])
-    notes: list[tuple[str, ...]] = []
     try:
-        with collected(notes):
-            problems = ACTIONS[args.action](args)
+        problems = ACTIONS[args.action](args)
     except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:
         complain(f"detection.py: {error}")
         return 1
     except KeyboardInterrupt:
         complain("detection.py: interrupted; the same command goes on from here")
         raise
-    explain(notes, problems)
+    complain(*(f"skipped: {problem}" for problem in problems))
     return 1 if problems else 0
 
 

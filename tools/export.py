@@ -36,6 +36,7 @@ from images import DataError
 from inference import MIN_SIZE, prepare
 from net import RPFNet
 from support.console import complain, first_line, given, given_path
+from support.console import run as run_command
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
 from tools.bench import size
@@ -212,4 +213,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -41,7 +41,8 @@ from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
 from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused
 from net import AuxiliaryDecoder, RPFNet
-from support.console import noted
+from support.console import complain, noted
+from support.console import run as run_command
 from support.outputs import as_csv, write_atomically
 from weights import check_weights, find, load
 
@@ -401,18 +402,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or Path("figures") / args.kind
     problems: list[str] = []
     if args.kind == "tradeoff" and not args.points:
-        print("figures.py: tradeoff needs --points FILE", file=sys.stderr)
+        complain("figures.py: tradeoff needs --points FILE")
         return 1
     try:
         save(KINDS[args.kind](args, problems), out, args.dpi)
     except (DataError, FileNotFoundError, ValueError, OSError) as error:
-        print(f"figures.py: {error}", file=sys.stderr)
+        complain(f"figures.py: {error}")
         return 1
     print(", ".join(map(str, files_of(out))))
-    for problem in problems:
-        print(f"skipped: {problem}", file=sys.stderr)
+    complain(*(f"skipped: {problem}" for problem in problems))
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -38,6 +38,8 @@ sys.path.insert(0, str(ROOT))
 from dataset import Pair, load_pair, positive
 from images import DataError, luma
 from net import RPFNet
+from support.console import complain
+from support.console import run as run_command
 from support.pairing import match_pairs
 from support.records import commit, processor
 from tools.naturalness import Change, entering_target, static_background
@@ -221,10 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             record(args.csv, columns, [row | {name: origin[name] for name in origin if name in columns} for row in rounded],
                    lambda row: tuple(row[name] for name in key))
     except (DataError, TableError, ValueError, OSError) as error:
-        print(f"flicker.py: {error}", file=sys.stderr)
+        complain(f"flicker.py: {error}")
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -46,6 +46,7 @@ from metrics import (
     rank_of_ranks,
 )
 from support.console import complain, noted, printable
+from support.console import run as run_command
 from support.outputs import write_atomically
 
 TEMPLATES = Path(__file__).resolve().parent / "gallery"
@@ -302,8 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         problems.append(f"the tables: {error}")
     report.complain_of_notes()
-    for problem in problems:
-        complain(f"skipped: {problem}")
+    complain(*(f"skipped: {problem}" for problem in problems))
     if interrupted:
         complain("gallery.py: interrupted; the gallery holds what was done")
     print(f"{len(gallery.shown)} pairs, {len(gallery.labels)} images of each: open {args.out / 'index.html'}")
@@ -311,4 +311,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

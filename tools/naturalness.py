@@ -44,7 +44,8 @@ from metrics import (
     read_tasks,
 )
 from net import RPFNet
-from support.console import noted
+from support.console import complain, noted
+from support.console import run as run_command
 
 MEASURES = {
     "dark": "mean of F on dark pixels (both sources below 25), gray levels",
@@ -440,7 +441,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems += unpaired
         network = load_network(args, [*fused, *BASELINES])
     except (DataError, ValueError, OSError) as error:
-        print(f"naturalness.py: {error}", file=sys.stderr)
+        complain(f"naturalness.py: {error}")
         return 1
     survey = Survey(network, args.day, problems, reader(args))
     try:
@@ -457,12 +458,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(args, survey, [*fused, *network, *BASELINES])
     except OSError as error:
         problems.append(f"--csv: {error}")
-    for problem in problems:
-        print(f"skipped: {problem}", file=sys.stderr)
+    complain(*(f"skipped: {problem}" for problem in problems))
     if interrupted:
-        print("naturalness.py: interrupted; the rows above hold what was done", file=sys.stderr)
+        complain("naturalness.py: interrupted; the rows above hold what was done")
     return 130 if interrupted else 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

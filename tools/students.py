@@ -32,6 +32,7 @@ from dataset import Pair
 from images import DataError
 from net import RPFNet
 from support.console import complain, first_line, given
+from support.console import run as run_command
 from support.records import commit
 from support.runtime import keep_freed_memory
 from tools.export import psnr
@@ -158,4 +159,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -40,6 +40,8 @@ import train
 from dataset import positive
 from images import DataError
 from measures.tables import aligned
+from support.console import complain
+from support.console import run as run_command
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
 from tools.table_rows import (
@@ -340,15 +342,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems = run(args)
         print_table(args)
     except (TableError, DataError, OSError, ValueError) as error:
-        print(f"tables.py: {error}", file=sys.stderr)
+        complain(f"tables.py: {error}")
         return 1
     except KeyboardInterrupt:
-        print("\ntables.py: interrupted; the same command goes on from here", file=sys.stderr)
+        complain("", "tables.py: interrupted; the same command goes on from here")
         return 130
     for problem in problems:
-        print(f"not measured: {problem}", file=sys.stderr)
+        complain(f"not measured: {problem}")
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))
