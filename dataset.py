@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from images import DataError, luma, read_ir, read_vis
-from support.console import complain, given, given_path
+from support.console import failed, given, given_path, noted
 from support.console import run as run_command
 from support.pairing import Pair, all_paired, find_pairs, list_images, listing, match_pairs
 
@@ -222,9 +222,10 @@ class PairDataset:
 class CropDataset:
     """Random crops for training (paper, section 4.1.1: 3,383 crops of 128 x 128 in each epoch).
 
-    Item: (ir, vis_y), each a uint8 array (1, size, size). Item number n depends only on the seed and n: a random pair,
-    a random position, random flips. So the crops do not depend on the number of workers, and a resumed run continues
-    with the same crops. Images smaller than a crop are padded with their mirror image at the lower and right edges.
+    Item: (ir, vis_y), each a uint8 array (1, size, size). For the same pairs and options, the seed and n determine item
+    number n: its pair, position, flips and darkening. So the crops do not depend on the number of workers, and a
+    resumed run continues with the same crops. Images smaller than a crop are padded with their mirror image at the
+    lower and right edges.
 
     Args:
         pairs: the full-size pairs.
@@ -399,12 +400,13 @@ def describe(pairs: Sequence[Pair]) -> str:
     return f"{len(pairs)} pairs, {span}, visible in colour: {colour}"
 
 
+@noted()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Check a data set's folder and print what it holds.")
     parser.add_argument("name", choices=DATASETS, type=str.lower, help="name of the data set")
     parser.add_argument("root", type=Path, help="folder of the unpacked data set, e.g. data/RoadScene")
     args = parser.parse_args(argv)
-    layout, failed = DATASETS[args.name], 0
+    layout, code = DATASETS[args.name], 0
     for split in layout.splits:
         try:
             pairs = named_pairs(args.name, args.root, split)
@@ -412,9 +414,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             note = "" if expected in (None, len(pairs)) else f" (the published set has {expected})"
             print(f"{args.name} {split}: {describe(pairs)}{note}")
         except DataError as error:
-            failed += 1
-            complain(f"{args.name} {split}: {error}")
-    return 1 if failed else 0
+            code = failed(f"{args.name} {split}", error)
+    return code
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ from measures.tables import (
     table,
 )
 from measures.vif import VIF_MIN_SIDE
-from support.console import can_show, collected, complain, explain, first_line, run
+from support.console import INTERRUPTED, can_show, collected, complain, explain, failed, finished, first_line, run
 from support.headers import SUFFIXES
 
 __all__ = [
@@ -445,23 +445,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_csv(args.csv, pairs, methods)
         report = Report(names, CsvFile(args.csv, names) if args.csv else None)
     except (DataError, ValueError, OSError) as error:
-        complain(f"metrics.py: {error}")
-        return 1
+        return failed("metrics.py", error)
     tasks = read_tasks(pairs, methods, baselines, problems, reader(args))
     with collected(notes):
         interrupted = report.collect(tasks, protocols, args.workers, len(pairs), "scoring", problems)
     print_report(args, report, protocols, [*methods, *baselines], published)
     explain(notes)
     report.complain_of_notes()
-    complain(*(f"skipped: {problem}" for problem in problems))
+    code = finished(problems, interrupted)
     if report.csv_file:
         report.csv_file.close()
         if report.csv_file.problem:
-            problems.append(report.csv_file.problem)
-            complain(f"metrics.py: {report.csv_file.problem}")
+            code = failed("metrics.py", report.csv_file.problem)
     if interrupted:
         complain("metrics.py: interrupted; the rows above hold what was done")
-    return 130 if interrupted else 1 if problems else 0
+    return INTERRUPTED if interrupted else code
 
 
 def chosen_names(chosen: Sequence[str] | None, protocol: str) -> list[str]:

@@ -6,9 +6,8 @@ store the recipe of their run. If an older recipe lacks an option, the value of 
 from __future__ import annotations
 
 import argparse
-import math
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from dataset import DATASETS, add_pattern_options, add_reading_options
 from inference import MIN_SIZE
 from net import GLOBAL_BRANCHES
-from support.console import given, given_path, printable
+from support.console import count, given, given_path, number, printable
 from weights import LIMITS, in_words, load, read_json
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -35,6 +34,7 @@ PLACES = ("data", "ir", "vis", "ir_pattern", "vis_pattern", "init")     # stored
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
 # Increase this version if the same options train a different model after a change; see `is_current`.
 VERSION = 5
+OLDEST = 3      # version of a file that names none
 FLAG = argparse.BooleanOptionalAction        # --name and --no-name
 
 
@@ -46,31 +46,7 @@ class TrainingError(Exception):
 # Types of options, for argparse
 
 
-def count(low: int, high: int) -> Callable[[str], int]:
-    """Type of an option: an integer from `low` to `high`."""
-    def parsed(text: str) -> int:
-        value = int(text) if text.strip().removeprefix("-").isdecimal() and len(text) < 30 else low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no whole number from {low} to {high}")
-        return value
-    return parsed
-
-
 whole = count(0, 10**9)
-
-
-def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
-    """Type of an option: a finite number from `low` to `high`. With `above`, `low` itself is excluded."""
-    def parsed(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not low <= value <= high or above and value == low:
-            limits = f"{'above' if above else 'from'} {low}" + (f" to {high}" if high < math.inf else "")
-            raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no finite number {limits}")
-        return value
-    return parsed
 
 
 def fours(text: str) -> int:
@@ -258,7 +234,7 @@ def read_recipe(name: str) -> dict:
         raise TrainingError(f"--recipe {path}: not a recipe of this train.py: \"recipe\" is missing; "
                             "recipes/paper.json shows what one holds")
     stored = completed(content["recipe"], f"--recipe {path}")
-    if not is_current(content.get("version", VERSION), stored):
+    if not is_current(content.get("version", OLDEST), stored):
         raise TrainingError(f"--recipe {path}: of another version of train.py, in which the same options train "
                             "something else; take a recipe from recipes/ and give the options that differ")
     return {key: stored[key] for key in (*RECIPE, *READING)}
@@ -296,7 +272,11 @@ def is_current(version: object, stored: dict) -> bool:
     """
     if type(version) is not int:
         return False
-    return version == VERSION or version in (3, 4) and not stored["dim"] and not (version == 3 and stored["lambda_3"])
+    if version == 4:
+        return not stored["dim"]
+    if version == 3:
+        return not stored["dim"] and not stored["lambda_3"]
+    return version == VERSION
 
 
 def _check_values(options: dict, source: str) -> None:

@@ -27,12 +27,12 @@ import torch
 from torch import nn
 
 import video
-from dataset import add_reading_options, add_source_options, positive, sources_or_samples
+from dataset import add_reading_options, add_source_options, sources_or_samples
 from images import DataError
 from inference import MIN_TILE
 from net import RPFNet
 from pipeline import PAIR_ERRORS, Fuser, compare_folder, explained
-from support.console import INTERRUPTED, collected, complain, explain, given, given_path, printable, run
+from support.console import INTERRUPTED, collected, complain, count, explain, given, given_path, printable, run
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, shared_name
@@ -40,6 +40,7 @@ from support.runtime import IMITATED, check_device, has_bfloat16, keep_freed_mem
 from weights import CHECKPOINTS
 
 FORMATS = ("png", "bmp", "tif", "jpg")
+LARGEST_TILE = 10**6
 MOST_IN_A_BATCH = 256       # a batch is read into memory before it is fused
 FATAL = (*PAIR_ERRORS, OutputError)     # reported in one line
 
@@ -48,18 +49,12 @@ FATAL = (*PAIR_ERRORS, OutputError)     # reported in one line
 # Options
 
 
-def batch_size(text: str) -> int:
-    """Type of --batch for argparse: 1 to MOST_IN_A_BATCH."""
-    if positive(text) > MOST_IN_A_BATCH:
-        raise argparse.ArgumentTypeError(f"{text} is more than {MOST_IN_A_BATCH}")
-    return positive(text)
-
-
 def tile_side(text: str) -> int:
     """Type of --tile for argparse: 0, or at least MIN_TILE."""
-    if text != "0" and positive(text) < MIN_TILE:
+    side = count(0, LARGEST_TILE)(text)
+    if 0 < side < MIN_TILE:
         raise argparse.ArgumentTypeError(f"{text} is less than {MIN_TILE} pixels; use 1024 or more, or 0 for no tiles")
-    return int(text)
+    return side
 
 
 def _source_options(parser: argparse.ArgumentParser) -> None:
@@ -102,9 +97,9 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
                          "ignored on older ones")
     network.add_argument("--compile", action="store_true", help="--fast and torch.compile with CUDA graphs, for many "
                          "images of one size on a GPU; the first batch is slow, and so is a smaller last one")
-    network.add_argument("--batch", type=batch_size, metavar="N", help="consecutive pairs of one size that are fused "
-                         f"in one pass (default: 4 on a GPU, 1 on a CPU; at most {MOST_IN_A_BATCH}); the result does "
-                         "not depend on it, except for rounding")
+    network.add_argument("--batch", type=count(1, MOST_IN_A_BATCH), metavar="N", help="consecutive pairs of one size "
+                         f"that are fused in one pass (default: 4 on a GPU, 1 on a CPU; at most {MOST_IN_A_BATCH}); the "
+                         "result does not depend on it, except for rounding")
     network.add_argument("--tile", type=tile_side, default=0, metavar="PIXELS", help="fuse in overlapping tiles of "
                          f"this side, {MIN_TILE} or more, for images that do not fit into memory; off by default, "
                          "because the contrast can differ from tile to tile (26 dB from the whole image on MSRS)")

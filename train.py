@@ -38,7 +38,7 @@ from recipe import (
     refuse_overwriting_a_run,
     whole,
 )
-from support.console import INTERRUPTED, collected, first_line, grouped, printable
+from support.console import INTERRUPTED, collected, complain, failed, first_line, grouped, printable
 from support.outputs import OutputError, locked, making
 from support.records import commit, device_name
 from support.runtime import IMITATED, check_device, keep_freed_memory, lacks_memory, team
@@ -176,11 +176,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 refuse_overwriting_a_run(args.out)
             trainer, stop = train(args, state)
     except (DataError, TrainingError, OutputError, ValueError, OSError, RuntimeError, MemoryError) as error:
-        print(f"train.py: {described(error)}", file=sys.stderr)
-        return 1
+        return failed("train.py", described(error))
     except KeyboardInterrupt:
         saved = f"; the last save, if there was one, is {args.out / 'last.pth'}" if args else ""
-        print(f"\ntrain.py: ended at once{saved}", file=sys.stderr)
+        complain("", f"train.py: ended at once{saved}")
         return INTERRUPTED
     if stop and team.rank == 0:
         say(f"stopped at step {trainer.step}; resume with: python train.py --out {shlex.quote(str(args.out))} --resume")

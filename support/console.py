@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
+import reprlib
 import signal
 import sys
 import warnings
@@ -40,6 +42,48 @@ def complain(*lines: str) -> None:
     """Print lines to standard error, escaped by `printable`."""
     for line in lines:
         print(printable(line), file=sys.stderr)
+
+
+def failed(command: str, error: object) -> int:
+    """Print why a command failed, in one line or several, after the name of the command. Returns exit code 1.
+
+    A closed standard output is reported by `run`, so its BrokenPipeError is raised again.
+    """
+    if isinstance(error, BrokenPipeError):
+        raise error
+    complain(*f"{command}: {error}".splitlines())
+    return 1
+
+
+def finished(problems: Iterable[str], interrupted: bool = False) -> int:
+    """Print one line for each image that was skipped. Returns the exit code of the command."""
+    problems = list(problems)
+    explain([], problems)
+    return INTERRUPTED if interrupted else 1 if problems else 0
+
+
+def count(low: int, high: int) -> Callable[[str], int]:
+    """Type of an option for argparse: an integer from `low` to `high`."""
+    def parsed(text: str) -> int:
+        value = int(text) if text.strip().removeprefix("-").isdecimal() and len(text) < 30 else low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no whole number from {low} to {high}")
+        return value
+    return parsed
+
+
+def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """Type of an option for argparse: a finite number from `low` to `high`. With `above`, `low` itself is excluded."""
+    def parsed(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not low <= value <= high or above and value == low:
+            limits = f"{'above' if above else 'from'} {low}" + (f" to {high}" if high < math.inf else "")
+            raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no finite number {limits}")
+        return value
+    return parsed
 
 
 def given(text: str) -> str:
@@ -144,7 +188,7 @@ class ImageWarning(UserWarning):
 
 def note(what: str, name: object) -> None:
     """Warn about `name`. Commands print all names with the same `what` in one line; see `collected`."""
-    warnings.warn(ImageWarning(what, str(name)), stacklevel=3)
+    warnings.warn(ImageWarning(what, str(name)), stacklevel=4)      # the caller of the decorated reader
 
 
 @contextmanager

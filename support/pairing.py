@@ -83,7 +83,7 @@ def _only_number(name: str) -> str:
 
 # From strict to loose. A comparison is used only if it pairs all files one to one.
 _COMPARISONS: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ("equal but for upper and lower case", str.casefold), ("equal names, numbers by value", _equal_numbers),
+    ("equal names, upper and lower case alike", str.casefold), ("equal names, numbers by value", _equal_numbers),
     ("equal numbers", _only_number))
 
 

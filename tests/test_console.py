@@ -74,6 +74,13 @@ def test_streams_that_are_closed_or_full(tmp_path, redirection, code, said):
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_closed_pipe_is_no_error_of_a_file(capsys):
+    with pytest.raises(BrokenPipeError):
+        console.failed("x.py", BrokenPipeError(32, "Broken pipe"))
+    assert console.failed("x.py", "two\n  lines\x1b") == 1
+    assert capsys.readouterr().err == "x.py: two\n  lines\\x1b\n"
+
+
 def test_a_closed_pipe_is_silent():
     running = command("[print(n) for n in range(100000)]")
     running.stdout.close()

@@ -184,6 +184,11 @@ def test_check_command(tmp_path, capsys):
     save(tmp_path / "VIS2.bmp")
     assert dataset.main(["TNO", str(tmp_path)]) == 0
     assert "2 pairs, 30x20" in capsys.readouterr().out
+    for name in ("IR3.bmp", "IR4.bmp"):
+        save(tmp_path / name)
+    assert dataset.main(["tno", str(tmp_path)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and "IR3.bmp" in lines[1] and "IR4.bmp" in lines[2]      # a list has a line for each file
 
 
 # --- data sets ---

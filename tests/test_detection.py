@@ -292,6 +292,26 @@ def test_score_measures_what_is_trained_and_names_what_is_not(root, fake_detecto
     assert "infrared, seed 0: " in capsys.readouterr().err
 
 
+def test_score_replaces_the_values_of_a_row_and_keeps_the_minutes_of_its_training(root, fake_detector, monkeypatch):
+    prepare(root)
+    assert train(root) == 0
+    monkeypatch.setattr(detector, "score", lambda *_: {"person": 0.5, "car": 0.5, "mAP@.5": 0.5})
+    assert train(root, action="score") == 0
+    assert [(row["person"], row["minutes"]) for row in rows_in(root / "rows.csv")] == [("0.5000", "1.0")] * 2
+
+
+def test_initial_weights_of_the_same_name_are_told_apart(root, fake_detector, capsys):
+    prepare(root)
+    for folder in ("a", "b"):
+        (root / folder).mkdir()
+        (root / folder / "detector.pt").write_text(folder)
+        assert train(root, "--weights", str(root / folder / "detector.pt")) == 0
+    models = [row["model"] for row in rows_in(root / "rows.csv")]
+    assert len(models) == 4 and len({*models}) == 2 and all(name.startswith("detector-") for name in models)
+    assert train(root, "--weights", str(root / "c.pt")) == 1
+    assert "c.pt: no such file of weights" in capsys.readouterr().err
+
+
 def test_a_training_that_was_stopped_leaves_no_row_and_is_made_again(root, fake_detector, monkeypatch, capsys):
     prepare(root)
     honest = detector.train

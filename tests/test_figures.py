@@ -101,6 +101,14 @@ def test_features_of_a_checkpoint_with_and_without_the_prior(folders):
         assert written(folders, "features") is not None
 
 
+def test_images_keep_their_gray_levels_among_the_features(folders):
+    args = figures.build_parser().parse_args(["features", "--ir", str(folders / "ir"), "--vis", str(folders / "vis")])
+    drawn = [axis for axis in figures.draw_features(args, []).axes if axis.images]
+    limits = {axis.get_title(): axis.images[0].get_clim() for axis in drawn}
+    assert [limits[name] for name in ("infrared", "visible", "fused")] == [(0, 1)] * 3
+    assert limits["F_F, stage 0"] != (0, 1)
+
+
 def test_phase_changes_the_image_everywhere(folders, capsys):
     assert run(folders, "phase", "--image", folders / "ir" / "a.png", "--box", "36,26,6,6") == 0
     share = float(capsys.readouterr().out.split("one level: ")[1].split("%")[0])

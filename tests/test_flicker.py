@@ -79,6 +79,16 @@ def test_cuts_lists_changes_inside_and_between_clips(clip, tmp_path):
     assert changes["dark", "vis"] == pytest.approx((40 + 90) / 2, abs=2)
 
 
+def test_clips_of_one_name_or_of_two_sizes_are_refused(clip, small, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    write_clip(tmp_path / "other" / "vis.avi", 3 * [np.zeros((64, 64), np.uint8)])
+    other = str(tmp_path / "other" / "vis.avi")
+    assert flicker.main(["--cuts", "--clip", *clip, "--clip", other, other]) == 1
+    assert "two visible files are named vis" in capsys.readouterr().err
+    assert flicker.main(["--clip", clip[0], other, *small]) == 1
+    assert "64x48, but" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options, message", [
     (["--frames", "1"], "at least 2"),
     (["--cuts"], "--cuts needs --clip"),

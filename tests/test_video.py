@@ -237,6 +237,14 @@ def test_16_bit_infrared_has_one_range_for_the_sequence(folders):
     assert max(frame.ir.max() for frame in FolderClip(options)) == round(high / 257)
 
 
+@pytest.mark.parametrize("number", [0, 5])
+def test_a_frame_with_fewer_bits_than_the_others_is_named(folders, number, small, capsys):
+    path = folders / "ir" / f"{number}.png"
+    cv2.imwrite(str(path), np.uint8(cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 257))
+    assert fuse(folders / "ir", folders / "vis", folders / "out", *small, "--video") == 1
+    assert f"{max(number, 1)}.png and {folders / 'ir' / '0.png'}: one has 8 bits" in capsys.readouterr().err
+
+
 # --- options ---
 
 
@@ -244,8 +252,8 @@ def test_16_bit_infrared_has_one_range_for_the_sequence(folders):
     (["--ir", "a.mp4", "--vis", "b.mp4", "--tile", "64", "--batch", "2"], "goes without --tile, --batch"),
     (["--ir", "a.mp4"], "needs --ir and --vis"),
     (["--ir", "a", "--vis", "b", "--steady", "0.5"], "for video"),
-    (["--ir", "0", "--vis", "1", "--steady", "1"], "not from 0 to below 1"),
-    (["--ir", "0", "--vis", "1", "--fps", "0"], "frames a second"),
+    (["--ir", "0", "--vis", "1", "--steady", "1"], "is not below 1"),
+    (["--ir", "0", "--vis", "1", "--fps", "0"], "no finite number above 0 to 1000"),
     (["--ir", "0", "--vis", "1", "--released", "x.pth", "--steady", "0.5"], "no global pools"),
 ])
 def test_options_that_do_not_go_together(options, message, capsys):

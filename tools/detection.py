@@ -38,7 +38,7 @@ import train
 from dataset import positive
 from images import DataError
 from metrics import Running
-from support.console import complain, given_path, noted
+from support.console import complain, failed, finished, given_path, noted
 from support.console import run as run_command
 from support.outputs import OutputError
 from support.runtime import check_device
@@ -106,7 +106,7 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
     if unknown:
         raise DataError(f"{args.data / unknown[0]}: no data.yaml; there are {', '.join(found)}")
     dataset = args.data.resolve().name
-    common = {"dataset": dataset, "split": split_code(args.data), "model": args.weights.name if args.weights else args.model,
+    common = {"dataset": dataset, "split": split_code(args.data), "model": model_name(args),
               "epochs": str(args.epochs), "size": str(args.size), "batch": str(args.batch)}
     place = f"{common['model']}_{args.size}px_{args.epochs}epochs_batch{args.batch}_{common['split']}"
     return [Run(method, seed, args.out / dataset / place / f"{method}_seed{seed}", found[method],
@@ -115,12 +115,28 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
 
 
 def split_code(data: Path) -> str:
-    """Hash of a split, eight hexadecimal digits. Raises DataError."""
+    """Hash of a split. Raises DataError."""
     try:
-        lists = [(data / f"{part}.txt").read_bytes() for part in SHARES]
+        return short_hash(*((data / f"{part}.txt").read_bytes() for part in SHARES))
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; make it with tools/detection.py prepare") from None
-    return hashlib.sha256(b"\0".join(lists)).hexdigest()[:8]
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """Name of the detector: that of --model, or of the file --weights with a hash, because names of files repeat.
+
+    Raises DataError if there is no such file.
+    """
+    if not args.weights:
+        return args.model
+    if not args.weights.is_file():
+        raise DataError(f"{args.weights}: no such file of weights")
+    return f"{args.weights.stem}-{short_hash(args.weights.read_bytes())}"
+
+
+def short_hash(*parts: bytes) -> str:
+    """Eight hexadecimal digits."""
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 
 
 def run_all(args: argparse.Namespace) -> list[str]:
@@ -131,13 +147,15 @@ def run_all(args: argparse.Namespace) -> list[str]:
     detector.package()          # if the package is missing, report it once and not for each run
     for number, run in enumerate(runs, 1):
         done = next((row for row in read_rows(args.csv) if identity(row) == identity(run.row)), None)
-        if done and not args.again:
+        if done and args.action == "train" and not args.again:
             print(f"[{number}/{len(runs)}] {run}: measured on {done['date']}, {MEAN} {done[MEAN]}; --again does it again",
                   flush=True)
             continue
         print(f"[{number}/{len(runs)}] {run}", flush=True)
         try:
             row = measured_row(run, args) | {"commit": commit}
+            if done and not row["minutes"]:
+                row["minutes"] = done["minutes"]        # of the training, which was not repeated
             record_row(args.csv, row)
             print(f"    {MEAN} {row[MEAN]}", flush=True)
         except DetectorError as error:
@@ -288,7 +306,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                            "can execute code, so use only files that you trust")
     parser.add_argument("--device", default=device(), help="cpu, cuda or cuda:1 (default: cuda if available)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, for CPUs)")
-    parser.add_argument("--again", action="store_true", help="repeat runs that have a row; the row is replaced")
+    parser.add_argument("--again", action="store_true", help="train: repeat runs that have a row; the row is replaced "
+                        "(score always replaces it)")
     parser.add_argument("--out", type=given_path, default=Path("runs/detection"), metavar="DIR",
                         help="folder of the detectors (default: runs/detection)")
 
@@ -304,13 +323,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         problems = ACTIONS[args.action](args)
     except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:
-        complain(f"detection.py: {error}")
-        return 1
+        return failed("detection.py", error)
     except KeyboardInterrupt:
         complain("detection.py: interrupted; the same command goes on from here")
         raise
-    complain(*(f"skipped: {problem}" for problem in problems))
-    return 1 if problems else 0
+    return finished(problems)
 
 
 if __name__ == "__main__":

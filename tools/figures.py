@@ -41,7 +41,7 @@ from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
 from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused
 from net import AuxiliaryDecoder, RPFNet
-from support.console import complain, noted
+from support.console import complain, failed, finished, noted
 from support.console import run as run_command
 from support.outputs import as_csv, write_atomically
 from weights import check_weights, find, load
@@ -217,8 +217,9 @@ def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
         for axis in line:
             axis.axis("off")
         for axis, (title, maps) in zip(line, row.items()):
-            gray = title in ("infrared", "visible", "fused")
-            axis.imshow(maps[0].mean(0).numpy(), cmap="gray" if gray else COLOUR_MAP)      # mean over the channels
+            # An image keeps its gray levels. Features, as means over the channels, use the whole colour map.
+            style = dict(cmap="gray", vmin=0, vmax=1) if title in ("infrared", "visible", "fused") else dict(cmap=COLOUR_MAP)
+            axis.imshow(maps[0].mean(0).numpy(), **style)
             axis.set_title(title, fontsize=9)
     figure.suptitle(pair.name, fontsize=9)
     return figure
@@ -381,7 +382,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def files_of(out: Path) -> list[Path]:
     """The files to write: `out` itself if it has a suffix, otherwise a PNG and a PDF file."""
-    return [out] if out.suffix in FORMATS else [out.with_name(out.name + suffix) for suffix in (".png", ".pdf")]
+    return [out] if out.suffix.lower() in FORMATS else [out.with_name(out.name + suffix) for suffix in (".png", ".pdf")]
 
 
 def save(figure: Figure, out: Path, dpi: int) -> None:
@@ -390,8 +391,8 @@ def save(figure: Figure, out: Path, dpi: int) -> None:
     for path in files_of(out):
         data = io.BytesIO()
         # No creation date, so that the same figure gives the same file.
-        dated = {"CreationDate": None} if path.suffix == ".pdf" else {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(data, format=path.suffix[1:], dpi=dpi, metadata=dated)
+        dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix.lower())
+        figure.savefig(data, format=path.suffix[1:].lower(), dpi=dpi, metadata=dated)
         write_atomically(path, data.getvalue())
     plt.close(figure)
 
@@ -406,12 +407,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         save(KINDS[args.kind](args, problems), out, args.dpi)
-    except (DataError, FileNotFoundError, ValueError, OSError) as error:
-        complain(f"figures.py: {error}")
-        return 1
+    except (DataError, ValueError, OSError) as error:
+        return failed("figures.py", error)
     print(", ".join(map(str, files_of(out))))
-    complain(*(f"skipped: {problem}" for problem in problems))
-    return 1 if problems else 0
+    return finished(problems)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 from dataset import Pair, load_pair, positive
 from images import DataError, luma
 from net import RPFNet
-from support.console import complain
+from support.console import failed, noted
 from support.console import run as run_command
 from support.pairing import match_pairs
 from support.records import commit, processor
@@ -90,12 +90,14 @@ def generated(pair: Pair, width: int, frames: int) -> Clip:
 
 
 def read_frames(files: Sequence[str], width: int) -> Iterator[Images]:
-    """Yield the frames of two video files, (ir, vis). Raises DataError."""
+    """Yield the frames of two video files, (ir, vis). Raises DataError, also if their sizes differ."""
     sources = [Capture(Path(file)) for file in files]
     while True:
         ir, vis = (source.read() for source in sources)
         if ir is None or vis is None:
             return
+        if ir.shape[:2] != vis.shape[:2]:
+            raise DataError("{}: {}x{}, but {}: {}x{}".format(files[0], *ir.shape[1::-1], files[1], *vis.shape[1::-1]))
         yield resized(luma(ir), width), resized(luma(vis), width)
 
 
@@ -208,6 +210,7 @@ def flicker_rows(args: argparse.Namespace) -> list[dict]:
         return [row for clip in clips for row in measured(clip, networks, keeps, progress)]
 
 
+@noted()
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     command = shlex.join(["python", "tools/flicker.py", *(sys.argv[1:] if argv is None else argv)])
@@ -216,6 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.frames < 2 or args.cuts and not args.clip:
             raise ValueError("--frames: at least 2" if args.frames < 2 else "--cuts needs --clip IR VIS")
+        names = [Path(visible).stem for _, visible in args.clip or ()]
+        if len(names) > len({*names}):      # a row has only this name
+            raise ValueError(f"--clip: two visible files are named {max(names, key=names.count)}; rename one")
         rows = list(cut_rows(args.clip) if args.cuts else flicker_rows(args))
         show(rows, columns[:4] if args.cuts else columns[:10], 2 if args.cuts else 1)
         if args.csv:
@@ -223,8 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             record(args.csv, columns, [row | {name: origin[name] for name in origin if name in columns} for row in rounded],
                    lambda row: tuple(row[name] for name in key))
     except (DataError, TableError, ValueError, OSError) as error:
-        complain(f"flicker.py: {error}")
-        return 1
+        return failed("flicker.py", error)
     return 0
 
 

@@ -45,7 +45,7 @@ from metrics import (
     match_fused,
     rank_of_ranks,
 )
-from support.console import complain, noted, printable
+from support.console import complain, failed, finished, noted, printable
 from support.console import run as run_command
 from support.outputs import write_atomically
 
@@ -291,8 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gallery = Gallery(args.out, pairs, methods, BASELINES if args.baselines else (), problems, reader(args))
         gallery.begin()
     except (DataError, ValueError, OSError) as error:
-        complain(f"gallery.py: {error}")
-        return 1
+        return failed("gallery.py", error)
     report = Report(names, None)
     try:
         interrupted = report.collect(gallery.tasks(), [args.protocol], args.workers, len(pairs), "gallery", problems)
@@ -303,11 +302,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         problems.append(f"the tables: {error}")
     report.complain_of_notes()
-    complain(*(f"skipped: {problem}" for problem in problems))
     if interrupted:
         complain("gallery.py: interrupted; the gallery holds what was done")
     print(f"{len(gallery.shown)} pairs, {len(gallery.labels)} images of each: open {args.out / 'index.html'}")
-    return 130 if interrupted else 1 if problems else 0
+    return finished(problems, interrupted)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from metrics import (
     read_tasks,
 )
 from net import RPFNet
-from support.console import complain, noted
+from support.console import complain, failed, finished, first_line, noted
 from support.console import run as run_command
 
 MEASURES = {
@@ -74,6 +74,8 @@ TARGET_WIDTH = 1 / 12   # width of the generated target at half its height, as a
 TARGET_IR = 240         # gray level of its centre in the infrared image
 TARGET_VIS = 6          # gray levels that it adds to the visible image
 TARGET_MARGIN = 24      # pixels between the target's outer edge and the background
+
+FAILURES = (ValueError, RuntimeError, MemoryError, cv2.error)   # of a single image; the others are measured
 
 Fuse = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -376,8 +378,8 @@ class Survey:
         for method, make in makers.items():
             try:
                 self.values[task.name, method] = naturalness(make(), task.ir, task.vis, self.day)
-            except (ValueError, RuntimeError) as error:
-                self.problems.append(f"{method}, {task.name}: {error}")
+            except FAILURES as error:
+                self.problems.append(f"{method}, {task.name}: {first_line(error)}")
 
     def measure_flicker(self, pair: Pair, frames: int) -> None:
         """Measure flicker of the network and of the baselines, whose flicker is 0."""
@@ -386,8 +388,8 @@ class Survey:
             if (pair.name, method) in self.values:
                 try:
                     self.values[pair.name, method] |= flicker_measures(fuse, ir, luma(vis), frames)
-                except (ValueError, RuntimeError) as error:
-                    self.problems.append(f"{method}, {pair.name}, flicker: {error}")
+                except FAILURES as error:
+                    self.problems.append(f"{method}, {pair.name}, flicker: {first_line(error)}")
 
     def images(self) -> list[str]:
         """Names of the measured images, in order."""
@@ -402,13 +404,14 @@ class Survey:
         return result
 
 
-Rows = list[tuple[str, str, list[float]]]     # image, method, values
+Rows = list[tuple[str, str, Sequence[float | int]]]     # image, method, values
 
 
-def table(rows: Rows, names: Sequence[str], counts: Sequence[int]) -> str:
-    """Format an aligned table. The header has the number of images of each mean."""
-    cells = [["image", "method", *(f"{name} ({count})" for name, count in zip(names, counts))]]
-    cells += [[image, method, *(f"{value:.3f}" for value in values)] for image, method, values in rows]
+def table(rows: Rows, names: Sequence[str]) -> str:
+    """Format an aligned table. Numbers of images are shown as whole numbers."""
+    cells = [["image", "method", *names]]
+    cells += [[image, method, *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values)]
+              for image, method, values in rows]
     return aligned(cells, text_columns=2)
 
 
@@ -421,9 +424,9 @@ def report(args: argparse.Namespace, survey: Survey, methods: Sequence[str]) -> 
         rows += [(image, method, [survey.values[image, method].get(name, math.nan) for name in names])
                  for image in survey.images() for method in methods if (image, method) in survey.values]
     rows += [("mean", method, [running.mean for running in row]) for method, row in means.items()]
-    print(table(rows, names, [running.count for running in means[BASELINES[0]]]))
+    rows += [("images", method, [running.count for running in row]) for method, row in means.items()]
+    print(table(rows, names))
     if args.csv:
-        rows += [("images", method, [running.count for running in row]) for method, row in means.items()]
         with args.csv.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["image", "method", *names], *([i, m, *values] for i, m, values in rows)])
 
@@ -441,8 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems += unpaired
         network = load_network(args, [*fused, *BASELINES])
     except (DataError, ValueError, OSError) as error:
-        complain(f"naturalness.py: {error}")
-        return 1
+        return failed("naturalness.py", error)
     survey = Survey(network, args.day, problems, reader(args))
     try:
         tasks = read_tasks(pairs, fused, BASELINES, problems, survey.read)
@@ -458,10 +460,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(args, survey, [*fused, *network, *BASELINES])
     except OSError as error:
         problems.append(f"--csv: {error}")
-    complain(*(f"skipped: {problem}" for problem in problems))
     if interrupted:
         complain("naturalness.py: interrupted; the rows above hold what was done")
-    return 130 if interrupted else 1 if problems else 0
+    return finished(problems, interrupted)
 
 
 if __name__ == "__main__":

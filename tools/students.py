@@ -31,7 +31,7 @@ import metrics
 from dataset import Pair
 from images import DataError
 from net import RPFNet
-from support.console import complain, first_line, given
+from support.console import INTERRUPTED, complain, failed, first_line, given, noted
 from support.console import run as run_command
 from support.records import commit
 from support.runtime import keep_freed_memory
@@ -138,6 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@noted()
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
@@ -147,13 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.print:
             keep_freed_memory()
             problems = measure(args)
-        print_rows(args.csv, args.format)
+        if args.print or len(problems) < len(args.datasets):
+            print_rows(args.csv, args.format)
     except (TableError, DataError, OSError, ValueError) as error:
-        complain(f"students.py: {error}")
-        return 1
+        return failed("students.py", error)
     except KeyboardInterrupt:
         complain("students.py: interrupted; complete data sets are recorded, --datasets measures the others")
-        return 130
+        return INTERRUPTED
     complain(*(f"not measured: {problem}" for problem in problems))
     return 1 if problems else 0
 

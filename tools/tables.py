@@ -40,7 +40,7 @@ import train
 from dataset import positive
 from images import DataError
 from measures.tables import aligned
-from support.console import complain
+from support.console import INTERRUPTED, complain, failed
 from support.console import run as run_command
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
@@ -342,11 +342,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems = run(args)
         print_table(args)
     except (TableError, DataError, OSError, ValueError) as error:
-        complain(f"tables.py: {error}")
-        return 1
+        return failed("tables.py", error)
     except KeyboardInterrupt:
         complain("", "tables.py: interrupted; the same command goes on from here")
-        return 130
+        return INTERRUPTED
     for problem in problems:
         complain(f"not measured: {problem}")
     return 1 if problems else 0

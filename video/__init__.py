@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from images import DataError, luma, note_shift
+from support.console import number
 from support.headers import SUFFIXES as IMAGE_SUFFIXES
 from support.outputs import OutputError, refuse_overwriting
 from support.runtime import team
@@ -39,16 +40,10 @@ length and frame rate. After Ctrl-C, the file holds the frames so far and can be
 
 def _weight(text: str) -> float:
     """Type of --steady for argparse: 0 <= weight < 1."""
-    if not 0 <= float(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
-    return float(text)
-
-
-def _rate(text: str) -> float:
-    """Type of --fps for argparse: frames per second."""
-    if not 0 < float(text) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of frames a second, above 0 and up to 1000")
-    return float(text)
+    value = number(0, 1)(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
+    return value
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steady", type=_weight, metavar="KEEP", help="reduce flicker: the global pools of the network "
                        "are averaged exponentially over the frames, with this weight of the past; a scene cut starts a "
                        f"new average (default: {KEEP}; 0: frames are fused independently)")
-    group.add_argument("--fps", type=_rate, metavar="RATE", help="frames per second of the result (default: the rate "
-                       f"of the sources; {RATE:g} for folders, and for cameras that report none)")
+    group.add_argument("--fps", type=number(0, 1000, above=True), metavar="RATE", help="frames per second of the result "
+                       f"(default: the rate of the sources; {RATE:g} for folders, and for cameras that report none)")
     group.add_argument("--show", action="store_true", help="also show the frames in a window; q ends the run")
 
 

@@ -68,15 +68,25 @@ class FolderClip:
     def __iter__(self) -> Iterator[Frame]:
         span = self.args.ir_range or self._span()
         for pair in self._pairs:
+            if not span and infrared_span(pair.ir):     # it would be scaled by a range of its own
+                raise self._mixed(pair.ir)
             yield Frame(pair.name, *load_pair(pair, self.args.resize, span))
 
     def _span(self) -> tuple[int, int] | None:
         """Minimum and maximum of the infrared sequence; None for 8-bit images."""
         if infrared_span(self._pairs[0].ir) is None:
             return None
-        spans = [infrared_span(pair.ir) for pair in tqdm(self._pairs, unit="frame", desc="range of the infrared")]
-        lows, highs = zip(*(span for span in spans if span))
+        spans = []
+        for pair in tqdm(self._pairs, unit="frame", desc="range of the infrared"):
+            span = infrared_span(pair.ir)
+            if span is None:
+                raise self._mixed(pair.ir)
+            spans.append(span)
+        lows, highs = zip(*spans)
         return min(lows), max(highs)
+
+    def _mixed(self, path: Path) -> DataError:
+        return DataError(f"{path} and {self._pairs[0].ir}: one has 8 bits and the other 16; convert all frames alike")
 
 
 class Capture:
