@@ -1,4 +1,4 @@
-"""Entry points for torch.hub: torch.hub.load(FOLDER, "rpfnet", source="local"). See docs/export.md."""
+"""Entry points for torch.hub: torch.hub.load(FOLDER, "rpfnet_contrast", source="local"). See docs/export.md."""
 import collections.abc
 
 from net import RPFNet as _RPFNet
@@ -22,7 +22,7 @@ def _entry(checkpoint: str, about: str) -> collections.abc.Callable[..., _RPFNet
     return load
 
 
-rpfnet = _entry("paper", "trained with the paper's recipe")
+rpfnet = _entry("paper", "trained with the paper's recipe; README.md says for how long")
 rpfnet_contrast = _entry("contrast", "for natural images, day and night; the default of test.py")
 rpfnet_medical = _entry("medical", "for medical images")
 rpfnet_small = _entry("small", "of 16 channels, a student of rpfnet_contrast")

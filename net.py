@@ -304,7 +304,7 @@ class RPFNet(nn.Module):
         """Load a trained network, in eval mode.
 
         Args:
-            path: "contrast" (our loss, the default), "paper" (trained as printed), "medical", "small", "tiny"; a `.pth`
+            path: "contrast" (our loss, the default), "paper" (the paper's loss), "medical", "small", "tiny"; a `.pth`
                 file of weights with its `.json` file beside it; or a training checkpoint (last.pth) of train.py.
             device: device of the network.
         Raises:

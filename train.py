@@ -1,7 +1,7 @@
 """Train RPFNet.
 
     python train.py --data data/RoadScene                           the paper's recipe (recipes/paper.json)
-    python train.py --data data/RoadScene --recipe contrast         the recipe of the default weights
+    python train.py --data data/RoadScene --recipe contrast         our loss, for natural pictures
     python train.py --data data/RoadScene --amp --steps 4240        options override the recipe: shorter, in bfloat16
     python train.py --data data/RoadScene --resume                  resume after Ctrl-C, a kill or a crash
     torchrun --nproc_per_node=4 train.py --data data/RoadScene      the same run on four GPUs
