@@ -12,7 +12,7 @@ import reprlib
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,10 +55,9 @@ def failed(command: str, error: object) -> int:
     return 1
 
 
-def finished(problems: Iterable[str], interrupted: bool = False) -> int:
-    """Print one line for each image that was skipped. Returns the exit code of the command."""
-    problems = list(problems)
-    explain([], problems)
+def finished(problems: Sequence[str], interrupted: bool = False, label: str = "skipped") -> int:
+    """Print one line for each problem, such as an image that was skipped. Returns the exit code of the command."""
+    complain(*(f"{label}: {problem}" for problem in problems))
     return INTERRUPTED if interrupted else 1 if problems else 0
 
 
@@ -188,7 +187,7 @@ class ImageWarning(UserWarning):
 
 def note(what: str, name: object) -> None:
     """Warn about `name`. Commands print all names with the same `what` in one line; see `collected`."""
-    warnings.warn(ImageWarning(what, str(name)), stacklevel=4)      # the caller of the decorated reader
+    warnings.warn(ImageWarning(what, str(name)), stacklevel=3)
 
 
 @contextmanager

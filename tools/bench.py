@@ -47,7 +47,7 @@ from inference import MIN_SIZE
 from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
-from support.console import complain, first_line
+from support.console import failed, first_line
 from support.console import run as run_command
 from support.records import commit, processor
 from support.runtime import check_device, keep_freed_memory, peak_memory
@@ -242,9 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = json.loads(args.markdown.read_text()) if args.markdown else run(args)
         print(markdown(report))
     except (ValueError, KeyError, OSError) as error:
-        where = f"--markdown {args.markdown}: not a file of --json: " if args.markdown else ""
-        complain(f"bench.py: {where}{first_line(error)}")
-        return 1
+        where = f": --markdown {args.markdown}: not a file of --json" if args.markdown else ""
+        return failed(f"bench.py{where}", error)
     return 1 if report["failed"] else 0
 
 

@@ -35,7 +35,7 @@ from dataset import Pair, load_pair, positive
 from images import DataError
 from inference import MIN_SIZE, prepare
 from net import RPFNet
-from support.console import complain, first_line, given, given_path
+from support.console import failed, given, given_path
 from support.console import run as run_command
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
@@ -208,8 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return 0 if run(args) else 1
     except (DataError, ValueError, OSError) as error:
-        complain(f"export.py: {first_line(error)}")
-        return 1
+        return failed("export.py", error)
 
 
 if __name__ == "__main__":

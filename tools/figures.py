@@ -41,7 +41,7 @@ from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
 from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused
 from net import AuxiliaryDecoder, RPFNet
-from support.console import complain, failed, finished, noted
+from support.console import failed, finished, noted
 from support.console import run as run_command
 from support.outputs import as_csv, write_atomically
 from weights import check_weights, find, load
@@ -403,8 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or Path("figures") / args.kind
     problems: list[str] = []
     if args.kind == "tradeoff" and not args.points:
-        complain("figures.py: tradeoff needs --points FILE")
-        return 1
+        return failed("figures.py", "tradeoff needs --points FILE")
     try:
         save(KINDS[args.kind](args, problems), out, args.dpi)
     except (DataError, ValueError, OSError) as error:

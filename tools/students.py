@@ -31,7 +31,7 @@ import metrics
 from dataset import Pair
 from images import DataError
 from net import RPFNet
-from support.console import INTERRUPTED, complain, failed, first_line, given, noted
+from support.console import INTERRUPTED, complain, failed, finished, first_line, given, noted
 from support.console import run as run_command
 from support.records import commit
 from support.runtime import keep_freed_memory
@@ -155,8 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("students.py: interrupted; complete data sets are recorded, --datasets measures the others")
         return INTERRUPTED
-    complain(*(f"not measured: {problem}" for problem in problems))
-    return 1 if problems else 0
+    return finished(problems, label="not measured")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ import train
 from dataset import positive
 from images import DataError
 from measures.tables import aligned
-from support.console import INTERRUPTED, complain, failed
+from support.console import INTERRUPTED, complain, failed, finished
 from support.console import run as run_command
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
@@ -346,9 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("", "tables.py: interrupted; the same command goes on from here")
         return INTERRUPTED
-    for problem in problems:
-        complain(f"not measured: {problem}")
-    return 1 if problems else 0
+    return finished(problems, label="not measured")
 
 
 if __name__ == "__main__":
