@@ -1,5 +1,6 @@
 """What several test files share: real images, small random pairs, the `gpu` marker."""
 import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,9 @@ def pytest_runtest_setup(item):
 
 def pytest_configure():
     """Share the cores among the processes of pytest-xdist, also for the programs that tests start."""
+    # A script that starts pytest with & gives it an ignored SIGINT. The tests of Ctrl-C need the usual handler.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     if processes > 1:
         threads = max(1, torch.get_num_threads() // processes)
