@@ -32,7 +32,19 @@ from images import DataError
 from inference import MIN_TILE
 from net import RPFNet
 from pipeline import PAIR_ERRORS, Fuser, compare_folder, explained
-from support.console import INTERRUPTED, collected, complain, count, explain, given, given_path, printable, run
+from support.console import (
+    INTERRUPTED,
+    collected,
+    complain,
+    count,
+    explain,
+    failed,
+    finished,
+    given,
+    given_path,
+    printable,
+    run,
+)
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, shared_name
@@ -252,9 +264,11 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
         place = args.out_file or f"{args.out}{'/' if args.out.name else ''}"
         print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on {device_name(args)}"
                         + (f", {team.world} processes side by side" if team.world > 1 else "")))
-    explain(notes, problems)
-    complain(*(line for text in dict.fromkeys(fatal) for line in f"test.py: {text}".splitlines()))
-    return 1 if problems or fatal else 0
+    explain(notes)
+    code = finished(problems)
+    for text in dict.fromkeys(fatal):
+        code = failed("test.py", text)
+    return code
 
 
 def fuse_images(args: argparse.Namespace) -> int:
@@ -266,8 +280,8 @@ def fuse_images(args: argparse.Namespace) -> int:
             fuse(args, result)
     except KeyboardInterrupt:
         complain("", f"test.py: interrupted; {result.counted()}")
-        explain(notes, result.unpaired + (result.fuser.problems if result.fuser else []))
-        return INTERRUPTED
+        explain(notes)
+        return finished(result.unpaired + (result.fuser.problems if result.fuser else []), interrupted=True)
     return report(args, result, notes)
 
 

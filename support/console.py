@@ -12,7 +12,7 @@ import reprlib
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -201,9 +201,9 @@ def collected(notes: list[tuple[str, ...]]) -> Iterator[None]:
                       for warning in caught]
 
 
-def explain(notes: list[tuple[str, ...]], problems: Iterable[str] = ()) -> None:
-    """Print collected warnings, and one line for each image or pair that was skipped."""
-    complain(*(f"note: {line}" for line in grouped(notes)), *(f"skipped: {problem}" for problem in problems))
+def explain(notes: list[tuple[str, ...]]) -> None:
+    """Print collected warnings."""
+    complain(*(f"note: {line}" for line in grouped(notes)))
 
 
 @contextmanager

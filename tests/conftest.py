@@ -19,8 +19,8 @@ def pytest_runtest_setup(item):
 
 
 def pytest_configure():
-    """Share the cores among the processes of pytest-xdist, also for the programs that tests start."""
-    # A script that starts pytest with & gives it an ignored SIGINT. The tests of Ctrl-C need the usual handler.
+    """Share the cores among the processes of pytest-xdist, and let Ctrl-C work; also for programs that tests start."""
+    # A script that starts pytest with & gives it an ignored SIGINT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
