@@ -254,7 +254,7 @@ def test_a_frame_with_fewer_bits_than_the_others_is_named(folders, number, small
     (["--ir", "a", "--vis", "b", "--steady", "0.5"], "for video"),
     (["--ir", "0", "--vis", "1", "--steady", "1"], "is not below 1"),
     (["--ir", "0", "--vis", "1", "--fps", "0"], "no finite number above 0 to 1000"),
-    (["--ir", "0", "--vis", "1", "--released", "x.pth", "--steady", "0.5"], "no global pools"),
+    (["--ir", "0", "--vis", "1", "--released", "x.pth", "--steady", "0.5"], "network of this project"),
 ])
 def test_options_that_do_not_go_together(options, message, capsys):
     with pytest.raises(SystemExit):
@@ -317,6 +317,30 @@ def test_the_pools_are_an_exponential_average():
         for x, pools in seen[1:]:
             expected = 0.75 * expected + 0.25 * pool(x)
             assert torch.allclose(pools[kind], expected)
+
+
+def test_the_absolute_values_of_the_spectrum_are_an_exponential_average():
+    model = network()
+    relu = model.stages[1].fdfm.spectral[-1]
+    with Steady(model, 0.75) as steady:
+        seen = []
+        handle = relu.register_forward_hook(lambda module, inputs, result: seen.append((inputs[0], result)))
+        for frame in entering_target(*scene(), 3):
+            steady.fuse(*frame)
+        handle.remove()
+    expected = seen[0][0].abs()
+    assert (seen[0][1] == seen[0][0].relu()).all()
+    for z, result in seen[1:]:
+        expected = 0.75 * expected + 0.25 * z.abs()
+        assert torch.allclose(result, (z + expected) / 2, atol=1e-6)
+
+
+def test_a_new_size_begins_a_new_average():
+    model = network()
+    small, large = scene(1), tuple(cv2.resize(x, (80, 64)) for x in scene(1))
+    with Steady(model) as steady:
+        fused = [steady.fuse(*frame) for frame in (small, large)]
+    assert (fused[1] == model.fuse(*large)).all()
 
 
 def test_the_static_background_moves_less():

@@ -4,11 +4,12 @@
     python tools/flicker.py --ir DIR --vis DIR --pairs 4        from pairs of images
     python tools/flicker.py --clip ir.mp4 vis.mp4               a clip of a static camera
     python tools/flicker.py --cuts --clip ... --clip ...        changes between frames, inside clips and between clips
+    python tools/flicker.py --print                             the recorded rows, without measuring
 
 A generated sequence is a static scene through which a hot target moves (naturalness.entering_target). Its background
 is the set of pixels that stay far from the target. There the sources do not change at all. In a clip, the background is
 the half of the pixels whose sources change least. Each sequence is fused twice: each frame as a single image
-(steady 0), and with averaged pools.
+(steady 0), and with the averages of video.Steady.
 
 Columns, in gray levels of the luma over the background: "ir", "vis" and "fused" are the RMS change since frame 0.
 "limit" is the upper bound for "fused": 1.2 times the mean of "ir" and "vis", plus 1. "jump" is the largest change of
@@ -43,7 +44,7 @@ from support.console import run as run_command
 from support.pairing import match_pairs
 from support.records import commit, processor
 from tools.naturalness import Change, entering_target, static_background
-from tools.table_rows import TableError, record
+from tools.table_rows import TableError, read_rows, record
 from tools.tables import layout
 from video.clips import Capture
 from video.steady import KEEP, Cuts, Steady
@@ -53,6 +54,7 @@ ORIGIN = ("weights", "command", "commit", "machine")
 COLUMNS = ("sequence", "frames", "size", "steady", *NUMBERS, *ORIGIN)
 CUT_COLUMNS = ("from", "to", "change", "ratio", "command", "commit")
 
+RECORDED = ROOT / "results" / "flicker.csv"
 WIDTH = 320         # pixels, default width of the frames
 
 Images = tuple[np.ndarray, np.ndarray]
@@ -186,6 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steady", type=float, default=KEEP, help="weight of the past (default: %(default)s)")
     parser.add_argument("--cuts", action="store_true",
                         help="without a network: measure the changes by which scene cuts are detected")
+    parser.add_argument("--print", action="store_true",
+                        help=f"print the rows of --csv (default: {RECORDED.relative_to(ROOT)}) that have these weights")
     parser.add_argument("--csv", type=Path, help="add the rows to this file; they replace rows of the same sequence, "
                         "frames, size, weights and steady")
     return parser
@@ -195,6 +199,14 @@ def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> Non
     cells = [list(columns), *([f"{value:.2f}" if isinstance(value, float) else str(value)
                                for value in (row.get(column, "") for column in columns)] for row in rows)]
     print(layout(cells, "markdown", text_columns))
+
+
+def recorded_rows(path: Path, weights: str) -> list[dict]:
+    """The rows of a file that were measured with these weights. Raises TableError, also if there are none."""
+    rows = [row for row in read_rows(path) if row["weights"] == weights]
+    if not rows:
+        raise TableError(f"{path}: no rows with the weights {weights}; measure them with --csv {path}")
+    return [row | {name: float(row[name]) for name in ("steady", *NUMBERS)} for row in rows]
 
 
 def flicker_rows(args: argparse.Namespace) -> list[dict]:
@@ -222,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = [Path(visible).stem for _, visible in args.clip or ()]
         if len(names) > len({*names}):      # a row has only this name
             raise ValueError(f"--clip: two visible files are named {max(names, key=names.count)}; rename one")
+        if args.print:
+            show(recorded_rows(args.csv or RECORDED, origin["weights"]), COLUMNS[:10], 1)
+            return 0
         rows = list(cut_rows(args.clip) if args.cuts else flicker_rows(args))
         show(rows, columns[:4] if args.cuts else columns[:10], 2 if args.cuts else 1)
         if args.csv:

@@ -52,9 +52,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--video", action="store_true", help="the folders in --ir and --vis hold the frames of one "
                        "video, in the order of their names; one range scales the 16-bit infrared of all frames "
                        "(default: minimum and maximum of the sequence)")
-    group.add_argument("--steady", type=_weight, metavar="KEEP", help="reduce flicker: the global pools of the network "
-                       "are averaged exponentially over the frames, with this weight of the past; a scene cut starts a "
-                       f"new average (default: {KEEP}; 0: frames are fused independently)")
+    group.add_argument("--steady", type=_weight, metavar="KEEP", help="reduce flicker: values of the network that "
+                       "depend on the whole image are averaged exponentially over the frames, with this weight of the "
+                       f"past; a scene cut starts new averages (default: {KEEP}; 0: frames are fused independently)")
     group.add_argument("--fps", type=number(0, 1000, above=True), metavar="RATE", help="frames per second of the result "
                        f"(default: the rate of the sources; {RATE:g} for folders, and for cameras that report none)")
     group.add_argument("--show", action="store_true", help="also show the frames in a window; q ends the run")
@@ -75,7 +75,7 @@ def check_options(args: argparse.Namespace) -> None:
     if len(sources) != 2:
         raise ValueError("video needs --ir and --vis")
     if args.released and args.steady:
-        raise ValueError("--steady: the network of --released has no global pools; leave it out")
+        raise ValueError("--steady: it needs a network of this project, without --released; leave it out")
     args.steady = KEEP if args.steady is None else args.steady
 
 

@@ -1,16 +1,21 @@
-"""Video without flicker: global pools that are averaged over time, and detection of scene cuts."""
+"""Video without flicker: values that depend on the whole image are averaged over time. Detection of scene cuts."""
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from images import luma
 from inference import fuse_pair
 from layers import ImagePools
+from net import FDFM
 
-KEEP = 0.9              # default weight of the past in the average of the pools
+KEEP = 0.97             # default weight of the past in the averages of `Steady`
+USUAL_KEEP = 0.9        # weight of the past in the usual change of `Cuts`
 
 # Thresholds of a scene cut. Inside five clips of M3SVD, the largest change is 6.0, caused by a jump of the camera's
 # gain. From the end of one clip to the start of another, the smallest change is 22 (results/cuts.csv). The factor
@@ -44,23 +49,29 @@ class Cuts:
             vis: uint8 (H, W) or (H, W, 3).
         """
         small = np.stack([cv2.resize(luma(x), THUMBNAIL, interpolation=cv2.INTER_AREA) for x in (ir, vis)]).astype(np.float32)
-        self.usual = KEEP * self.usual + (1 - KEEP) * self.change
+        self.usual = USUAL_KEEP * self.usual + (1 - USUAL_KEEP) * self.change
         self.change = 0.0 if self._thumbnails is None else float(np.abs(small - self._thumbnails).mean())
         self._thumbnails = small
         return self.change > max(CUT_LEAST, CUT_FACTOR * self.usual)
 
 
 class Steady:
-    """Fuses the frames of one video with global pools that are averaged exponentially over time.
+    """Fuses the frames of one video with exponential averages over time of all values that depend on the whole image.
 
-    The channel attention uses the average and the maximum of each channel over the image. A hot object that enters the
-    scene changes both, and thereby also the static background. Their average over frames changes slowly. Pixels are not
-    averaged, so a moving object leaves no trail. The first frame, and the first frame after a scene cut (`Cuts`), are
-    fused as single images.
+    A hot object that enters the scene changes such values, and thereby also the static background. An average over the
+    frames changes slowly. There are two kinds of such values:
+
+    - The average and the maximum of each channel, which the channel attention uses.
+    - The absolute values in the ReLU on the spectrum of the FDFM (Eq. 4): ReLU(z) = z / 2 + |z| / 2. The inverse FFT of
+      |z| depends on the whole image at each pixel, so |z| is averaged. The linear term z / 2 is that of the frame. It
+      holds the moving objects.
+
+    Pixels are not averaged, so a moving object leaves no visible trail. The first frame, and the first frame after a
+    scene cut (`Cuts`) or a change of the size, is fused as a single image.
 
     Args:
-        model: as for `inference.fuse_pair`. Its `ImagePools` modules have forward hooks until the end of the `with`
-            block.
+        model: as for `inference.fuse_pair`. Its `ImagePools` modules and the ReLUs on its spectra have forward hooks
+            until the end of the `with` block.
         keep: weight of the past, 0 <= keep < 1. 0: each frame is fused exactly as a single image.
     Raises:
         ValueError: keep is out of its range.
@@ -71,9 +82,13 @@ class Steady:
             raise ValueError(f"keep={keep}; a weight from 0 to below 1 is needed")
         self.model, self.keep = model, keep
         self._averages: dict[nn.Module, list[Tensor]] = {}
-        self._cuts = Cuts()
-        pools = [module for module in model.modules() if isinstance(module, ImagePools)] if keep else []
-        self._hooks = [module.register_forward_hook(self._follow) for module in pools]
+        self._cuts, self._size = Cuts(), (0, 0)
+        self._hooks: list[RemovableHandle] = []
+        for module in model.modules() if keep else ():
+            if isinstance(module, ImagePools):
+                self._hooks.append(module.register_forward_hook(self._average_pools))
+            elif isinstance(module, FDFM):
+                self._hooks.append(module.spectral[-1].register_forward_hook(self._average_absolute))
 
     def __enter__(self) -> Steady:
         return self
@@ -85,14 +100,25 @@ class Steady:
 
     def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False) -> np.ndarray:
         """Fuse the next frame; arguments, result and errors as for `inference.fuse_pair`."""
-        if self._hooks and self._cuts.is_cut(ir, vis):
+        if self._hooks and (self._cuts.is_cut(ir, vis) or ir.shape != self._size):
             self._averages.clear()
+        self._size = ir.shape
         return fuse_pair(self.model, ir, vis, studio_range)
 
-    def _follow(self, module: nn.Module, _: object, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        # The average is kept in float32. In bfloat16, a tenth of a small change would be lost by rounding.
-        new = [pool.float() for pool in pools]
+    def _average(self, module: nn.Module, values: Sequence[Tensor]) -> list[Tensor]:
+        """Add the values of this frame to the averages of the module. Returns the averages."""
         if module in self._averages:
-            new = [torch.lerp(pool, before, self.keep) for pool, before in zip(new, self._averages[module])]
-        self._averages[module] = new
-        return tuple(average.to(pool.dtype) for average, pool in zip(new, pools))
+            values = [torch.lerp(value, before, self.keep) for value, before in zip(values, self._averages[module])]
+        self._averages[module] = list(values)
+        return self._averages[module]
+
+    def _average_pools(self, module: nn.Module, _: object, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        # The average is kept in float32. In bfloat16, a small change would be lost by rounding.
+        averages = self._average(module, [pool.float() for pool in pools])
+        return tuple(average.to(pool.dtype) for average, pool in zip(averages, pools))
+
+    def _average_absolute(self, module: nn.Module, inputs: tuple[Tensor], rectified: Tensor) -> Tensor:
+        is_first = module not in self._averages
+        half = inputs[0] / 2
+        average, = self._average(module, [rectified - half])            # |z| / 2
+        return rectified if is_first else half + average                # the first frame is exact, also in its rounding
