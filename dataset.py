@@ -302,14 +302,6 @@ def crop_batches(epoch: int, length: int, batch: int, start: int = 0,
 # Options of the commands
 
 
-def positive(text: str) -> int:
-    """Integer of at least 1, a type for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
-
-
 def add_source_options(group: argparse._ArgumentGroup, kind: str = "folder") -> None:
     """Add the options that name pairs, for `find_sources`. kind: what --ir and --vis name, for --help."""
     group.add_argument("--ir", type=given_path, help=f"infrared {kind} (if one folder holds IR* and VIS*, give it to "

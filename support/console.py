@@ -71,6 +71,9 @@ def count(low: int, high: int) -> Callable[[str], int]:
     return parsed
 
 
+positive = count(1, 10**9)
+
+
 def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
     """Type of an option for argparse: a finite number from `low` to `high`. With `above`, `low` itself is excluded."""
     def parsed(text: str) -> float:

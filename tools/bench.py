@@ -42,12 +42,11 @@ from tqdm import tqdm
 # At position 0, because another folder on the path may have a net.py, too.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset import positive
 from inference import MIN_SIZE
 from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
-from support.console import failed, first_line
+from support.console import failed, first_line, positive
 from support.console import run as run_command
 from support.records import commit, processor
 from support.runtime import check_device, keep_freed_memory, peak_memory

@@ -35,10 +35,9 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import train
-from dataset import positive
 from images import DataError
 from metrics import Running
-from support.console import complain, failed, finished, given_path, noted
+from support.console import complain, failed, finished, given_path, noted, positive
 from support.console import run as run_command
 from support.outputs import OutputError
 from support.runtime import check_device

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 # At position 0, because another folder on the path may have a net.py, too.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset import Pair, load_pair, positive
+from dataset import Pair, load_pair
 from images import DataError
 from inference import MIN_SIZE, prepare
 from net import RPFNet
-from support.console import failed, given, given_path
+from support.console import failed, given, given_path, positive
 from support.console import run as run_command
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory

@@ -36,12 +36,12 @@ except ModuleNotFoundError:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dataset import Pair, Reader, positive, reader, sources_or_samples
+from dataset import Pair, Reader, reader, sources_or_samples
 from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
 from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused
 from net import AuxiliaryDecoder, RPFNet
-from support.console import failed, finished, noted
+from support.console import failed, finished, noted, positive
 from support.console import run as run_command
 from support.outputs import as_csv, write_atomically
 from weights import check_weights, find, load

@@ -36,10 +36,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dataset import Pair, load_pair, positive
+from dataset import Pair, load_pair
 from images import DataError, luma
 from net import RPFNet
-from support.console import failed, noted
+from support.console import failed, noted, positive
 from support.console import run as run_command
 from support.pairing import match_pairs
 from support.records import commit, processor

@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dataset import Pair, Reader, positive, reader, sources_or_samples
+from dataset import Pair, Reader, reader, sources_or_samples
 from images import DataError, luma, read_vis, write_image
 from metrics import (
     BASELINES,
@@ -45,7 +45,7 @@ from metrics import (
     match_fused,
     rank_of_ranks,
 )
-from support.console import complain, failed, finished, noted, printable
+from support.console import complain, failed, finished, noted, positive, printable
 from support.console import run as run_command
 from support.outputs import write_atomically
 

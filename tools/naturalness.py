@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset import Pair, Reader, positive, reader
+from dataset import Pair, Reader, reader
 from images import DataError, luma
 from loss import above_deviation, adaptive_weight
 from measures.tables import aligned
@@ -44,7 +44,7 @@ from metrics import (
     read_tasks,
 )
 from net import RPFNet
-from support.console import complain, failed, finished, first_line, noted
+from support.console import complain, failed, finished, first_line, noted, positive
 from support.console import run as run_command
 
 MEASURES = {

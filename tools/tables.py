@@ -37,10 +37,9 @@ sys.path.insert(0, str(ROOT))
 
 import metrics
 import train
-from dataset import positive
 from images import DataError
 from measures.tables import aligned
-from support.console import INTERRUPTED, complain, failed, finished
+from support.console import INTERRUPTED, complain, failed, finished, positive
 from support.console import run as run_command
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
