@@ -1,8 +1,6 @@
 """Video without flicker: values that depend on the whole image are averaged over time. Detection of scene cuts."""
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 import torch
@@ -105,20 +103,19 @@ class Steady:
         self._size = ir.shape
         return fuse_pair(self.model, ir, vis, studio_range)
 
-    def _average(self, module: nn.Module, values: Sequence[Tensor]) -> list[Tensor]:
-        """Add the values of this frame to the averages of the module. Returns the averages."""
-        if module in self._averages:
-            values = [torch.lerp(value, before, self.keep) for value, before in zip(values, self._averages[module])]
-        self._averages[module] = list(values)
-        return self._averages[module]
-
     def _average_pools(self, module: nn.Module, _: object, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         # The average is kept in float32. In bfloat16, a small change would be lost by rounding.
-        averages = self._average(module, [pool.float() for pool in pools])
-        return tuple(average.to(pool.dtype) for average, pool in zip(averages, pools))
+        new = [pool.float() for pool in pools]
+        if module in self._averages:
+            new = [torch.lerp(pool, before, self.keep) for pool, before in zip(new, self._averages[module])]
+        self._averages[module] = new
+        return tuple(average.to(pool.dtype) for average, pool in zip(new, pools))
 
     def _average_absolute(self, module: nn.Module, inputs: tuple[Tensor], rectified: Tensor) -> Tensor:
-        is_first = module not in self._averages
         half = inputs[0] / 2
-        average, = self._average(module, [rectified - half])            # |z| / 2
-        return rectified if is_first else half + average                # the first frame is exact, also in its rounding
+        if module not in self._averages:
+            self._averages[module] = [rectified - half]             # |z| / 2
+            return rectified                                        # exact, also in its rounding
+        average, = self._averages[module]
+        average.lerp_(rectified.sub_(half), 1 - self.keep)          # in place: new tensors of this size cost more time
+        return half.add_(average)
