@@ -206,6 +206,8 @@ def recorded_rows(path: Path, weights: str) -> list[dict]:
     rows = [row for row in read_rows(path) if row["weights"] == weights]
     if not rows:
         raise TableError(f"{path}: no rows with the weights {weights}; measure them with --csv {path}")
+    first = [row["sequence"] for row in rows]
+    rows.sort(key=lambda row: (first.index(row["sequence"]), float(row["steady"])))     # the rows of a sequence together
     return [row | {name: float(row[name]) for name in ("steady", *NUMBERS)} for row in rows]
 
 
