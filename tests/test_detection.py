@@ -3,6 +3,7 @@ import csv
 import importlib.util
 import os
 import random
+import shutil
 import socket
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 
 from images import DataError, read_vis
 from tools import detection, detector
-from tools.detection_data import M3FD_CLASSES, Box, find_labels, read_voc, read_yolo, split
+from tools.detection_data import M3FD_CLASSES, Box, as_yolo, find_labels, read_voc, read_yolo, split
 
 INSTALLED = importlib.util.find_spec("ultralytics") is not None      # imported by tools/detector.py alone, which sets it up
 NAMES = [str(number) for number in range(10)]
@@ -93,6 +94,14 @@ def test_a_broken_yolo_file_is_named(tmp_path, line, problem):
         read_yolo(path, ("person", "bicycle", "car"))
 
 
+def test_yolo_boxes_are_clipped_to_the_image(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("0 0.95 0.5 0.6 0.2\n1 0.123457 0.5 0.1 1.0\n")
+    first, second = read_yolo(path, ("person", "bicycle"))
+    assert first == pytest.approx(Box(0, 0.825, 0.5, 0.35, 0.2))
+    assert as_yolo([second]) == b"1 0.123457 0.500000 0.100000 1.000000\n"
+
+
 def test_labels_of_two_kinds_are_refused_and_class_lists_are_no_labels(tmp_path):
     for name in ("10.txt", "9.txt", "classes.txt", "notes.md"):
         (tmp_path / name).touch()
@@ -170,6 +179,19 @@ def test_a_method_that_comes_later_needs_the_same_split(root, capsys):
     (root / "fused/0.png").unlink()
     assert prepare(root, images=["Other=fused"]) == 1
     assert "the split there is another one" in capsys.readouterr().err and not (root / "set/Other").exists()
+
+
+def test_a_method_that_comes_later_needs_the_same_boxes_and_classes(root, capsys):
+    assert prepare(root, images=["infrared=ir"]) == 0
+    code = detection.split_code(root / "set")
+    assert prepare(root, images=["RPFNet=fused"], classes=("bicycle", "person", "car")) == 1
+    (root / "labels/3.txt").write_text("0 0.5 0.5 0.25 0.4\n")
+    assert prepare(root, images=["RPFNet=fused"]) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("the boxes or classes there are others") == 2 and not (root / "set/RPFNet").exists()
+    shutil.rmtree(root / "set")
+    assert prepare(root, images=["infrared=ir"]) == 0
+    assert detection.split_code(root / "set") != code       # rows of other boxes are not those of this data set
 
 
 def test_files_of_another_data_set_are_never_mixed_in(root, capsys):

@@ -42,7 +42,7 @@ from support.console import run as run_command
 from support.outputs import OutputError
 from support.runtime import check_device
 from tools import detector
-from tools.detection_data import SHARES, prepare, write_averages
+from tools.detection_data import BOXES, SHARES, prepare, write_averages
 from tools.detector import DetectorError, Schedule
 from tools.table_rows import RESULTS, TableError, device, digits, machine, read_rows, record
 from tools.tables import show
@@ -114,9 +114,9 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
 
 
 def split_code(data: Path) -> str:
-    """Hash of a split. Raises DataError."""
+    """Hash of a split with its boxes and classes. Raises DataError."""
     try:
-        return short_hash(*((data / f"{part}.txt").read_bytes() for part in SHARES))
+        return short_hash(*((data / name).read_bytes() for name in (*(f"{part}.txt" for part in SHARES), BOXES)))
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; make it with tools/detection.py prepare") from None
 

@@ -1,6 +1,7 @@
 """Make YOLO data sets of the images of several methods, with equal boxes and splits. The command is tools/detection.py.
 
     OUT/train.txt, val.txt, test.txt    names of the images of each part
+    OUT/boxes.txt                       the classes, and a hash of the boxes
     OUT/METHOD/data.yaml                the file that YOLO trainers read
     OUT/METHOD/images/PART/NAME.png     a link to the method's image
     OUT/METHOD/labels/PART/NAME.txt     one line for each box: class, centre x, centre y, width, height, as fractions of
@@ -8,6 +9,7 @@
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -29,6 +31,7 @@ from support.pairing import find_pairs, list_images, natural_key
 
 M3FD_CLASSES = ("People", "Car", "Bus", "Motorcycle", "Lamp", "Truck")
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+BOXES = "boxes.txt"
 
 
 class Box(NamedTuple):
@@ -76,12 +79,11 @@ def read_voc(path: Path, classes: Sequence[str]) -> list[Box]:
 def _voc_box(path: Path, name: str, corners: Sequence[float], size: Sequence[float], classes: Sequence[str]) -> Box:
     if name not in classes:
         raise DataError(f"{path}: class {name!r} is none of {' '.join(classes)}; name all with --classes")
-    left, top, right, bottom = np.clip(np.divide(corners, [*size, *size]), 0, 1).tolist()
-    return checked(path, Box(classes.index(name), (left + right) / 2, (top + bottom) / 2, right - left, bottom - top))
+    return checked(path, clipped(classes.index(name), np.divide(corners, [*size, *size])))
 
 
 def read_yolo(path: Path, classes: Sequence[str]) -> list[Box]:
-    """Read the boxes of a YOLO text file. An empty file means an image without objects. Raises DataError."""
+    """Read the boxes of a YOLO text file, clipped to the image. An empty file: no objects. Raises DataError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -96,11 +98,18 @@ def _yolo_box(path: Path, number: int, line: str, classes: Sequence[str]) -> Box
         raise DataError(f"{path}: line {number}: expected class, x, y, width, height; correct it") from None
     if label not in range(len(classes)):
         raise DataError(f"{path}: line {number}: class {label:g} is none of 0 to {len(classes) - 1}; name all with --classes")
-    return checked(path, Box(int(label), x, y, width, height))
+    box = checked(path, Box(int(label), x, y, width, height))
+    return clipped(box.label, np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2]))
+
+
+def clipped(label: int, corners: np.ndarray) -> Box:
+    """The part of a box that is inside the image. corners: left, top, right, bottom, as fractions of the image."""
+    left, top, right, bottom = np.clip(corners, 0, 1).tolist()
+    return Box(label, (left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
 
 
 def checked(path: Path, box: Box) -> Box:
-    """Return the box. Raises DataError if it has no area or lies outside the image."""
+    """Return the box. Raises DataError if it has no area, is larger than the image, or has its centre outside."""
     if not (0 <= box.x <= 1 and 0 <= box.y <= 1 and 0 < box.width <= 1 and 0 < box.height <= 1):
         raise DataError(f"{path}: a box has no area or leaves the image "
                         f"({', '.join(f'{share:.3g}' for share in box[1:])} of it); correct it")
@@ -133,10 +142,10 @@ def prepare(images: Mapping[str, Path], labels: Path, classes: Sequence[str] | N
         images: {method: folder}. File stems are those of the label files.
         labels: folder of VOC .xml or YOLO .txt files.
         classes: class names in the order of their numbers. None means the classes of M3FD, for VOC files only.
-        out: folder of the data sets. Methods that are added later must have the same split.
+        out: folder of the data sets. Methods that are added later must have the same split, boxes and classes.
         seed: seed of the split.
     Raises:
-        DataError: folders without files, no common images, or another split in `out`.
+        DataError: folders without files, no common images, or another split or other boxes in `out`.
         OutputError: `out` holds the images.
         OSError: `out` cannot be written.
     """
@@ -151,7 +160,7 @@ def prepare(images: Mapping[str, Path], labels: Path, classes: Sequence[str] | N
     names, problems = in_common(found, methods)
     boxes = readable(names, found, methods, classes, problems)
     parts = split(list(boxes), seed)
-    write_split(out, parts)
+    write_split(out, parts, boxes, classes)
     for method, files in methods.items():
         write_method(out / method, files, boxes, parts, classes)
     present = [box.label for some in boxes.values() for box in some]
@@ -219,14 +228,21 @@ def split(names: Sequence[str], seed: int) -> dict[str, list[str]]:
     return {part: sorted(some, key=natural_key) for part, some in parts.items()}
 
 
-def write_split(out: Path, parts: Mapping[str, Sequence[str]]) -> None:
-    """Write the lists of a split. Raises DataError if `out` has another split: methods could not be compared."""
+def write_split(out: Path, parts: Mapping[str, Sequence[str]], boxes: Mapping[str, Sequence[Box]],
+                classes: Sequence[str]) -> None:
+    """Write the lists of a split and a hash of its boxes.
+
+    Raises DataError if `out` has another split, other boxes or other classes: methods could not be compared.
+    """
     out.mkdir(parents=True, exist_ok=True)
     texts = {out / f"{part}.txt": "".join(f"{name}\n" for name in some) for part, some in parts.items()}
+    content = hashlib.sha256(b"".join(name.encode() + b"\n" + as_yolo(boxes[name]) for name in sorted(boxes)))
+    texts[out / BOXES] = f"{json.dumps(list(classes))}\n{content.hexdigest()}\n"
     for path, text in texts.items():
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise DataError(f"{path}: the split there is another one (other images or --seed); choose another --out, or "
-                            "remove the folder and prepare all methods at once")
+            what = ("the boxes or classes there are others (--labels, --classes)" if path.name == BOXES else
+                    "the split there is another one (other images or --seed)")
+            raise DataError(f"{path}: {what}; choose another --out, or remove the folder and prepare all methods at once")
     for path, text in texts.items():
         write_atomically(path, text.encode())
 
