@@ -80,6 +80,7 @@ from measures.tables import (
 from measures.vif import VIF_MIN_SIDE
 from support.console import INTERRUPTED, can_show, collected, complain, explain, failed, finished, first_line, run
 from support.headers import SUFFIXES
+from support.outputs import OutputError, refuse_input
 
 __all__ = [
     "AG", "CC", "CDDFUSE_COLUMNS", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "MS_SSIM_MIN_SIDE",
@@ -294,12 +295,11 @@ def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: 
 
 
 def check_csv(path: Path, pairs: Sequence, methods: dict[str, dict[str, Path]]) -> None:
-    """Raises ValueError if --csv would overwrite an image."""
-    images = [image for pair in pairs for image in (pair.ir, pair.vis)]
-    images += [image for paths in methods.values() for image in paths.values()]
-    known = {(status.st_dev, status.st_ino) for status in (image.stat() for image in images)}
-    if path.suffix.lower() in SUFFIXES or (path.exists() and (path.stat().st_dev, path.stat().st_ino) in known):
+    """Raises ValueError or OutputError if --csv has the name of an image."""
+    if path.suffix.lower() in SUFFIXES:
         raise ValueError(f"--csv {path}: this is an image's name; give a file that ends in .csv")
+    refuse_input(path, [*(image for pair in pairs for image in (pair.ir, pair.vis)),
+                        *(image for paths in methods.values() for image in paths.values())])
 
 
 class CsvFile:
@@ -444,7 +444,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.csv:
             check_csv(args.csv, pairs, methods)
         report = Report(names, CsvFile(args.csv, names) if args.csv else None)
-    except (DataError, ValueError, OSError) as error:
+    except (DataError, OutputError, ValueError, OSError) as error:
         return failed("metrics.py", error)
     tasks = read_tasks(pairs, methods, baselines, problems, reader(args))
     with collected(notes):

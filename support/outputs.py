@@ -72,6 +72,13 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
             raise OutputError(f"{folder}: this folder holds source images; choose another --out")
 
 
+def refuse_input(file: Path, inputs: Iterable[Path]) -> None:
+    """Raises OutputError if a file that is to be written is one of the input files."""
+    identity = _identity(file)
+    if identity and identity in {_identity(path) for path in inputs}:
+        raise OutputError(f"{file}: is an input of this command; choose another name for the result")
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     """Device and inode, equal for all paths of one folder or file; None if it does not exist."""
     try:

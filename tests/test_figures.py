@@ -28,8 +28,8 @@ def folders(tmp_path):
 
 
 def run(folders, kind, *options):
-    return figures.main([kind, "--ir", str(folders / "ir"), "--vis", str(folders / "vis"),
-                         "--out", str(folders / "out" / kind), *map(str, options)])
+    sources = [] if kind in ("tradeoff", "phase") else ["--ir", str(folders / "ir"), "--vis", str(folders / "vis")]
+    return figures.main([kind, *sources, "--out", str(folders / "out" / kind), *map(str, options)])
 
 
 def written(folders, kind):
@@ -102,7 +102,7 @@ def test_features_of_a_checkpoint_with_and_without_the_prior(folders):
 
 
 def test_images_keep_their_gray_levels_among_the_features(folders):
-    args = figures.build_parser().parse_args(["features", "--ir", str(folders / "ir"), "--vis", str(folders / "vis")])
+    args = figures.build_parser().parse_args(["features", "--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--out", "x"])
     drawn = [axis for axis in figures.draw_features(args, []).axes if axis.images]
     limits = {axis.get_title(): axis.images[0].get_clim() for axis in drawn}
     assert [limits[name] for name in ("infrared", "visible", "fused")] == [(0, 1)] * 3
@@ -129,3 +129,28 @@ def test_unknown_names_are_told(folders, capsys):
     assert "--names z: no such pair" in capsys.readouterr().err
     with pytest.raises(DataError):
         figures.given_boxes(["1,1,100,1"], (10, 10))
+
+
+@pytest.mark.parametrize("options", [
+    ["sheet", "--out", "vis/a.png"], ["sheet", "--out", "ir/a"], ["sheet", "--fused", "Same=same", "--out", "same/b.png"],
+    ["phase", "--image", "ir/a.png", "--out", "ir/a"], ["spectrum", "--csv", "vis/b.png", "--out", "x"]])
+def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
+    monkeypatch.chdir(folders)
+    before = {path: path.read_bytes() for path in folders.rglob("*.png")}
+    sources = [] if options[0] == "phase" else ["--ir", "ir", "--vis", "vis"]
+    assert figures.main([*options, *sources]) == 1
+    assert "is an input of this command" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folders.rglob("*.png")} == before
+
+
+@pytest.mark.parametrize("kind, options, message", [
+    ("features", ["--names", "a", "b"], "features draws one pair"),
+    ("features", ["--fused", "R=same"], "features goes without --fused"),
+    ("sheet", ["--csv", "a.csv"], "sheet goes without --csv"),
+    ("spectrum", ["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
+    ("sheet", ["--out", "a.tif"], "--out a.tif: choose .png, .jpg"),
+])
+def test_options_that_do_not_fit_are_refused_before_any_work(folders, monkeypatch, capsys, kind, options, message):
+    monkeypatch.chdir(folders)
+    assert run(folders, kind, *options) == 1
+    assert message in capsys.readouterr().err and not (folders / "out").exists()

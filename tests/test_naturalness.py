@@ -372,6 +372,7 @@ def test_an_unreadable_pair_is_skipped_and_the_rest_measured(tree, weights, caps
     (["--fused", "max=mine"], "the name max is taken"),
     (["--fused", "absent"], "absent: no such folder"),
     (["--fused", "mine", "--csv", "absent/out.csv"], "no such folder"),
+    (["--fused", "mine", "--csv", "."], "is a folder"),
     (["--checkpoint", "absent.pth"], "absent.pth: no such checkpoint"),
     (["--checkpoint", "small.pth", "--fused", "small=mine"], "the name small is taken"),
     (["--checkpoint", "small.pth", "--flicker", "--frames", "1"], "at least 2"),

@@ -16,7 +16,7 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -43,14 +43,15 @@ from metrics import BASELINES, add_image_options, baseline, collect_methods, mat
 from net import AuxiliaryDecoder, RPFNet
 from support.console import failed, finished, noted, positive
 from support.console import run as run_command
-from support.outputs import as_csv, write_atomically
+from support.headers import SUFFIXES
+from support.outputs import OutputError, as_csv, refuse_input, write_atomically
 from weights import check_weights, find, load
 
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
 INSET = 0.36                        # side of a magnified crop as a share of the panel
 PANEL = 2.4                         # width of a panel, inches
 COLOUR_MAP = "turbo"                # colour map of feature maps and spectra
-FORMATS = (".png", ".jpg", ".pdf", ".svg")
+FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 # ---------------------------------------------------------------------------------------------
 # Sources
@@ -60,6 +61,7 @@ def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
     """The pairs in --names, in this order, or the first --count pairs. Raises DataError for an unknown name."""
     pairs, unpaired = sources_or_samples(args)
     problems += unpaired
+    keep_inputs(args, [path for pair in pairs for path in (pair.ir, pair.vis)])
     if not args.names:
         return pairs[:args.count] if args.count else pairs
     by_name = {pair.name: pair for pair in pairs}
@@ -92,7 +94,15 @@ def fused_images(args: argparse.Namespace, pairs: Sequence[Pair], problems: list
     for name, folder in collect_methods(args.fused).items():
         methods[name], missing = match_fused(pairs, folder)
         problems += [line for line in missing if "no fused image" in line]
+        keep_inputs(args, methods[name].values())
     return methods
+
+
+def keep_inputs(args: argparse.Namespace, inputs: Iterable[Path]) -> None:
+    """Raises OutputError if a result would overwrite one of these files."""
+    inputs = list(inputs)
+    for path in [*files_of(args.out), *([args.csv] if args.csv else [])]:
+        refuse_input(path, inputs)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -308,6 +318,7 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
 
 def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
     """Quality against GFLOP. The area of a point shows the number of parameters. Raises DataError."""
+    keep_inputs(args, [args.points])
     try:
         with args.points.open(newline="", encoding="utf-8") as file:
             points = [(row["method"], *(float(row[key]) for key in ("quality", "gflop", "parameters")))
@@ -329,6 +340,7 @@ def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
 
 def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
     """Rotate the phase of the spectrum in one box, and show that the whole image changes."""
+    keep_inputs(args, [args.image])
     image = read_gray(args.image).astype(np.float64) / 255
     spectrum = np.fft.fftshift(np.fft.fft2(image))
     centre = (image.shape[1] // 2 + image.shape[1] // 16, image.shape[0] // 2 + image.shape[0] // 16)
@@ -380,6 +392,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+COMMON = {"ir", "vis", "dataset", "data", "names"}
+OPTIONS = {"sheet": {*COMMON, "fused", "count", "box"}, "features": {*COMMON, "checkpoint"},
+           "spectrum": {*COMMON, "fused", "count", "csv"}, "tradeoff": {"points", "quality"}, "phase": {"image", "box"}}
+
+
+def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raises ValueError for options that do not fit the kind, before any work is done."""
+    for name in sorted(set().union(*OPTIONS.values()) - OPTIONS[args.kind]):
+        if getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"{args.kind} goes without --{name}")
+    if args.kind == "tradeoff" and not args.points:
+        raise ValueError("tradeoff needs --points FILE")
+    if args.kind == "features" and len(args.names or ()) > 1:
+        raise ValueError("features draws one pair: give one name with --names")
+    if args.out.suffix.lower() in SUFFIXES - {*FORMATS}:
+        raise ValueError(f"--out {args.out}: choose {', '.join(FORMATS)}, or a name without suffix")
+    if args.csv and not args.csv.absolute().parent.is_dir():
+        raise ValueError(f"--csv {args.csv}: no such folder")
+
+
 def files_of(out: Path) -> list[Path]:
     """The files to write: `out` itself if it has a suffix, otherwise a PNG and a PDF file."""
     return [out] if out.suffix.lower() in FORMATS else [out.with_name(out.name + suffix) for suffix in (".png", ".pdf")]
@@ -399,16 +431,16 @@ def save(figure: Figure, out: Path, dpi: int) -> None:
 
 @noted()
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    out = args.out or Path("figures") / args.kind
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.out = args.out or Path("figures") / args.kind
     problems: list[str] = []
-    if args.kind == "tradeoff" and not args.points:
-        return failed("figures.py", "tradeoff needs --points FILE")
     try:
-        save(KINDS[args.kind](args, problems), out, args.dpi)
-    except (DataError, ValueError, OSError) as error:
+        check_options(args, parser)
+        save(KINDS[args.kind](args, problems), args.out, args.dpi)
+    except (DataError, OutputError, ValueError, OSError) as error:
         return failed("figures.py", error)
-    print(", ".join(map(str, files_of(out))))
+    print(", ".join(map(str, files_of(args.out))))
     return finished(problems)
 
 

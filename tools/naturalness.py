@@ -13,7 +13,6 @@ not define it. Means leave out nan.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,14 +37,16 @@ from metrics import (
     Task,
     add_image_options,
     baseline,
+    check_csv,
     collect_methods,
     collect_pairs,
     match_fused,
     read_tasks,
 )
 from net import RPFNet
-from support.console import complain, failed, finished, first_line, noted, positive
+from support.console import complain, failed, finished, first_line, noted, number, positive
 from support.console import run as run_command
+from support.outputs import OutputError, as_csv, write_atomically
 
 MEASURES = {
     "dark": "mean of F on dark pixels (both sources below 25), gray levels",
@@ -305,7 +306,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="measures (F is the fused image):\n" + "\n".join(
             f"  {name:{width}}  {text}" for name, text in (MEASURES | FLICKER_MEASURES).items()))
     images = add_image_options(parser)
-    images.add_argument("--day", type=float, default=DAY, metavar="LEVEL", help="visible images with at least this "
+    images.add_argument("--day", type=number(0, 255), default=DAY, metavar="LEVEL", help="visible images with at least this "
                         "mean gray level are daytime images (default: %(default)g)")
 
     network = parser.add_argument_group("network")
@@ -337,8 +338,8 @@ def check_options(args: argparse.Namespace) -> None:
     args.frames = args.frames or 20
     if args.frames < 2:
         raise ValueError("--frames: a sequence has at least 2")
-    if args.csv and not args.csv.absolute().parent.is_dir():
-        raise ValueError(f"--csv {args.csv}: no such folder")
+    if args.csv and (args.csv.is_dir() or not args.csv.absolute().parent.is_dir()):
+        raise ValueError(f"--csv {args.csv}: {'is a folder' if args.csv.is_dir() else 'no such folder'}")
 
 
 def load_network(args: argparse.Namespace, taken: Sequence[str]) -> dict[str, Fuse]:
@@ -427,8 +428,8 @@ def report(args: argparse.Namespace, survey: Survey, methods: Sequence[str]) -> 
     rows += [("images", method, [running.count for running in row]) for method, row in means.items()]
     print(table(rows, names))
     if args.csv:
-        with args.csv.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["image", "method", *names], *([i, m, *values] for i, m, values in rows)])
+        columns = ["image", "method", *names]
+        write_atomically(args.csv, as_csv(columns, [dict(zip(columns, (i, m, *values))) for i, m, values in rows]))
 
 
 @noted()
@@ -442,8 +443,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, folder in collect_methods(args.fused).items():
             fused[name], unpaired = match_fused(pairs, folder)
             problems += unpaired
+        if args.csv:
+            check_csv(args.csv, pairs, fused)
         network = load_network(args, [*fused, *BASELINES])
-    except (DataError, ValueError, OSError) as error:
+    except (DataError, OutputError, ValueError, OSError) as error:
         return failed("naturalness.py", error)
     survey = Survey(network, args.day, problems, reader(args))
     try:
