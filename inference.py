@@ -44,7 +44,7 @@ def prepare(ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         ir, unchanged (uint8), and the luminance of vis, float32 (H, W) in [0, 1].
     """
-    _check_arrays(ir, vis)
+    check_arrays(ir, vis)
     return ir, split_colour(vis)[0]
 
 
@@ -136,7 +136,8 @@ def check_batch(ir: Tensor, vis_y: Tensor) -> None:
         raise ValueError(f"expected floats in [0, 1], got {ir.dtype} and {vis_y.dtype}; divide 8-bit images by 255")
 
 
-def _check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
+def check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
+    """Check the images of a pair. Raises TypeError, ValueError, as for `fuse_pair`."""
     for name, image in (("ir", ir), ("vis", vis)):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             raise TypeError(f"{name}: expected a numpy array of uint8, got {getattr(image, 'dtype', type(image).__name__)}")

@@ -102,7 +102,8 @@ def test_features_of_a_checkpoint_with_and_without_the_prior(folders):
 
 
 def test_images_keep_their_gray_levels_among_the_features(folders):
-    args = figures.build_parser().parse_args(["features", "--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--out", "x"])
+    args = figures.build_parser().parse_args(
+        ["features", "--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--out", "x"])
     drawn = [axis for axis in figures.draw_features(args, []).axes if axis.images]
     limits = {axis.get_title(): axis.images[0].get_clim() for axis in drawn}
     assert [limits[name] for name in ("infrared", "visible", "fused")] == [(0, 1)] * 3

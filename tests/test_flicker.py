@@ -97,6 +97,20 @@ def test_clips_of_one_name_or_of_two_sizes_are_refused(clip, small, tmp_path, ca
     assert "64x48, but" in capsys.readouterr().err
 
 
+def test_clips_of_two_lengths_are_refused(clip, small, tmp_path, capsys):
+    write_clip(tmp_path / "vis.avi", 3 * [np.zeros((48, 64), np.uint8)])
+    assert flicker.main(["--clip", clip[0], str(tmp_path / "vis.avi"), *small]) == 1
+    assert "vis.avi: has fewer frames than" in capsys.readouterr().err
+
+
+def test_a_file_with_another_table_is_found_before_the_measurement(pairs, small, tmp_path, capsys):
+    path = tmp_path / "cuts.csv"
+    path.write_text("from,to,change\na,b,1\n")
+    for options in (["--print"], [*pairs, "--pairs", "1"]):
+        assert flicker.main([*small, *options, "--csv", str(path)]) == 1
+        assert "cuts.csv: has no column sequence" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options, message", [
     (["--frames", "1"], "at least 2"),
     (["--cuts"], "--cuts needs --clip"),

@@ -189,7 +189,7 @@ def test_ctrl_c_leaves_a_file_that_can_be_played(clips, tmp_path, small, capsys,
 def test_a_writer_that_cannot_be_opened_names_the_remedy(clips, tmp_path, small, capsys, monkeypatch):
     monkeypatch.setitem(video.results.CODECS, ".mp4", "????")
     assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small) == 1
-    assert "does not write ????; choose .avi, or install opencv-python" in capsys.readouterr().err
+    assert "does not write ???? at 12.5 frames a second; choose .avi" in capsys.readouterr().err
     assert names(tmp_path) == []
 
 
@@ -254,7 +254,8 @@ def test_a_frame_with_fewer_bits_than_the_others_is_named(folders, number, small
     (["--ir", "a", "--vis", "b", "--steady", "0.5"], "for video"),
     (["--ir", "0", "--vis", "1", "--steady", "1"], "is not below 1"),
     (["--ir", "0", "--vis", "1", "--fps", "0"], "no finite number above 0 to 1000"),
-    (["--ir", "0", "--vis", "1", "--released", "x.pth", "--steady", "0.5"], "network of this project"),
+    (["--ir", "0", "--vis", "1", "--as-published", "--steady", "0.5"], "goes without --as-published"),
+    (["--ir", "0", "--vis", "1", "--released", "x.pth", "--steady", "0.5"], "goes without --released"),
 ])
 def test_options_that_do_not_go_together(options, message, capsys):
     with pytest.raises(SystemExit):
@@ -333,6 +334,23 @@ def test_the_absolute_values_of_the_spectrum_are_an_exponential_average():
     for z, result in seen[1:]:
         expected = 0.75 * expected + 0.25 * z.abs()
         assert torch.allclose(result, (z + expected) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("index, wrong, error", [
+    (0, None, TypeError), (1, np.zeros((32, 40)), TypeError), (0, np.zeros((32, 40, 1), np.uint8), ValueError),
+    (1, np.zeros((32, 41), np.uint8), ValueError)])
+def test_wrong_frames_raise_as_in_fuse_pair_and_leave_the_averages(index, wrong, error):
+    model = network()
+    first, second = list(entering_target(*scene(), 2))
+    results = []
+    for with_wrong_frame in (False, True):
+        with Steady(model) as steady:
+            steady.fuse(*first)
+            if with_wrong_frame:
+                with pytest.raises(error):
+                    steady.fuse(*(wrong if side == index else image for side, image in enumerate(second)))
+            results.append(steady.fuse(*second))
+    assert (results[0] == results[1]).all()
 
 
 def test_a_new_size_begins_a_new_average():

@@ -194,7 +194,7 @@ def size(text: str) -> str:
     """Type of an option for argparse: HEIGHTxWIDTH."""
     if not re.fullmatch(r"\d{1,5}x\d{1,5}", text) or min(map(int, text.split("x"))) < MIN_SIZE:
         raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH, each at least {MIN_SIZE}, such as 480x640")
-    return text
+    return "x".join(str(int(side)) for side in text.split("x"))
 
 
 def plan(args: argparse.Namespace) -> list[list[Case]]:

@@ -145,7 +145,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
     commit = train.commit()     # read now, because new commits can be made during the runs
     detector.package()          # if the package is missing, report it once and not for each run
     for number, run in enumerate(runs, 1):
-        done = next((row for row in read_rows(args.csv) if identity(row) == identity(run.row)), None)
+        done = next((row for row in read_rows(args.csv, IDENTITY) if identity(row) == identity(run.row)), None)
         if done and args.action == "train" and not args.again:
             print(f"[{number}/{len(runs)}] {run}: measured on {done['date']}, {MEAN} {done[MEAN]}; --again does it again",
                   flush=True)
@@ -200,7 +200,7 @@ def record_row(path: Path, row: dict[str, str]) -> None:
 def run_table(args: argparse.Namespace) -> list[str]:
     paper = read_rows(RESULTS / "paper_detection.csv")
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in read_rows(args.csv):
+    for row in read_rows(args.csv, IDENTITY):
         groups.setdefault(tuple(row[key] for key in COMPARABLE), []).append(row)
     for rows in groups.values():
         show_group(rows, args.format)

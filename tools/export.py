@@ -35,7 +35,7 @@ from dataset import Pair, load_pair
 from images import DataError
 from inference import MIN_SIZE, prepare
 from net import RPFNet
-from support.console import failed, given, given_path, positive
+from support.console import failed, given, given_path, noted, positive
 from support.console import run as run_command
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
@@ -202,6 +202,7 @@ def run(args: argparse.Namespace) -> bool:
     return not images or check(args, model, images)
 
 
+@noted()
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     keep_freed_memory()

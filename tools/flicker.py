@@ -46,6 +46,7 @@ from support.records import commit, processor
 from tools.naturalness import Change, entering_target, static_background
 from tools.table_rows import TableError, read_rows, record
 from tools.tables import layout
+from video import weight_of_past
 from video.clips import Capture
 from video.steady import KEEP, Cuts, Steady
 
@@ -96,8 +97,10 @@ def read_frames(files: Sequence[str], width: int) -> Iterator[Images]:
     sources = [Capture(Path(file)) for file in files]
     while True:
         ir, vis = (source.read() for source in sources)
-        if ir is None or vis is None:
+        if ir is None and vis is None:
             return
+        if ir is None or vis is None:
+            raise DataError(f"{files[ir is not None]}: has fewer frames than {files[ir is None]}; cut both to one length")
         if ir.shape[:2] != vis.shape[:2]:
             raise DataError("{}: {}x{}, but {}: {}x{}".format(files[0], *ir.shape[1::-1], files[1], *vis.shape[1::-1]))
         yield resized(luma(ir), width), resized(luma(vis), width)
@@ -185,7 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=positive, default=20,
                         help="frames of each sequence, at least 2 (default: %(default)s)")
     parser.add_argument("--checkpoint", default="contrast", help="weights, as for test.py (default: %(default)s)")
-    parser.add_argument("--steady", type=float, default=KEEP, help="weight of the past (default: %(default)s)")
+    parser.add_argument("--steady", type=weight_of_past, default=KEEP, help="weight of the past (default: %(default)s)")
     parser.add_argument("--cuts", action="store_true",
                         help="without a network: measure the changes by which scene cuts are detected")
     parser.add_argument("--print", action="store_true",
@@ -203,7 +206,7 @@ def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> Non
 
 def recorded_rows(path: Path, weights: str) -> list[dict]:
     """The rows of a file that were measured with these weights. Raises TableError, also if there are none."""
-    rows = [row for row in read_rows(path) if row["weights"] == weights]
+    rows = [row for row in read_rows(path, COLUMNS) if row["weights"] == weights]
     if not rows:
         raise TableError(f"{path}: no rows with the weights {weights}; measure them with --csv {path}")
     first = [row["sequence"] for row in rows]
@@ -218,7 +221,7 @@ def flicker_rows(args: argparse.Namespace) -> list[dict]:
     else:
         pairs = match_pairs(args.ir, args.vis)
         clips = [generated(pair, args.size, args.frames) for pair in pairs[::max(1, len(pairs) // args.pairs)][:args.pairs]]
-    keeps = 0.0, args.steady
+    keeps = list(dict.fromkeys((0.0, args.steady)))
     networks = [RPFNet.from_pretrained(args.checkpoint) for _ in keeps]
     with tqdm(total=len(clips) * args.frames, unit="frame", desc="measuring") as progress:
         return [row for clip in clips for row in measured(clip, networks, keeps, progress)]
@@ -239,7 +242,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.print:
             show(recorded_rows(args.csv or RECORDED, origin["weights"]), COLUMNS[:10], 1)
             return 0
-        rows = list(cut_rows(args.clip) if args.cuts else flicker_rows(args))
+        if args.csv:
+            read_rows(args.csv, columns)        # before the measurement, so that a wrong file is found early
+        rows = [{name: round(x, 3) if isinstance(x, float) else x for name, x in row.items()}     # as in the file
+                for row in (cut_rows(args.clip) if args.cuts else flicker_rows(args))]
         show(rows, columns[:4] if args.cuts else columns[:10], 2 if args.cuts else 1)
         if args.csv:
             rounded = [{name: f"{x:.3f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in rows]

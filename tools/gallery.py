@@ -150,8 +150,12 @@ def clear(out: Path, inputs: Iterable[Path]) -> None:
             if path.relative_to(out).as_posix() not in known:
                 raise ValueError(f"--out {out}: holds {path.relative_to(out)}, which is not of a gallery; "
                                  "choose another folder, or move the file away")
+    folders = {path.parent for path in found if path.parent != out}
     for path in found:
         path.unlink()
+    for folder in sorted(folders, reverse=True):        # subfolders first
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 class Gallery:

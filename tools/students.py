@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace) -> list[str]:
 
 def print_rows(path: Path, style: str) -> None:
     """A table of all recorded rows, a student's difference from the teacher under each."""
-    rows = read_rows(path)
+    rows = read_rows(path, COLUMNS)
     if not rows:
         raise TableError(f"{path}: holds no rows; run this command without --print first")
     cells = [["data set", "network", *SCORES, "PSNR", "time"]]
@@ -145,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command, args.commit = shlex.join(["python", "tools/students.py", *argv]), commit()
     problems: list[str] = []
     try:
+        read_rows(args.csv, COLUMNS)        # before the measurement, so that a wrong file is found early
         if not args.print:
             keep_freed_memory()
             problems = measure(args)

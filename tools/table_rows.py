@@ -163,8 +163,8 @@ def known_methods(table: str, fused: Sequence[str]) -> list[str]:
 # Files of rows
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; [] if the file does not exist. Raises TableError."""
+def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a CSV file; [] if the file does not exist. Raises TableError, also if a needed column is missing."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -175,6 +175,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():     # csv's mark of too many or too few cells
             raise TableError(f"{path}: row {number} has another number of cells than the header; quote cells with commas")
+    missing = [name for name in needed if rows and name not in rows[0]]
+    if missing:
+        raise TableError(f"{path}: has no column {missing[0]}, so it holds another table; name another file")
     return rows
 
 

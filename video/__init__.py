@@ -25,7 +25,7 @@ from video.clips import RATE, SUFFIXES, FolderClip, camera_number, is_video, ope
 from video.results import CODECS, FrameFolder, VideoFile, check_display, shown
 from video.steady import KEEP, Steady
 
-__all__ = ["Steady", "VideoFuser", "add_options", "check_options"]
+__all__ = ["Steady", "VideoFuser", "add_options", "check_options", "weight_of_past"]
 
 VIDEO_HELP = f"""\
 --ir and --vis are two files ({' '.join(sorted(SUFFIXES))}),
@@ -38,7 +38,7 @@ length and frame rate. After Ctrl-C, the file holds the frames so far and can be
 # Options
 
 
-def _weight(text: str) -> float:
+def weight_of_past(text: str) -> float:
     """Type of --steady for argparse: 0 <= weight < 1."""
     value = number(0, 1)(text)
     if value == 1:
@@ -52,9 +52,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--video", action="store_true", help="the folders in --ir and --vis hold the frames of one "
                        "video, in the order of their names; one range scales the 16-bit infrared of all frames "
                        "(default: minimum and maximum of the sequence)")
-    group.add_argument("--steady", type=_weight, metavar="KEEP", help="reduce flicker: values of the network that "
+    group.add_argument("--steady", type=weight_of_past, metavar="KEEP", help="reduce flicker: values of the network that "
                        "depend on the whole image are averaged exponentially over the frames, with this weight of the "
-                       f"past; a scene cut starts new averages (default: {KEEP}; 0: frames are fused independently)")
+                       f"past; a scene cut starts new averages (default: {KEEP}; 0: frames are fused independently, as always "
+                       "with --as-published and --released)")
     group.add_argument("--fps", type=number(0, 1000, above=True), metavar="RATE", help="frames per second of the result "
                        f"(default: the rate of the sources; {RATE:g} for folders, and for cameras that report none)")
     group.add_argument("--show", action="store_true", help="also show the frames in a window; q ends the run")
@@ -74,9 +75,12 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"video goes without {', '.join(given)}")
     if len(sources) != 2:
         raise ValueError("video needs --ir and --vis")
-    if args.released and args.steady:
-        raise ValueError("--steady: it needs a network of this project, without --released; leave it out")
-    args.steady = KEEP if args.steady is None else args.steady
+    by_image = [f"--{name}" for name in ("released", "as_published") if getattr(args, name)]
+    if by_image and args.steady:
+        option = by_image[0].replace("_", "-")
+        raise ValueError(f"--steady goes without {option}: each frame is normalised by its own statistics")
+    if args.steady is None:
+        args.steady = 0.0 if by_image else KEEP
 
 
 # ---------------------------------------------------------------------------------------------

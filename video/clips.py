@@ -184,6 +184,9 @@ def _check_lengths(*sides: tuple[object, int]) -> None:
 
 def open_clip(args: argparse.Namespace) -> FolderClip | CaptureClip:
     """Open the sources that --ir and --vis name. Raises DataError."""
+    for source in (args.ir, args.vis):
+        if camera_number(source) is None and not source.exists():
+            raise DataError(f"{source}: no such file or folder")
     kinds = [(source.is_dir(), camera_number(source) is not None) for source in (args.ir, args.vis)]
     if kinds[0] != kinds[1]:
         raise DataError(f"{args.ir} and {args.vis}: give two files, two folders or two cameras")

@@ -90,8 +90,8 @@ class VideoFile:
         if not writer.isOpened():
             self._part.unlink(missing_ok=True)
             other = next(other for other in CODECS if other != suffix)
-            raise OutputError(f"{self.path}: this OpenCV does not write {CODECS[suffix]}; choose {other}, or install "
-                              "opencv-python from PyPI")
+            raise OutputError(f"{self.path}: this OpenCV does not write {CODECS[suffix]} at {self.rate:g} frames a second; "
+                              f"choose {other} or another --fps, or install opencv-python from PyPI")
         return writer
 
     def _check_written(self) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from images import luma
-from inference import fuse_pair
+from inference import check_arrays, fuse_pair
 from layers import ImagePools
 from net import FDFM
 
@@ -54,7 +54,7 @@ class Cuts:
 
 
 class Steady:
-    """Fuses the frames of one video with exponential averages over time of all values that depend on the whole image.
+    """Fuses the frames of one video with exponential averages over time of the values that depend on the whole image.
 
     A hot object that enters the scene changes such values, and thereby also the static background. An average over the
     frames changes slowly. There are two kinds of such values:
@@ -63,6 +63,9 @@ class Steady:
     - The absolute values in the ReLU on the spectrum of the FDFM (Eq. 4): ReLU(z) = z / 2 + |z| / 2. The inverse FFT of
       |z| depends on the whole image at each pixel, so |z| is averaged. The linear term z / 2 is that of the frame. It
       holds the moving objects.
+
+    Other values of this kind are not averaged: image statistics (`RPFNet.use_image_statistics`), and the keys of the
+    ablation with a transformer.
 
     Pixels are not averaged, so a moving object leaves no visible trail. The first frame, and the first frame after a
     scene cut (`Cuts`) or a change of the size, is fused as a single image.
@@ -98,6 +101,7 @@ class Steady:
 
     def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False) -> np.ndarray:
         """Fuse the next frame; arguments, result and errors as for `inference.fuse_pair`."""
+        check_arrays(ir, vis)
         if self._hooks and (self._cuts.is_cut(ir, vis) or ir.shape != self._size):
             self._averages.clear()
         self._size = ir.shape
