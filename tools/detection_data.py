@@ -99,7 +99,8 @@ def _yolo_box(path: Path, number: int, line: str, classes: Sequence[str]) -> Box
     if label not in range(len(classes)):
         raise DataError(f"{path}: line {number}: class {label:g} is none of 0 to {len(classes) - 1}; name all with --classes")
     box = checked(path, Box(int(label), x, y, width, height))
-    return clipped(box.label, np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2]))
+    corners = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
+    return box if (corners >= 0).all() and (corners <= 1).all() else clipped(box.label, corners)
 
 
 def clipped(label: int, corners: np.ndarray) -> Box:
