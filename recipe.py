@@ -15,7 +15,7 @@ import torch
 from dataset import DATASETS, add_pattern_options, add_reading_options
 from inference import MIN_SIZE
 from net import GLOBAL_BRANCHES
-from support.console import count, given, given_path, number, printable
+from support.console import count, given, given_path, number, positive, printable
 from weights import LIMITS, in_words, load, read_json
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -121,7 +121,7 @@ def _main_options(parser: argparse.ArgumentParser) -> None:
 
 def _length_options(parser: argparse.ArgumentParser) -> None:
     length = parser.add_argument_group("length (the learning rate schedule scales with it)")
-    length.add_argument("--epochs", type=count(1, 10**9), help="number of epochs of --crops crops; the paper does not "
+    length.add_argument("--epochs", type=positive, help="number of epochs of --crops crops; the paper does not "
                         "print it, and 100 fits its schedule")
     length.add_argument("--steps", type=count(0, 10**9), help="number of optimiser steps, in place of epochs; 0: off")
     length.add_argument("--max-minutes", type=number(0), help="end after this time; 0: no limit. Such a run is not "

@@ -72,6 +72,12 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
             raise OutputError(f"{folder}: this folder holds source images; choose another --out")
 
 
+def check_place(option: str, file: Path) -> None:
+    """Raises ValueError if a file cannot be written there: it is a folder, or its folder does not exist."""
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise ValueError(f"{option} {file}: {'is a folder' if file.is_dir() else 'no such folder'}")
+
+
 def refuse_input(file: Path, inputs: Iterable[Path]) -> None:
     """Raises OutputError if a file that is to be written is one of the input files."""
     identity = _identity(file)

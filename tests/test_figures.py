@@ -149,6 +149,7 @@ def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
     ("features", ["--fused", "R=same"], "features goes without --fused"),
     ("sheet", ["--csv", "a.csv"], "sheet goes without --csv"),
     ("spectrum", ["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
+    ("spectrum", ["--csv", "same"], "--csv same: is a folder"),
     ("sheet", ["--out", "a.tif"], "--out a.tif: choose .png, .jpg"),
 ])
 def test_options_that_do_not_fit_are_refused_before_any_work(folders, monkeypatch, capsys, kind, options, message):

@@ -132,6 +132,7 @@ def test_a_gallery_is_replaced_and_nothing_else(root, capsys):
     assert gallery.main(options(root, "Flat")) == 0
     assert set(files(root / "out")) == gallery.files_of(read_data(root / "out"))
     assert "images/Flat/a.png" in files(root / "out") and "thumbs/c.jpg" not in files(root / "out")
+    assert not (root / "out" / "images" / "Bright").exists()
     (root / "out" / "images" / "notes.txt").write_text("mine")
     before = files(root / "out")
     capsys.readouterr()

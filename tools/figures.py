@@ -16,7 +16,7 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import cv2
@@ -44,7 +44,7 @@ from net import AuxiliaryDecoder, RPFNet
 from support.console import failed, finished, noted, positive
 from support.console import run as run_command
 from support.headers import SUFFIXES
-from support.outputs import OutputError, as_csv, refuse_input, write_atomically
+from support.outputs import OutputError, as_csv, check_place, refuse_input, write_atomically
 from weights import check_weights, find, load
 
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
@@ -98,9 +98,8 @@ def fused_images(args: argparse.Namespace, pairs: Sequence[Pair], problems: list
     return methods
 
 
-def keep_inputs(args: argparse.Namespace, inputs: Iterable[Path]) -> None:
+def keep_inputs(args: argparse.Namespace, inputs: Collection[Path]) -> None:
     """Raises OutputError if a result would overwrite one of these files."""
-    inputs = list(inputs)
     for path in [*files_of(args.out), *([args.csv] if args.csv else [])]:
         refuse_input(path, inputs)
 
@@ -408,8 +407,8 @@ def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         raise ValueError("features draws one pair: give one name with --names")
     if args.out.suffix.lower() in SUFFIXES - {*FORMATS}:
         raise ValueError(f"--out {args.out}: choose {', '.join(FORMATS)}, or a name without suffix")
-    if args.csv and not args.csv.absolute().parent.is_dir():
-        raise ValueError(f"--csv {args.csv}: no such folder")
+    if args.csv:
+        check_place("--csv", args.csv)
 
 
 def files_of(out: Path) -> list[Path]:

@@ -46,7 +46,7 @@ from metrics import (
 from net import RPFNet
 from support.console import complain, failed, finished, first_line, noted, number, positive
 from support.console import run as run_command
-from support.outputs import OutputError, as_csv, write_atomically
+from support.outputs import OutputError, as_csv, check_place, write_atomically
 
 MEASURES = {
     "dark": "mean of F on dark pixels (both sources below 25), gray levels",
@@ -338,8 +338,8 @@ def check_options(args: argparse.Namespace) -> None:
     args.frames = args.frames or 20
     if args.frames < 2:
         raise ValueError("--frames: a sequence has at least 2")
-    if args.csv and (args.csv.is_dir() or not args.csv.absolute().parent.is_dir()):
-        raise ValueError(f"--csv {args.csv}: {'is a folder' if args.csv.is_dir() else 'no such folder'}")
+    if args.csv:
+        check_place("--csv", args.csv)
 
 
 def load_network(args: argparse.Namespace, taken: Sequence[str]) -> dict[str, Fuse]:

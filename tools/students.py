@@ -145,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command, args.commit = shlex.join(["python", "tools/students.py", *argv]), commit()
     problems: list[str] = []
     try:
-        read_rows(args.csv, COLUMNS)        # before the measurement, so that a wrong file is found early
         if not args.print:
+            read_rows(args.csv, COLUMNS)        # before the measurement, so that a wrong file is found early
             keep_freed_memory()
             problems = measure(args)
         if args.print or len(problems) < len(args.datasets):

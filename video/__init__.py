@@ -75,12 +75,11 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"video goes without {', '.join(given)}")
     if len(sources) != 2:
         raise ValueError("video needs --ir and --vis")
-    by_image = [f"--{name}" for name in ("released", "as_published") if getattr(args, name)]
-    if by_image and args.steady:
-        option = by_image[0].replace("_", "-")
-        raise ValueError(f"--steady goes without {option}: each frame is normalised by its own statistics")
+    by_frame = "--released" if args.released else "--as-published" if args.as_published else ""
+    if by_frame and args.steady:
+        raise ValueError(f"--steady goes without {by_frame}: each frame is normalised by its own statistics")
     if args.steady is None:
-        args.steady = 0.0 if by_image else KEEP
+        args.steady = 0.0 if by_frame else KEEP
 
 
 # ---------------------------------------------------------------------------------------------
