@@ -148,6 +148,7 @@ def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
     ("features", ["--names", "a", "b"], "features draws one pair"),
     ("features", ["--fused", "R=same"], "features goes without --fused"),
     ("sheet", ["--csv", "a.csv"], "sheet goes without --csv"),
+    ("phase", ["--ir-range", "0", "9"], "phase goes without --ir-range"),
     ("spectrum", ["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
     ("spectrum", ["--csv", "same"], "--csv same: is a folder"),
     ("sheet", ["--out", "a.tif"], "--out a.tif: choose .png, .jpg"),

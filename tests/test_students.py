@@ -53,6 +53,18 @@ def test_measured_rows_are_recorded_and_a_missing_data_set_is_one_line(pairs, tm
     assert rows[1]["network"] == student and float(rows[1]["PSNR"]) > 0 and rows[1]["commit"]
 
 
+def test_after_ctrl_c_the_data_sets_that_could_not_be_read_are_named(tmp_path, monkeypatch, capsys):
+    def pairs_of(dataset, args):
+        if dataset == "TNO":
+            raise students.DataError("TNO: no such folder")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(students, "pairs_of", pairs_of)
+    student = write_weights(tmp_path / "student.pth", trained(stages=1))
+    code = students.main(["--datasets", "TNO", "MSRS", "--students", student, "--csv", str(tmp_path / "rows.csv")])
+    error = capsys.readouterr().err
+    assert code == 130 and "interrupted" in error and "not measured: TNO: TNO: no such folder" in error
+
+
 def test_the_printed_table_of_known_rows(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     assert students.main(["--print", "--csv", str(path)]) == 1 and "holds no rows" in capsys.readouterr().err

@@ -323,6 +323,17 @@ def test_a_missing_data_set_is_one_line(data, tmp_path, capsys):
     assert "not measured: TNO: " in capsys.readouterr().err
 
 
+def test_after_ctrl_c_the_rows_that_could_not_be_measured_are_named(data, tmp_path, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(table_rows, "score", interrupted)
+    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe paper", tmp_path / "absent.pth")
+    code = tables.main(["--table", "main", "--run", "--data", str(data), "--results", str(tmp_path), "--rows",
+                        "ours, recipe paper", "average"])
+    error = capsys.readouterr().err
+    assert code == 130 and "interrupted" in error and "not measured: ours, recipe paper: " in error
+
+
 # --- parts ---
 
 

@@ -391,7 +391,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMON = {"ir", "vis", "dataset", "data", "names"}
+COMMON = {"ir", "vis", "dataset", "data", "names", "ir_pattern", "vis_pattern", "resize", "ir_range"}
 OPTIONS = {"sheet": {*COMMON, "fused", "count", "box"}, "features": {*COMMON, "checkpoint"},
            "spectrum": {*COMMON, "fused", "count", "csv"}, "tradeoff": {"points", "quality"}, "phase": {"image", "box"}}
 
@@ -400,7 +400,7 @@ def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     """Raises ValueError for options that do not fit the kind, before any work is done."""
     for name in sorted(set().union(*OPTIONS.values()) - OPTIONS[args.kind]):
         if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"{args.kind} goes without --{name}")
+            raise ValueError(f"{args.kind} goes without --{name.replace('_', '-')}")
     if args.kind == "tradeoff" and not args.points:
         raise ValueError("tradeoff needs --points FILE")
     if args.kind == "features" and len(args.names or ()) > 1:

@@ -31,7 +31,7 @@ import metrics
 from dataset import Pair
 from images import DataError
 from net import RPFNet
-from support.console import INTERRUPTED, complain, failed, finished, first_line, given, noted
+from support.console import complain, failed, finished, first_line, given, noted
 from support.console import run as run_command
 from support.records import commit
 from support.runtime import keep_freed_memory
@@ -82,12 +82,11 @@ def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> d
     return rows
 
 
-def measure(args: argparse.Namespace) -> list[str]:
-    """Measure and record the rows of each data set. Returns a line for each data set that could not be read.
+def measure(args: argparse.Namespace, problems: list[str]) -> None:
+    """Measure and record the rows of each data set. One line in `problems` for each data set that cannot be read.
 
     Raises OSError, ValueError: a checkpoint cannot be read.
     """
-    problems = []
     networks = {name: RPFNet.from_pretrained(name, device()).optimize() for name in (TEACHER, *args.students)}
     for dataset in args.datasets:
         try:
@@ -99,7 +98,6 @@ def measure(args: argparse.Namespace) -> list[str]:
         rows = [dict.fromkeys(COLUMNS, "") | about | {"network": name} | digits(means)
                 for name, means in compare(networks, pairs, dataset).items()]
         record(args.csv, COLUMNS, rows, lambda row: (row["dataset"], row["network"]))
-    return problems
 
 
 def print_rows(path: Path, style: str) -> None:
@@ -144,19 +142,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.command, args.commit = shlex.join(["python", "tools/students.py", *argv]), commit()
     problems: list[str] = []
+    interrupted = False
     try:
         if not args.print:
             read_rows(args.csv, COLUMNS)        # before the measurement, so that a wrong file is found early
             keep_freed_memory()
-            problems = measure(args)
+            measure(args, problems)
         if args.print or len(problems) < len(args.datasets):
             print_rows(args.csv, args.format)
     except (TableError, DataError, OSError, ValueError) as error:
         return failed("students.py", error)
     except KeyboardInterrupt:
         complain("students.py: interrupted; complete data sets are recorded, --datasets measures the others")
-        return INTERRUPTED
-    return finished(problems, label="not measured")
+        interrupted = True
+    return finished(problems, interrupted, label="not measured")
 
 
 if __name__ == "__main__":

@@ -291,10 +291,9 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def run_trained(args: argparse.Namespace) -> list[str]:
-    """Train, fuse and score the rows of a table of TRAINED. Returns one line for each row that failed."""
-    pairs, problems = pairs_of("FLIR-val", args), []
-    runs = planned_runs(args)
+def run_trained(args: argparse.Namespace, problems: list[str]) -> None:
+    """Train, fuse and score the rows of a table of TRAINED. One line in `problems` for each row that failed."""
+    pairs, runs = pairs_of("FLIR-val", args), planned_runs(args)
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run}", flush=True)
         try:
@@ -302,7 +301,6 @@ def run_trained(args: argparse.Namespace) -> list[str]:
             score_run(run, pairs, args)
         except (TableError, ValueError, OSError) as error:
             problems.append(f"{run}: {first_line(error)}")
-    return problems
 
 
 def train_run(run: Run) -> None:
@@ -412,9 +410,11 @@ def pairs_of(dataset: str, args: argparse.Namespace) -> list[Pair]:
     return named_pairs(layout, args.data / folder)
 
 
-def run_shipped(args: argparse.Namespace) -> list[str]:
-    """Fuse and score with the shipped weights; also score baselines and images of other methods."""
-    problems: list[str] = []
+def run_shipped(args: argparse.Namespace, problems: list[str]) -> None:
+    """Fuse and score with the shipped weights; also score baselines and images of other methods.
+
+    One line in `problems` for each data set or method that cannot be measured.
+    """
     shipped = load_shipped(MEDICAL if args.table == "6" else SHIPPED, args, problems)
     for dataset in args.datasets or TABLES[args.table]:
         try:
@@ -428,7 +428,6 @@ def run_shipped(args: argparse.Namespace) -> list[str]:
             about = {"images": str(len(pairs))} | about | provenance(args)
             rows = rows_of(args.table, dataset, method, use, score(pairs, fuse, label), about)
             record(args.results / "tables.csv", COLUMNS, rows, identity)
-    return problems
 
 
 class Shipped(NamedTuple):
@@ -505,16 +504,17 @@ def without_cpm(model: RPFNet) -> RPFNet:
     return model
 
 
-def run_parts(args: argparse.Namespace) -> list[str]:
-    """Measure what each part of the network contributes to the results of the shipped weights."""
-    problems: list[str] = []
+def run_parts(args: argparse.Namespace, problems: list[str]) -> None:
+    """Measure what each part of the network contributes to the results of the shipped weights.
+
+    One line in `problems` for each checkpoint that cannot be loaded.
+    """
     pairs = pairs_of("FLIR-val", args)
     for method, (model, training) in load_shipped(SHIPPED, args, problems).items():
         about = {"images": str(len(pairs)), "source": training["source"]} | provenance(args)
         rows = [{"method": method, "part": part} | digits(means) | about
                 for part, means in score_parts(model, pairs, method).items()]
         record(args.results / "parts.csv", PARTS_COLUMNS, rows, lambda row: tuple(row[key] for key in PARTS_IDENTITY))
-    return problems
 
 
 def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:

@@ -39,7 +39,7 @@ import metrics
 import train
 from images import DataError
 from measures.tables import aligned
-from support.console import INTERRUPTED, complain, failed, finished, positive
+from support.console import complain, failed, finished, positive
 from support.console import run as run_command
 from support.outputs import write_atomically
 from support.runtime import keep_freed_memory
@@ -334,18 +334,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     problems: list[str] = []
+    interrupted = False
     try:
         if args.run:
             keep_freed_memory()
             run = run_trained if args.table in TRAINED else run_parts if args.table == "parts" else run_shipped
-            problems = run(args)
+            run(args, problems)
         print_table(args)
     except (TableError, DataError, OSError, ValueError) as error:
         return failed("tables.py", error)
     except KeyboardInterrupt:
         complain("", "tables.py: interrupted; the same command goes on from here")
-        return INTERRUPTED
-    return finished(problems, label="not measured")
+        interrupted = True
+    return finished(problems, interrupted, label="not measured")
 
 
 if __name__ == "__main__":
