@@ -193,7 +193,8 @@ def build_parser() -> argparse.ArgumentParser:
                       "eight columns of the tables that follow CDDFuse, and with --metrics also AG, PSNR, CC, MSE "
                       "(default: definition; with --paper: paper). float and uint8, the former names of definition and "
                       "toolbox, are accepted in this release")
-    what.add_argument("--metrics", nargs="+", metavar="NAME", help=f"only these (default: all): {' '.join(NAMES)}")
+    what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these (default: the columns of the "
+                      f"protocol; all for definition and toolbox): {' '.join(NAMES)}")
     what.add_argument("--paper", metavar="TABLE", help="also print the published rows of this table of the paper: 1, "
                       "2, 3, 4:TNO, 4:MSRS, 4:M3FD, 6 (with --dataset, 4 is enough)")
 
