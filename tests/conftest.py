@@ -12,9 +12,17 @@ from net import RPFNet
 from support.outputs import OutputError
 from video.results import VideoFile
 
+gpus_are_hidden = pytest.MonkeyPatch()
 
+
+@pytest.hookimpl(tryfirst=True)     # before fixtures of any scope
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+    """Run all tests without the marker `gpu` on the CPU, also where there is a GPU: their results are those of CPUs."""
+    gpus_are_hidden.undo()
+    if not item.get_closest_marker("gpu"):
+        gpus_are_hidden.setattr(torch.cuda, "is_available", lambda: False)
+        gpus_are_hidden.setenv("CUDA_VISIBLE_DEVICES", "")      # for programs that tests start
+    elif not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
 
