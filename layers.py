@@ -39,6 +39,8 @@ class ImagePools(nn.Module):
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.device.type != "cpu":      # on GPUs, one thread would search the maximum of a whole channel
+            return x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
         return F.adaptive_avg_pool2d(x, 1), F.adaptive_max_pool2d(x, 1)
 
 
@@ -82,8 +84,24 @@ def irfft2_of_channels(parts: Tensor, size: Sequence[int]) -> Tensor:
     """Inverse of `rfft2_as_channels`: (B, 2C, H, W/2+1) -> (B, C, H, W). `size` is (H, W)."""
     if torch.onnx.is_in_onnx_export():
         return _irfft2_as_products(parts, size)
+    if parts.device.type != "cpu":
+        parts = hermitian(parts, size[1])
     # Without s, the result for an odd width would be one pixel too narrow.
     return torch.fft.irfft2(torch.complex(*parts.chunk(2, 1)), s=size, norm="ortho")
+
+
+def hermitian(parts: Tensor, width: int) -> Tensor:
+    """Make the spectrum of `irfft2_of_channels` that of a real image of this width. (B, 2C, H, W/2+1) -> the same
+
+    The columns of frequency 0 and, for an even width, of the Nyquist frequency must be Hermitian along H. After a ReLU
+    they are not. The inverse on CPUs ignores the other part of these columns. That of cuFFT is undefined with it
+    (PyTorch issue 69627), so it is removed first.
+    """
+    columns = parts[..., ::width if width % 2 else width // 2]
+    real, imaginary = columns.flip(-2).roll(1, -2).chunk(2, 1)          # at the opposite frequency along H
+    parts = parts.clone()       # the backward pass of the ReLU before needs its output
+    parts[..., ::width if width % 2 else width // 2] = (columns + torch.cat([real, -imaginary], 1)) / 2
+    return parts
 
 
 # The transforms for ONNX are matrix products. ONNX runtimes reject the inverse of a one-sided spectrum, and their DFT

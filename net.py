@@ -293,7 +293,7 @@ class RPFNet(nn.Module):
                 CPUs. The first image of each size takes a minute. After eight sizes PyTorch stops compiling. The next
                 forward pass overwrites the returned tensor, so clone what you keep.
         """
-        fold_batch_norm(self.eval())
+        fold_batch_norm(self.eval().requires_grad_(False))
         self.uses_bfloat16 = bfloat16
         if compiled:
             self.compile(mode="reduce-overhead", dynamic=False)

@@ -66,13 +66,13 @@ def odd(text: str) -> int:
 
 
 def device(text: str) -> str:
-    """Type of --device: the name of a device other than "meta". `check_device` tests if this machine has it."""
+    """Type of --device: the name of a CPU or CUDA device. `use_device` tests if this machine has it."""
     try:
         kind = torch.device(text).type
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"device {reprlib.repr(text)}: unknown; choose cpu or cuda") from None
-    if kind == "meta":
-        raise argparse.ArgumentTypeError("device meta: it holds no values; choose cpu or cuda")
+    if kind not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"device {kind}: training is written for cpu and cuda")
     return text
 
 

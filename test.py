@@ -48,7 +48,7 @@ from support.console import (
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, shared_name
-from support.runtime import IMITATED, check_device, has_bfloat16, keep_freed_memory, on_gpu, team
+from support.runtime import IMITATED, has_bfloat16, keep_freed_memory, on_gpu, team, use_device
 from weights import CHECKPOINTS
 
 FORMATS = ("png", "bmp", "tif", "jpg")
@@ -231,7 +231,7 @@ def fuse(args: argparse.Namespace, result: Result) -> None:
     """The whole run, from the options to the files. Errors are stored in `result`. Raises KeyboardInterrupt."""
     with ExitStack() as held:
         try:
-            check_device(args.device)
+            use_device(args.device)
             result.pairs, result.unpaired = collect_pairs(args)
             choose_output(args, result.pairs)
             if team.rank == 0:
@@ -291,7 +291,7 @@ def fuse_video(args: argparse.Namespace) -> int:
     notes: list[tuple[str, ...]] = []
     with collected(notes):
         try:
-            check_device(args.device)
+            use_device(args.device)
             fuser = video.VideoFuser(args)
             with making([fuser.folder]), locked(fuser.folder):
                 fuser.fuse_all(load_network(args))

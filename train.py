@@ -41,7 +41,7 @@ from recipe import (
 from support.console import INTERRUPTED, collected, complain, failed, first_line, grouped, printable
 from support.outputs import OutputError, locked, making
 from support.records import commit, device_name
-from support.runtime import IMITATED, check_device, keep_freed_memory, lacks_memory, team
+from support.runtime import IMITATED, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
 from trainer import (
     SMALLER,
     Stop,
@@ -170,12 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, state = parse(argv, __doc__)
         args.command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
         args.commit = commit()      # read now: a commit during the run is not that of the loaded code
-        check_device(args.device)
+        use_device(args.device)
+        exact_convolutions()
         with making([args.out]), locked(args.out) if team.rank == 0 else nullcontext():
             if not args.resume:
                 refuse_overwriting_a_run(args.out)
             trainer, stop = train(args, state)
     except (DataError, TrainingError, OutputError, ValueError, OSError, RuntimeError, MemoryError) as error:
+        team.failed = True
         return failed("train.py", described(error))
     except KeyboardInterrupt:
         saved = f"; the last save, if there was one, is {args.out / 'last.pth'}" if args else ""

@@ -315,7 +315,7 @@ class Trainer:
         """Make best.pth, a plain state dict, and best.json, with the recipe and the scores, for `_write_best`."""
         # Iterations share tensors. Each is made contiguous once, so that torch.save stores it once.
         copies: dict[int, Tensor] = {}
-        weights = {name: copies.setdefault(value.data_ptr(), value.contiguous())
+        weights = {name: copies.setdefault(value.data_ptr(), value.contiguous().cpu())
                    for name, value in self.model.state_dict().items()}
         about = {"config": self.model.config, "version": VERSION, "recipe": recipe(self.args), "steps": self.step,
                  "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
@@ -425,8 +425,14 @@ def own_crops(batches: Sequence[list[int]]) -> list[Sequence[int]]:
 
 
 def in_parallel(*nets: nn.Module) -> list[nn.Module]:
-    """Wrap the networks, so that backward() averages the gradients over all processes."""
+    """Wrap the networks, so that backward() averages the gradients over all processes.
+
+    Raises TrainingError if two processes use one GPU, which NCCL does not support.
+    """
     if next(nets[0].parameters()).device.type == "cuda":
+        gpus = team.gathered([str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)])
+        if len({*gpus}) < len(gpus):
+            raise TrainingError(f"{team.world} processes, but only {len({*gpus})} GPUs; start one process for each GPU")
         # The conversion replaces submodules in place and keeps parameters and names. PyTorch has no SyncBatchNorm for
         # CPUs, so each process normalises its own part of the batch there.
         nets = [nn.SyncBatchNorm.convert_sync_batchnorm(net) for net in nets]

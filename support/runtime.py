@@ -75,6 +75,24 @@ def on_gpu(device: str) -> bool:
     return device.startswith("cuda")
 
 
+def use_device(device: str) -> None:
+    """Check a device. A GPU with a number, such as "cuda:1", becomes the current GPU of this program. Raises ValueError.
+
+    Otherwise, questions about "the GPU" and pinned memory would concern GPU 0.
+    """
+    check_device(device)
+    if on_gpu(device) and torch.device(device).index is not None:
+        torch.cuda.set_device(device)
+
+
+def exact_convolutions() -> None:
+    """Turn off TF32, in which GPUs from Ampere on round the inputs of float32 convolutions to ten bits.
+
+    In SSIM, E[x^2] - E[x]^2 would then lose most of its digits, and its gradient would be wrong.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def has_bfloat16(device: str | torch.device) -> bool:
     """Whether a device has bfloat16 instructions. Without them bfloat16 is emulated, several times slower than float32.
 
@@ -94,6 +112,7 @@ class Team:
     """The processes that torchrun started. They divide the work. Without torchrun, there is only this process."""
 
     rank, world = 0, 1      # rank of this process, and number of processes (world size)
+    failed = False          # whether this process ends with an error of its own
 
     def join(self) -> None:
         """Join the process group, and make "cuda" mean the GPU of this process. No effect without torchrun."""
@@ -105,9 +124,14 @@ class Team:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         # Gloo is used beside NCCL for tensors on the CPU: what the processes exchange between two steps must not wait
         # for the GPU.
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        atexit.register(distributed.destroy_process_group)
+        nccl = torch.cuda.is_available() and distributed.is_nccl_available()       # Windows has no NCCL
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+        atexit.register(self._leave)
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+
+    def _leave(self) -> None:
+        if not self.failed:     # otherwise NCCL would wait for the other processes, which wait for this one
+            distributed.destroy_process_group()
 
     def share(self, items: Sequence) -> Sequence:
         """The items of this process: every world-th, beginning with its rank."""

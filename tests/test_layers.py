@@ -14,6 +14,7 @@ from layers import (
     channel_pools,
     fast_length,
     fold_batch_norm,
+    hermitian,
     irfft2_of_channels,
     rfft2_as_channels,
 )
@@ -50,6 +51,30 @@ def test_transforms_pass_gradients_back(width):
     assert torch.autograd.gradcheck(rfft2_as_channels, x)
     parts = torch.randn(1, 4, 5, width // 2 + 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda p: irfft2_of_channels(p, (5, width)), parts)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_not_hermitian_does_not_change_the_inverse(size):
+    parts = torch.randn(2, 6, size[0], size[1] // 2 + 1)
+    kept = hermitian(parts, size[1])
+    assert (kept - parts).abs().max() > 0.1
+    torch.testing.assert_close(irfft2_of_channels(kept, size), irfft2_of_channels(parts, size))
+    image = torch.randn(2, 3, *size)
+    torch.testing.assert_close(hermitian(rfft2_as_channels(image), size[1]), rfft2_as_channels(image))
+    torch.testing.assert_close(rfft2_as_channels(irfft2_of_channels(kept, size)), kept)      # as for any real image
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", SIZES)
+def test_a_gpu_inverts_any_spectrum_as_a_cpu_does(size):
+    parts = torch.randn(2, 6, size[0], size[1] // 2 + 1, requires_grad=True)
+    weights = torch.randn(2, 3, *size)
+    (irfft2_of_channels(parts, size) * weights).sum().backward()
+    there = parts.detach().cuda().requires_grad_()
+    image = irfft2_of_channels(there, size)
+    (image * weights.cuda()).sum().backward()
+    torch.testing.assert_close(image.detach().cpu(), irfft2_of_channels(parts, size).detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(there.grad.cpu(), parts.grad, atol=1e-5, rtol=1e-5)
 
 
 def test_fast_lengths_have_no_large_prime_factor():

@@ -539,3 +539,5 @@ def test_compiled_on_a_gpu_gives_the_same_picture():
         network.optimize(bfloat16=True, compiled=True)
         for _ in range(3):      # the third call replays the CUDA graph
             torch.testing.assert_close(network(*pair), expected, atol=0.02, rtol=0)
+    for _ in range(3):          # also outside of inference mode
+        torch.testing.assert_close(network(*pair).clone(), expected, atol=0.02, rtol=0)

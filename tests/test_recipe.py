@@ -191,7 +191,7 @@ WRONG = [
     ("--ssim-window", "4"), ("--ssim-window", "0"), ("--ssim-window", "1"), ("--channels", "2"), ("--channels", "6"),
     ("--stages", "0"), ("--stages", "1000000000"), ("--dataset", "tno"),
     ("--out", ""), ("--out", " "), ("--data", ""), ("--ir", ""), ("--init", ""), ("--recipe", ""),
-    ("--device", "meta"), ("--device", "nonsense"),
+    ("--device", "meta"), ("--device", "mps"), ("--device", "nonsense"),
 ]
 
 

@@ -1,9 +1,12 @@
 """The machine: devices, malloc's settings, and how processes share work (torchrun itself: test_distributed.py)."""
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import trainer
+from recipe import TrainingError
 from support import runtime
 from support.console import first_line
 from support.runtime import Team, check_device, has_bfloat16
@@ -51,6 +54,25 @@ def test_devices_that_cannot_be_used_are_named_in_one_line():
         with pytest.raises(ValueError, match=f"device {device}: ") as error:
             check_device(device)
         assert "\n" not in str(error.value)
+
+
+def test_a_numbered_gpu_becomes_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(runtime, "check_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("cpu", "cuda", "cuda:1"):
+        runtime.use_device(device)
+    assert chosen == ["cuda:1"]
+
+
+def test_two_processes_on_one_gpu_are_refused_before_nccl_fails(monkeypatch):
+    network = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="A"))
+    monkeypatch.setattr(runtime.team, "world", 3)
+    monkeypatch.setattr(runtime.team, "gathered", lambda own: [*own, "B", "A"], raising=False)
+    with pytest.raises(TrainingError, match="3 processes, but only 2 GPUs"):
+        trainer.in_parallel(network)
 
 
 def test_with_torchrun_a_device_has_no_number(monkeypatch):

@@ -34,6 +34,12 @@ def test_a_best_json_is_a_recipe(folders, tmp_path):
     assert same_weights(tmp_path / "a", tmp_path / "b")
 
 
+def test_training_turns_tf32_off(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert train.main([*folders, *TINY, "--steps", "1", "--out", str(tmp_path)]) == 0
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_a_run_on_own_pairs_records_their_folders_and_no_data_set(folders, tmp_path, capsys):
     assert train.main([*folders, *TINY, "--steps", "1", "--out", str(tmp_path)]) == 0
     stored = json.loads((tmp_path / "best.json").read_text())["recipe"]

@@ -302,6 +302,15 @@ def test_off_is_the_image_path_to_the_bit_and_so_is_the_first_frame():
     assert (model.fuse(*frames[4]) == alone[4]).all()       # the hooks are gone
 
 
+def test_a_compiled_network_cannot_keep_averages():
+    model = network()
+    model.compile()         # PyTorch compiles with the first call, which does not come
+    with pytest.raises(ValueError, match="without compiled=True"):
+        Steady(model)
+    with Steady(model, 0):
+        pass
+
+
 def test_the_pools_are_an_exponential_average():
     model = network()
     module = model.stages[1].rpm.ca.pools

@@ -49,7 +49,7 @@ from recipe import parse
 from support.console import failed, first_line, positive
 from support.console import run as run_command
 from support.records import commit, processor
-from support.runtime import check_device, keep_freed_memory, peak_memory
+from support.runtime import check_device, exact_convolutions, keep_freed_memory, peak_memory
 from tools.released import ReleasedNet
 from trainer import Trainer
 from weights import CHECKPOINTS
@@ -74,6 +74,7 @@ def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
     half = case.precision == "bfloat16"
     layout = torch.channels_last if half else torch.contiguous_format
     if case.task == "training":
+        exact_convolutions()
         options = ["--device", device, "--batch", str(case.batch), "--amp" if half else "--no-amp", "--out", os.devnull]
         trainer = Trainer(parse(options)[0])
         trainer.bfloat16 = half         # also where train.py would not use it, because it is slower

@@ -75,12 +75,15 @@ class Steady:
             until the end of the `with` block.
         keep: weight of the past, 0 <= keep < 1. 0: each frame is fused exactly as a single image.
     Raises:
-        ValueError: keep is out of its range.
+        ValueError: keep is out of its range, or the model is compiled (its hooks would keep memory of CUDA graphs, which
+            the next frame overwrites).
     """
 
     def __init__(self, model: nn.Module, keep: float = KEEP):
         if not 0 <= keep < 1:
             raise ValueError(f"keep={keep}; a weight from 0 to below 1 is needed")
+        if keep and getattr(model, "_compiled_call_impl", None):
+            raise ValueError("a compiled network cannot keep averages over frames; use optimize() without compiled=True")
         self.model, self.keep = model, keep
         self._averages: dict[nn.Module, list[Tensor]] = {}
         self._cuts, self._size = Cuts(), (0, 0)
