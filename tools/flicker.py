@@ -210,7 +210,8 @@ def recorded_rows(path: Path, weights: str) -> list[dict]:
     if not rows:
         raise TableError(f"{path}: no rows with the weights {weights}; measure them with --csv {path}")
     first = [row["sequence"] for row in rows]
-    rows.sort(key=lambda row: (first.index(row["sequence"]), float(row["steady"])))     # the rows of a sequence together
+    # The rows of a sequence together.
+    rows.sort(key=lambda row: (first.index(row["sequence"]), int(row["frames"]), row["size"], float(row["steady"])))
     return [row | {name: float(row[name]) for name in ("steady", *NUMBERS)} for row in rows]
 
 
