@@ -94,13 +94,14 @@ def hermitian(parts: Tensor, width: int) -> Tensor:
     """Make the spectrum of `irfft2_of_channels` that of a real image of this width. (B, 2C, H, W/2+1) -> the same
 
     The columns of frequency 0 and, for an even width, of the Nyquist frequency must be Hermitian along H. After a ReLU
-    they are not. The inverse on CPUs ignores the other part of these columns. That of cuFFT is undefined with it
-    (PyTorch issue 69627), so it is removed first.
+    they are not. The inverse on CPUs ignores what is not Hermitian there. That of cuFFT is then undefined (PyTorch issue
+    69627), so it is removed first.
     """
-    columns = parts[..., ::width if width % 2 else width // 2]
+    edges = slice(None, None, width if width % 2 else width // 2)      # an odd width has no Nyquist frequency
+    columns = parts[..., edges]
     real, imaginary = columns.flip(-2).roll(1, -2).chunk(2, 1)          # at the opposite frequency along H
     parts = parts.clone()       # the backward pass of the ReLU before needs its output
-    parts[..., ::width if width % 2 else width // 2] = (columns + torch.cat([real, -imaginary], 1)) / 2
+    parts[..., edges] = (columns + torch.cat([real, -imaginary], 1)) / 2
     return parts
 
 
