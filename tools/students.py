@@ -142,7 +142,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.command, args.commit = shlex.join(["python", "tools/students.py", *argv]), commit()
     problems: list[str] = []
-    interrupted = False
     try:
         if not args.print:
             read_rows(args.csv, COLUMNS)        # before the measurement, so that a wrong file is found early
@@ -154,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return failed("students.py", error)
     except KeyboardInterrupt:
         complain("students.py: interrupted; complete data sets are recorded, --datasets measures the others")
-        interrupted = True
-    return finished(problems, interrupted, label="not measured")
+        return finished(problems, interrupted=True, label="not measured")
+    return finished(problems, label="not measured")
 
 
 if __name__ == "__main__":

@@ -334,7 +334,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     problems: list[str] = []
-    interrupted = False
     try:
         if args.run:
             keep_freed_memory()
@@ -345,8 +344,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return failed("tables.py", error)
     except KeyboardInterrupt:
         complain("", "tables.py: interrupted; the same command goes on from here")
-        interrupted = True
-    return finished(problems, interrupted, label="not measured")
+        return finished(problems, interrupted=True, label="not measured")
+    return finished(problems, label="not measured")
 
 
 if __name__ == "__main__":
