@@ -49,10 +49,10 @@ def decode(path: str | Path) -> np.ndarray:
         DataError: no such file, a damaged file, a format that is not supported, or too large for the memory.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     # imread cannot open every non-ASCII path on every system, so the bytes are read here and decoded by imdecode.
     try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
         data = path.read_bytes()
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except OSError as error:
@@ -77,6 +77,8 @@ def decode(path: str | Path) -> np.ndarray:
 
 def _as_its_header_says(path: Path, data: bytes, image: np.ndarray) -> np.ndarray:
     """Apply orientation and "min is white". Raises DataError if only a part of the file was decoded."""
+    if headers.pages(data) > 1:
+        note("the file has several pages, and only the first is read; split it into one file for each", path.name)
     damage = headers.damage(data) if image.dtype == np.uint8 else ""       # OpenCV itself rejects damaged 16-bit files
     if damage:
         raise DataError(f"{path}: {damage}; copy or export the image again")
@@ -227,6 +229,7 @@ def to_image(luminance: np.ndarray, chrominance: np.ndarray | None = None, studi
 
 ALIGNMENT_SIDE = 256    # pixels; larger images are resized to this longer side for the comparison
 ALIGNMENT_LEAST = 96    # pixels; images with a shorter side are not checked, because their edges agree by chance
+COMPARED_LEAST = 16     # pixels; the same for the shorter side after resizing, for very long images
 LEAST_PEAK = 0.12       # threshold for the peak of the phase correlation, which is 1 for identical images
 ALIGNED = 4.0           # pixels of the original image; smaller shifts are not reported
 
@@ -241,9 +244,9 @@ def apparent_shift(ir: np.ndarray, vis: np.ndarray) -> float | None:
     Args:
         ir, vis: uint8 of one size, (H, W) or (H, W, 3).
     """
-    if min(ir.shape) < ALIGNMENT_LEAST:
-        return None
     scale = min(1.0, ALIGNMENT_SIDE / max(ir.shape))
+    if min(ir.shape) < ALIGNMENT_LEAST or min(ir.shape) * scale < COMPARED_LEAST:
+        return None
     first, second = (_edges(luma(image), scale) for image in (ir, vis))
     window = cv2.createHanningWindow(first.shape[::-1], cv2.CV_32F)
     (right, down), peak = cv2.phaseCorrelate(first - first.mean(), second - second.mean(), window)

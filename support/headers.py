@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}      # image files that are read
-ORIENTATION, PHOTOMETRIC = 274, 262     # tags of TIFF 6.0, also used by Exif
+ORIENTATION, PHOTOMETRIC, SUBFILE_TYPE = 274, 262, 254      # tags of TIFF 6.0, also used by Exif
 EXIF = (b"Exif", b"eXIf", b"EXIF")      # names of the block in JPEG, PNG and WebP files
 MIN_IS_WHITE = 0                        # value of PHOTOMETRIC
+REDUCED = 1                             # bit of SUBFILE_TYPE: a thumbnail or another reduced copy
 
 # The end of entropy-coded JPEG data: a byte FF that is not escaped (00), not a restart marker and not a fill byte.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -48,6 +49,23 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 def min_is_white(data: bytes) -> bool:
     """Whether the file is a TIFF in which 0 means white."""
     return _is_tiff(data) and _tags(data).get(PHOTOMETRIC) == MIN_IS_WHITE
+
+
+def pages(data: bytes) -> int:
+    """Number of images in a TIFF file, without reduced copies of an image; 1 for other files and damaged headers."""
+    if not _is_tiff(data):
+        return 1
+    from PIL import Image  # imported here, because most folders hold no TIFF
+
+    number = 0
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            for index in range(getattr(image, "n_frames", 1)):
+                image.seek(index)
+                number += not getattr(image, "tag_v2", {}).get(SUBFILE_TYPE, 0) & REDUCED
+    except Exception:       # noqa: BLE001  as in _tags
+        pass
+    return max(number, 1)
 
 
 def _is_tiff(data: bytes) -> bool:

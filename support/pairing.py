@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,17 +26,21 @@ def list_images(folder: str | Path) -> dict[str, Path]:
 
     Raises DataError if there is no such folder, or if two images have the same stem.
     """
-    folder = Path(folder)
+    found: dict[str, Path] = {}
+    for path in _image_files(Path(folder)):
+        _add(found, path.stem, path)
+    return found
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """The images in a folder, in natural order. Warns about other files. Raises DataError if there is no such folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     paths = [p for p in folder.iterdir() if not p.name.startswith(".")]
     others = [p.name for p in paths if p.suffix.lower() not in SUFFIXES and not p.is_dir()]
     if others:
         note(f"not read, because only {', '.join(sorted(SUFFIXES))} are", f"{folder}/ ({listed(sorted(others), 5)})")
-    found: dict[str, Path] = {}
-    for path in sorted((p for p in paths if p.suffix.lower() in SUFFIXES), key=lambda p: natural_key(p.name)):
-        _add(found, path.stem, path)
-    return found
+    return sorted((p for p in paths if p.suffix.lower() in SUFFIXES), key=lambda p: natural_key(p.name))
 
 
 def _add(found: dict[str, Path], name: str, path: Path) -> None:
@@ -104,7 +108,7 @@ def _guess(ir: dict[str, Path], vis: dict[str, Path]) -> list[Pair]:
     return []
 
 
-def _matching(images: dict[str, Path], pattern: str, option: str) -> dict[str, Path]:
+def _matching(images: Sequence[Path], pattern: str, option: str) -> dict[str, Path]:
     """{text that * matches: path} of the images that match a pattern.
 
     A pattern with a suffix (*_ir.png) is compared with the whole file name, any other pattern with the stem. Raises
@@ -114,7 +118,7 @@ def _matching(images: dict[str, Path], pattern: str, option: str) -> dict[str, P
     if not star or "*" in after:
         raise DataError(f"{option} {pattern}: write one *, for what the two names of a pair have in common")
     found: dict[str, Path] = {}
-    for path in images.values():
+    for path in images:
         text = path.name if Path(pattern).suffix.lower() in SUFFIXES else path.stem
         match = re.fullmatch(re.escape(before) + "(.+)" + re.escape(after), text)
         if match:
@@ -124,8 +128,8 @@ def _matching(images: dict[str, Path], pattern: str, option: str) -> dict[str, P
     return found
 
 
-def _examples(images: dict[str, Path]) -> str:
-    return listed([path.name for path in images.values()], 3)
+def _examples(images: Iterable[Path]) -> str:
+    return listed([path.name for path in images], 3)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -151,8 +155,8 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
     """
     ir_dir, vis_dir = Path(ir_dir), Path(vis_dir)
     if ir_pattern or vis_pattern:
-        ir = _matching(list_images(ir_dir), ir_pattern or "*", "--ir-pattern")
-        vis = _matching(list_images(vis_dir), vis_pattern or "*", "--vis-pattern")
+        ir = _matching(_image_files(ir_dir), ir_pattern or "*", "--ir-pattern")
+        vis = _matching(_image_files(vis_dir), vis_pattern or "*", "--vis-pattern")
     elif ir_dir.resolve() == vis_dir.resolve():
         ir, vis = _sides(ir_dir)
     else:
@@ -166,8 +170,8 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
             return pairs, []
     pairs = [Pair(name, ir[name], vis[name]) for name in ir if name in vis]
     if not pairs:
-        raise DataError(f"no file of {ir_dir} has the name of one of {vis_dir}: {_examples(ir)} against "
-                        f"{_examples(vis)}; say what is common, as in --ir-pattern '*_ir' --vis-pattern '*_vis'")
+        raise DataError(f"no file of {ir_dir} has the name of one of {vis_dir}: {_examples(ir.values())} against "
+                        f"{_examples(vis.values())}; say what is common, as in --ir-pattern '*_ir' --vis-pattern '*_vis'")
     unpaired = [f"{path}: no visible partner in {vis_dir}" for name, path in ir.items() if name not in vis]
     unpaired += [f"{path}: no infrared partner in {ir_dir}" for name, path in vis.items() if name not in ir]
     return pairs, unpaired

@@ -9,6 +9,7 @@ from PIL import Image
 
 from images import DataError, read_gray, read_ir, read_vis
 from support import headers
+from support.console import ImageWarning
 
 
 def smooth(height=40, width=60, seed=0):
@@ -67,6 +68,20 @@ def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(tmp_path):
     for photometric, expected in ((1, deep), (0, 65535 - deep)):
         (tmp_path / "a.tif").write_bytes(stored(deep, "TIFF", tiffinfo={262: photometric}))
         assert np.array_equal(read_vis(tmp_path / "a.tif"), expected // 257)
+
+
+# --- pages ---
+
+
+def test_further_pages_of_a_tiff_are_mentioned_and_thumbnails_are_not(tmp_path):
+    page, small = (Image.fromarray(smooth(side, side)) for side in (64, 16))
+    small.encoderinfo = {"tiffinfo": {254: 1}}      # a reduced copy
+    page.save(tmp_path / "three.tif", save_all=True, append_images=[page, page])
+    page.save(tmp_path / "thumbnail.tif", save_all=True, append_images=[small])
+    assert [headers.pages((tmp_path / f"{name}.tif").read_bytes()) for name in ("three", "thumbnail")] == [3, 1]
+    assert headers.pages(stored(smooth(), "PNG")) == headers.pages(b"II*\0damaged") == 1
+    with pytest.warns(ImageWarning, match="three.tif: the file has several pages, and only the first is read"):
+        read_vis(tmp_path / "three.tif")
 
 
 # --- damage ---

@@ -138,6 +138,8 @@ def test_nothing_is_said_of_images_without_common_edges_or_very_small_ones():
     assert not apparent_shift(np.zeros((200, 200), np.uint8), gray(200, 200))
     image = gray(60, 300)
     assert apparent_shift(image, np.roll(image, 9, 1)) is None
+    lines = gray(100, 30000)
+    assert apparent_shift(lines, lines) is None     # one row after resizing
 
 
 def test_other_pixel_types_are_refused(tmp_path):

@@ -70,6 +70,16 @@ def test_one_folder_with_patterns(tmp_path):
     assert [pair.name for pair in find_pairs(ir, ir, "*_L", "*_R")[0]] == ["1", "2"]
 
 
+def test_patterns_with_suffixes_tell_files_of_one_stem_apart(tmp_path):
+    ir, _ = folders(tmp_path, ["1", "2"], [])
+    for name in "12":
+        (ir / f"{name}.jpg").write_bytes(b"")
+    pairs, unpaired = find_pairs(ir, ir, "*.png", "*.jpg")
+    assert [(pair.ir.name, pair.vis.name) for pair in pairs] == [("1.png", "1.jpg"), ("2.png", "2.jpg")] and not unpaired
+    with pytest.raises(DataError, match="1.jpg and 1.png share a name"):
+        find_pairs(ir, ir)
+
+
 def test_files_that_are_not_read_are_mentioned(tmp_path):
     ir, _ = folders(tmp_path, ["a"], [])
     for name in ("b.gif", "notes.txt", ".hidden"):
