@@ -1,5 +1,6 @@
 """Video: frames in and out, errors, Ctrl-C, and pools that follow an average over the frames."""
 import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import video
 from images import DataError, infrared_span
 from net import RPFNet
 from support.console import INTERRUPTED
+from support.outputs import OutputError
 from tools.naturalness import entering_target, flicker_measures
 from video import Steady
 from video.clips import FolderClip
@@ -184,6 +186,49 @@ def test_ctrl_c_leaves_a_file_that_can_be_played(clips, tmp_path, small, capsys,
     assert len(read_clip(tmp_path / "fused.mp4")[0]) == 4 and names(tmp_path) == ["fused.mp4"]
     said = capsys.readouterr()
     assert "4 frames in" in said.out and "test.py: interrupted" in said.err
+
+
+def test_an_earlier_file_survives_a_run_that_ends_early(clips, tmp_path, small, capsys, monkeypatch):
+    monkeypatch.setattr(video.clips, "COUNTED", set())
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.avi", *small) == 0
+    assert fuse(clips / "ir.avi", clips / "short.avi", tmp_path / "fused.avi", *small) == 1
+    assert len(read_clip(tmp_path / "fused.avi")[0]) == LENGTH and len(read_clip(tmp_path / "fused.partial.avi")[0]) == 7
+    assert f"7 frames in {tmp_path / 'fused.partial.avi'}" in capsys.readouterr().out
+
+
+def test_a_file_that_lacks_frames_is_kept_and_one_without_any_is_not(tmp_path):
+    gray = np.full(SIZE, 99, np.uint8)
+    for count, kept in ((3, True), (0, False)):
+        out = tmp_path / f"{count}.avi"
+        with pytest.raises(OutputError, match=f"3 are in the file, which is kept|{out.name}: no frame could be written"):
+            with VideoFile(out, RATE) as file:
+                for _ in range(count):
+                    file.write("frame", gray)
+                if count == 0:
+                    file._writer = SimpleNamespace(release=lambda: None)        # opened, and the disk was full at once
+                file._written += 2      # as if the disk had been full for two
+        assert out.exists() == kept
+    assert len(read_clip(tmp_path / "3.avi")[0]) == 3 and names(tmp_path) == ["3.avi"]
+
+
+def test_gray_video_of_16_bits_is_refused_with_the_remedy(clips, tmp_path, small, capsys):
+    deep = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0]
+    writer = cv2.VideoWriter(str(tmp_path / "ir.mkv"), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"FFV1"), RATE, SIZE[::-1], deep)
+    if not writer.isOpened():
+        pytest.skip("this OpenCV does not write 16-bit video")
+    for level in range(LENGTH):
+        writer.write(np.full(SIZE, 3000 + level, np.uint16))
+    writer.release()
+    assert fuse(tmp_path / "ir.mkv", clips / "vis.avi", tmp_path / "fused.avi", *small) == 1
+    error = capsys.readouterr().err
+    assert "ir.mkv: gray video of 16 bits" in error and "ffmpeg -i ir.mkv" in error and names(tmp_path) == ["ir.mkv"]
+
+
+def test_paths_with_a_colon_are_files(clips, tmp_path, small, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(clips / "ir.avi", "12:30 ir.avi")
+    assert fuse("12:30 ir.avi", clips / "vis.avi", "12:30 fused.avi", *small) == 0
+    assert len(read_clip(tmp_path / "12:30 fused.avi")[0]) == LENGTH
 
 
 def test_a_writer_that_cannot_be_opened_names_the_remedy(clips, tmp_path, small, capsys, monkeypatch):

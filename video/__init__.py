@@ -94,7 +94,7 @@ class VideoFuser:
 
     Attributes:
         folder: output folder. It must exist before `fuse_all` is called.
-        place: the output file; for frames, the output folder.
+        place: the file that holds the result; for frames, the output folder.
         written: number of frames that were written.
         seconds: time for these frames, including reading and writing.
     Raises:
@@ -136,8 +136,10 @@ class VideoFuser:
             with Steady(model, self.args.steady) as steady, output:
                 self._fuse_frames(steady, output)
         except OutputError:
-            self.written = 0        # the file cannot be played
+            self.written = 0        # the error says how many frames the file has
             raise
+        finally:
+            self.place = output.path
 
     def _fuse_frames(self, steady: Steady, output: VideoFile | FrameFolder) -> None:
         start = time.perf_counter()

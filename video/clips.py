@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -16,7 +17,7 @@ from images import DataError, infrared_luma, infrared_span, luma
 from support.console import note
 from support.pairing import Pair, all_paired, find_pairs, list_images
 
-COUNTED = {".mp4", ".avi", ".mov", ".m4v"}                      # formats whose header holds the exact number of frames
+COUNTED = {".mp4", ".avi", ".mov", ".m4v"}                      # formats whose header holds the number of frames
 SUFFIXES = COUNTED | {".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"}
 RATE = 25.0             # frames per second, if the sources have no rate
 SAME_RATE = 0.005       # frames per second; tolerance for rates that are rounded in headers
@@ -98,7 +99,7 @@ class Capture:
         rate: frames per second; 0 if it is unknown.
         length: number of frames; None if it is unknown before the end.
     Raises:
-        DataError: no such file or camera, or one that cannot be decoded.
+        DataError: no such file or camera, one that cannot be decoded, or gray video of more than 8 bits.
     """
 
     def __init__(self, source: Path):
@@ -106,12 +107,23 @@ class Capture:
         self.is_camera, self.name = number is not None, str(source) if number is None else f"camera {number}"
         if not self.is_camera and not source.is_file():
             raise DataError(f"{source}: no such file")
-        self._capture = cv2.VideoCapture(str(source) if number is None else number)
+        # Absolute, because FFmpeg takes the text before a colon in a relative path as a protocol.
+        self._capture = cv2.VideoCapture(str(source.absolute()) if number is None else number)
         if not self._capture.isOpened():
             raise DataError(f"{self.name}: cannot be opened; " + (
                 "is it connected, and free?" if self.is_camera else "damaged, or a format that this OpenCV does not read"))
+        self._check_depth(source)
         self.rate = max(self._capture.get(cv2.CAP_PROP_FPS), 0.0)
         self.length = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.suffix.lower() in COUNTED else None
+
+    def _check_depth(self, source: Path) -> None:
+        """Raises DataError for gray video of more than 8 bits, such as 16-bit infrared, because OpenCV would read 8."""
+        # FFmpeg's tags are Y, 1, 0 and the number of bits for little endian, and the reverse for big endian.
+        tag = int(max(self._capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT), 0)).to_bytes(8, "little")[:4]
+        for signature, bits in ((tag[:3], tag[3]), (tag[:0:-1], tag[0])):
+            if signature == b"Y1\0" and bits > 8:
+                raise DataError(f"{self.name}: gray video of {bits} bits, and OpenCV reads only 8; extract its frames as "
+                                f"PNG files (ffmpeg -i {source.name} frames/%05d.png) and give the folder with --video")
 
     def read(self) -> np.ndarray | None:
         """The next frame, uint8 (H, W) or (H, W, 3) RGB; None after the last."""
@@ -129,7 +141,8 @@ class CaptureClip:
     """Two video files or two cameras. Iteration gives `Frame`s.
 
     Attributes:
-        name: name of the visible file without suffix, or "camera".
+        name: name of the visible file without suffix; for cameras, "camera" with date and time, because a recording
+            cannot be repeated.
         rate: frames per second.
         length: number of frames; None for cameras, and for files whose header does not hold it.
         inputs: the input files.
@@ -140,7 +153,7 @@ class CaptureClip:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.ir, self.vis = Capture(args.ir), Capture(args.vis)
-        self.name = "camera" if self.vis.is_camera else args.vis.stem
+        self.name = time.strftime("camera_%Y-%m-%d_%H-%M-%S") if self.vis.is_camera else args.vis.stem
         self.inputs = [] if self.vis.is_camera else [args.ir, args.vis]
         self.length, self.rate = self.vis.length, args.fps or self.vis.rate or (RATE if self.vis.is_camera else 0.0)
         if self.ir.length is not None and self.length is not None:

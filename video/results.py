@@ -21,12 +21,12 @@ class FrameFolder:
     """Writes each frame as an image into an existing folder.
 
     Args:
-        folder: the output folder.
+        path: the output folder.
         suffix: image format, such as "png".
     """
 
-    def __init__(self, folder: Path, suffix: str):
-        self.folder, self.suffix = folder, suffix
+    def __init__(self, path: Path, suffix: str):
+        self.path, self.suffix = path, suffix
 
     def __enter__(self) -> FrameFolder:
         return self
@@ -36,11 +36,17 @@ class FrameFolder:
 
     def write(self, name: str, image: np.ndarray) -> None:
         """Write a frame; arguments and errors as for `images.write_image`. `name` has no suffix."""
-        write_image(self.folder / f"{name}.{self.suffix}", image)
+        write_image(self.path / f"{name}.{self.suffix}", image)
 
 
 class VideoFile:
-    """Writes a video file. It has a temporary name until the end of the `with` block, and is also kept after an error.
+    """Writes a video file. It has a temporary name until the end of the `with` block.
+
+    After an error or Ctrl-C, the frames so far are kept. If there was a file at `path`, it is not replaced then, and the
+    frames are in NAME.partial.SUFFIX beside it.
+
+    Attributes:
+        path: the file that holds the frames after the block.
 
     Args:
         path: .mp4 or .avi file in an existing folder.
@@ -69,6 +75,8 @@ class VideoFile:
                 self._check_written()
         finally:
             if self._part.exists():
+                if kind and self.path.exists():
+                    self.path = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
                 self._part.replace(self.path)
 
     def write(self, name: str, image: np.ndarray) -> None:
@@ -86,7 +94,7 @@ class VideoFile:
         if height % 2 or width % 2:
             note("video files have even sizes: the last row or column is left out; frames in a folder keep it", self.path.name)
         suffix = self.path.suffix.lower()
-        writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter_fourcc(*CODECS[suffix]), self.rate, (width, height))
+        writer = cv2.VideoWriter(str(self._part.absolute()), cv2.VideoWriter_fourcc(*CODECS[suffix]), self.rate, (width, height))
         if not writer.isOpened():
             self._part.unlink(missing_ok=True)
             other = next(other for other in CODECS if other != suffix)
@@ -96,10 +104,14 @@ class VideoFile:
 
     def _check_written(self) -> None:
         # OpenCV does not report a full disk, so the frames in the file are counted.
-        found = int(cv2.VideoCapture(str(self._part)).get(cv2.CAP_PROP_FRAME_COUNT))
-        if found != self._written:
+        file = cv2.VideoCapture(str(self._part.absolute()))
+        found = max(int(file.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        if found == self._written:
+            return
+        if not file.read()[0]:
             self._part.unlink(missing_ok=True)
-            raise OutputError(f"{self.path}: of {self._written} frames {found} could be written; is the disk full?")
+            raise OutputError(f"{self.path}: no frame could be written; is the disk full?")
+        raise OutputError(f"{self.path}: of {self._written} frames {found} are in the file, which is kept; is the disk full?")
 
 
 def _bgr(image: np.ndarray) -> np.ndarray:
