@@ -78,7 +78,7 @@ from measures.tables import (
     table,
 )
 from measures.vif import VIF_MIN_SIDE
-from support.console import INTERRUPTED, can_show, collected, complain, explain, failed, finished, first_line, run
+from support.console import INTERRUPTED, can_show, collected, complain, explain, failed, finished, first_line, positive, run
 from support.headers import SUFFIXES
 from support.outputs import OutputError, refuse_input
 
@@ -204,7 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
     shape.add_argument("--markdown", action="store_true", help="print Markdown tables")
     shape.add_argument("--latex", action="store_true", help="print LaTeX tables (booktabs)")
     output.add_argument("--csv", type=Path, metavar="FILE", help="write one row for each method, image and protocol")
-    output.add_argument("--workers", type=int, default=cores(),
+    output.add_argument("--workers", type=positive, default=cores(),
                         help="number of processes (default: all cores, %(default)s)")
     return parser
 
@@ -251,18 +251,34 @@ def collect_methods(specs: Sequence[str]) -> dict[str, Path]:
     return methods
 
 
-def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[str]]:
+def match_methods(pairs: Sequence, folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Match the fused images of each method to the pairs. Raises DataError if there is no such folder.
+
+    Args:
+        pairs: the pairs.
+        folders: {method: folder}, see `collect_methods`.
+    Returns:
+        {method: {name of the pair: fused image}}, and one line for each pair or image without a match.
+    """
+    methods, problems = {}, []
+    for method, folder in folders.items():
+        methods[method], missing, others = match_fused(pairs, folder)
+        problems += [*missing, *others]
+    return methods, problems
+
+
+def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[str], list[str]]:
     """Match fused images to pairs by file stem. Raises DataError if there is no such folder.
 
     If the names are numbers, 01 and 1 match, unless the folder holds both.
 
     Returns:
-        {name of the pair: fused image}, and one line for each pair or image without a match.
+        {name of the pair: fused image}, one line for each pair without an image, one for each image without a pair.
     """
     found = list_images(folder)
     numbers = Counter(int(stem) for stem in found if stem.isdecimal())
     by_number = {int(stem): stem for stem in found if stem.isdecimal() and numbers[int(stem)] == 1}
-    matched, problems = {}, []
+    matched, missing = {}, []
     for pair in pairs:
         stem = pair.name
         if stem not in found and stem.isdecimal():
@@ -270,8 +286,8 @@ def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[st
         if stem in found:
             matched[pair.name] = found.pop(stem)
         else:
-            problems.append(f"{folder}: no fused image for {pair.name}")
-    return matched, problems + [f"{path}: no pair of this name" for path in found.values()]
+            missing.append(f"{folder}: no fused image for {pair.name}")
+    return matched, missing, [f"{path}: no pair of this name" for path in found.values()]
 
 
 def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: Sequence[str],
@@ -437,10 +453,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         published = published_rows(args.paper, args.dataset) if args.paper else None
         with collected(notes):
             pairs, problems = collect_pairs(args)
-            methods = {}
-            for name, folder in folders.items():
-                methods[name], unpaired = match_fused(pairs, folder)
-                problems += unpaired
+            methods, unpaired = match_methods(pairs, folders)
+            problems += unpaired
         baselines = BASELINES if args.baselines else ()
         if args.csv:
             check_csv(args.csv, pairs, methods)

@@ -128,7 +128,11 @@ class Fuser:
         self._writing: deque[tuple[Pair, Future]] = deque()
 
     def fuse_all(self, pairs: Sequence[Pair]) -> None:
-        """Fuse and write all pairs. Raises OSError if the disk is full; `written` is then still correct."""
+        """Fuse and write all pairs.
+
+        Raises OSError if the disk is full, and RuntimeError if the network cannot run at all. `written` is then still
+        correct.
+        """
         threads = GPU_THREADS if on_gpu(self.args.device) else CPU_THREADS
         ahead = 2 * threads     # bounds the queue of pairs that were read and the queue of results to be written
         pool = ThreadPoolExecutor(threads)
@@ -162,6 +166,8 @@ class Fuser:
             # The result is copied to the CPU, so the time includes all GPU work.
             fused = fuse_luminance(self.model, [item.inputs for item in batch], self.args.tile)
         except PAIR_ERRORS as error:      # mostly out of memory
+            if isinstance(error, RuntimeError) and not lacks_memory(error) and not self.seconds:
+                raise                     # of the device or the compiler: every pair would fail like the first
             if len(batch) == 1:
                 self._failed(batch[0].pair, error)
                 return [None]

@@ -48,7 +48,7 @@ from support.console import (
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, shared_name
-from support.runtime import IMITATED, has_bfloat16, keep_freed_memory, on_gpu, team, use_device
+from support.runtime import IMITATED, default_device, has_bfloat16, keep_freed_memory, on_gpu, team, use_device
 from weights import CHECKPOINTS
 
 FORMATS = ("png", "bmp", "tif", "jpg")
@@ -115,7 +115,7 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--tile", type=tile_side, default=0, metavar="PIXELS", help="fuse in overlapping tiles of "
                          f"this side, {MIN_TILE} or more, for images that do not fit into memory; off by default, "
                          "because the contrast can differ from tile to tile (35 dB from the whole image on MSRS)")
-    network.add_argument("--device", type=given, default="cuda" if torch.cuda.is_available() else "cpu",
+    network.add_argument("--device", type=given, default=default_device(),
                          help="cuda, cuda:1 or cpu (default: cuda if available)")
 
 
@@ -166,6 +166,9 @@ def choose_output(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
     """
     args.out_file = None
     suffix = args.out.suffix.lower()
+    if video.is_video(args.out):
+        raise DataError(f"--out {args.out}: this is a video file, and the sources are images; give a folder, or --video for "
+                        "two folders of frames")
     if suffix in SUFFIXES and not args.out.is_dir():
         if suffix[1:] not in FORMATS:
             raise DataError(f"--out {args.out}: results are written as {', '.join(FORMATS)}")

@@ -134,8 +134,11 @@ def run(main: Callable[[], int]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return _without_output(1)
-    except OSError as error:        # main handles the errors of its files, so this one is of standard output
-        print(f"{os.path.basename(sys.argv[0])}: standard output: {error.strerror}", file=sys.stderr)
+    except OSError as error:
+        command = os.path.basename(sys.argv[0])
+        if error.filename:
+            return failed(command, f"{error.filename}: {error.strerror}")
+        print(f"{command}: standard output: {error.strerror}", file=sys.stderr)      # which has no file name
         return _without_output(1)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C during Python's shutdown must not change the code

@@ -7,11 +7,20 @@ import io
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Errors of the disk and not of one file: the next write would fail as well.
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO} | {getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+# Files that systems add to folders, and the temporary files of a killed run.
+STRAY_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+
+def is_stray(path: Path) -> bool:
+    """Whether a file belongs to no data set: added by the system, or left by a killed run."""
+    return path.name in STRAY_FILES or path.name.startswith(".") and path.suffix == ".part"
 
 
 class OutputError(Exception):
@@ -34,7 +43,8 @@ def write_atomically(path: Path, data: bytes, sync: bool = True) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):     # already renamed, or the folder cannot be written at all
+            part.unlink()
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Mapping]) -> bytes:

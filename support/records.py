@@ -1,6 +1,7 @@
 """What is recorded beside a result: commit, package versions, device."""
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import torch
 
 from support.runtime import team
@@ -29,7 +31,12 @@ def commit() -> str:
 def packages() -> dict[str, str]:
     """Versions of Python and of the packages that compute results."""
     return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia")}
+        name: importlib.metadata.version(name) for name in ("torch", "numpy", "kornia")} | {"opencv": cv2.__version__}
+
+
+def short_hash(*parts: bytes) -> str:
+    """Eight hexadecimal digits that identify these bytes."""
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 
 
 def processor() -> str:

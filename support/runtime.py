@@ -56,6 +56,11 @@ def lacks_memory(error: Exception) -> bool:
         re.search("alloc|out of memory|not enough memory", str(error), re.IGNORECASE) is not None
 
 
+def default_device() -> str:
+    """"cuda" if PyTorch can use a GPU, otherwise "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_device(device: str | torch.device) -> None:
     """Raises ValueError with a message of one line if PyTorch cannot use this device."""
     if device is None:

@@ -127,6 +127,14 @@ def test_an_image_that_does_not_fit_is_named_even_by_an_error_without_a_message(
     assert "skipped: a: out of memory (MemoryError); try --tile" in capsys.readouterr().err
 
 
+def test_a_network_that_cannot_run_ends_the_run_at_its_first_pair(folders, small, monkeypatch, capsys):
+    def no_compiler(*_):
+        raise RuntimeError("no C++ compiler was found")
+    monkeypatch.setattr(pipeline, "fuse_luminance", no_compiler)
+    assert fuse(folders, *small) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "test.py: no C++ compiler was found; 0 of 3 images were written"
+
+
 def test_names_sizes_and_colour_are_kept(folders, small):
     assert fuse(folders, *small) == 0
     assert names(folders / "out") == ["a.png", "b.png", "c.png"]
@@ -244,6 +252,7 @@ def test_a_full_disk_ends_the_run_and_says_what_was_written(folders, small, monk
     (["--ir", "x"], "go together"),
     (["--dataset", "tno"], "go together"),
     (["--split", "val"], "goes with --dataset"),
+    (["--out", "fused.mp4"], "--out fused.mp4: this is a video file, and the sources are images"),
     (["--dataset", "tno", "--data", "nowhere"], "Test_data_TNO"),
     (["--ir", "nowhere", "--vis", "nowhere"], "no such file or folder"),
     (["--ir", str(ROOT / "test.py"), "--vis", str(ROOT / "net.py"), "--vis-pattern", "*"], "go with folders"),
@@ -256,7 +265,7 @@ def test_a_full_disk_ends_the_run_and_says_what_was_written(folders, small, monk
     (["--released", "nowhere.pth"], "nowhere.pth"),
 ])
 def test_wrong_calls_are_explained_in_one_line(tmp_path, capsys, options, message):
-    assert fuse_command.main([*options, "--out", str(tmp_path)]) == 1
+    assert fuse_command.main(["--out", str(tmp_path), *options]) == 1
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
 

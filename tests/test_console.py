@@ -81,6 +81,13 @@ def test_a_closed_pipe_is_no_error_of_a_file(capsys):
     assert capsys.readouterr().err == "x.py: two\n  lines\\x1b\n"
 
 
+def test_an_error_of_a_file_names_the_file_and_keeps_the_output():
+    running = command("[print('rows'), open('/absent/file')]")
+    out, error = running.communicate(timeout=60)
+    assert (out, running.returncode) == (b"rows\n", 1)
+    assert error.decode().endswith("/absent/file: No such file or directory\n") and error.count(b"\n") == 1
+
+
 def test_a_closed_pipe_is_silent():
     running = command("[print(n) for n in range(100000)]")
     running.stdout.close()

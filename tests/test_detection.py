@@ -195,6 +195,9 @@ def test_a_method_that_comes_later_needs_the_same_boxes_and_classes(root, capsys
 
 
 def test_files_of_another_data_set_are_never_mixed_in(root, capsys):
+    (root / "set/RPFNet/images/train").mkdir(parents=True)
+    (root / "set/RPFNet/images/train/.DS_Store").write_bytes(b"")
+    assert prepare(root) == 0
     write_image(root / "set/RPFNet/images/train/old.png", 0)
     assert prepare(root) == 1
     assert "holds files of another data set (old.png); remove" in capsys.readouterr().err
@@ -211,6 +214,7 @@ def test_sources_are_never_written_over(root, capsys):
 @pytest.mark.parametrize("options, problem", [
     ({"classes": ()}, "name the classes in their order"),
     ({"labels": "nowhere"}, "nowhere: no such folder"),
+    ({"classes": ("person", "seed")}, "--classes seed: the name of a column of the results"),
     ({"labels": "ir"}, "ir: no labels; expected"),
     ({"images": ["a=ir", "a=fused"]}, "the name a stands twice"),
     ({"images": ["a=labels"]}, "no label has an image of the same name"),

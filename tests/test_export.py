@@ -161,8 +161,9 @@ def test_bad_options_are_named(options, message, capsys):
 
 
 @pytest.mark.parametrize("options, message", [
-    (["--out", "missing/a.pt2"], "missing/a.pt2: its folder does not exist; choose another file"),
-    (["--out", "folder.pt2"], "folder.pt2: a folder; choose another file"),
+    (["--out", "missing/a.pt2"], "--out missing/a.pt2: no such folder"),
+    (["--out", "folder.pt2"], "--out folder.pt2: is a folder"),
+    (["--size", "64x9000", "--dynamic"], "--size 64x9000: --dynamic allows at most 8192 pixels a side"),
     (["--time", "1"], "--time needs images; give --check IR VIS"),
     (["--size", "64x96", "--check"], "ir.png: is 64x80; give --size 64x80, --dynamic or another pair"),
     (["--checkpoint", "nothing"], "nothing: no such checkpoint; choose from contrast"),

@@ -85,6 +85,20 @@ def test_a_copy_of_the_visible_has_a_visible_fidelity_of_one(folders):
     assert written(folders, "spectrum") is not None
 
 
+def test_a_constant_image_is_left_out_of_the_mean(folders, capsys):
+    size = cv2.imread(str(folders / "same" / "a.png")).shape[:2]
+    cv2.imwrite(str(folders / "same" / "a.png"), np.zeros(size, np.uint8))
+    assert run(folders, "spectrum", "--fused", f"Same={folders / 'same'}") == 0
+    assert "Same (1 images) 1.000" in capsys.readouterr().out.split("visible fidelity")[1].splitlines()[0]
+
+
+def test_a_sheet_has_a_limit(folders, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "MOST_ROWS", 1)
+    assert run(folders, "sheet") == 1
+    assert "2 pairs are too many for one sheet, which has at most 1; give --count or --names" in capsys.readouterr().err
+    assert run(folders, "sheet", "--count", "1") == 0
+
+
 def test_spectral_entropy_of_noise_is_near_its_bound_and_of_a_wave_far_below():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     wave = np.uint8(127 + 100 * np.sin(np.arange(64) / 2)) * np.ones((64, 1), np.uint8)
@@ -148,6 +162,7 @@ def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
     ("features", ["--names", "a", "b"], "features draws one pair"),
     ("features", ["--fused", "R=same"], "features goes without --fused"),
     ("sheet", ["--csv", "a.csv"], "sheet goes without --csv"),
+    ("phase", ["--split", "val"], "phase goes without --split"),
     ("phase", ["--ir-range", "0", "9"], "phase goes without --ir-range"),
     ("spectrum", ["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
     ("spectrum", ["--csv", "same"], "--csv same: is a folder"),

@@ -1,6 +1,7 @@
 """tools/flicker.py: changes with known values, and the command on small sequences."""
 import csv
 import math
+import re
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_generated_sequences_are_measured_without_and_with_steady_pools(pairs, s
                                                                                for keep in ("0.000", "0.970")]
     for row in first:
         assert float(row["ir"]) == float(row["vis"]) == 0 and float(row["limit"]) == 1 and float(row["ms"]) > 0
-        assert row["command"].startswith("python tools/flicker.py") and row["weights"] == "small.pth"
+        assert row["command"].startswith("python tools/flicker.py") and re.fullmatch("small-[0-9a-f]{8}", row["weights"])
     assert flicker.main([*pairs, *small, "--pairs", "1", "--frames", "3", "--csv", str(path)]) == 0
     assert len(rows(path)) == 2         # in place of those of the same sequence
     table = capsys.readouterr().out
@@ -114,7 +115,8 @@ def test_a_file_with_another_table_is_found_before_the_measurement(pairs, small,
 @pytest.mark.parametrize("options, message", [
     (["--frames", "1"], "at least 2"),
     (["--cuts"], "--cuts needs --clip"),
-    (["--print", "--checkpoint", "none"], "flicker.csv: no rows with the weights none; measure them with --csv"),
+    (["--print", "--checkpoint", "medical"], "flicker.csv: no rows with the weights medical; measure them with --csv"),
+    (["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
     (["--ir", "none", "--vis", "none"], "none: no such folder"),
     (["--clip", "none.avi", "none.avi"], "none.avi: no such file"),
     (["--size", "32"], "no pixel stays far from the target"),
@@ -127,4 +129,4 @@ def test_errors_are_one_line(options, message, capsys):
 
 def test_frames_are_not_enlarged():
     image = np.zeros((30, 40), np.uint8)
-    assert flicker.resized(image, 80) is image and flicker.resized(image, 20).shape == (15, 20)
+    assert flicker.narrowed(image, 80) is image and flicker.narrowed(image, 20).shape == (15, 20)

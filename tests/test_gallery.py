@@ -133,6 +133,10 @@ def test_a_gallery_is_replaced_and_nothing_else(root, capsys):
     assert set(files(root / "out")) == gallery.files_of(read_data(root / "out"))
     assert "images/Flat/a.png" in files(root / "out") and "thumbs/c.jpg" not in files(root / "out")
     assert not (root / "out" / "images" / "Bright").exists()
+    for stray in (".DS_Store", "images/.0123.part"):        # of a system, and of a killed run
+        (root / "out" / stray).write_text("")
+    assert gallery.main(options(root, "Flat")) == 0
+    assert ".DS_Store" not in files(root / "out")
     (root / "out" / "images" / "notes.txt").write_text("mine")
     before = files(root / "out")
     capsys.readouterr()

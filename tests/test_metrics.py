@@ -207,8 +207,9 @@ def test_damaged_and_foreign_files_are_listed_and_the_rest_is_scored(tree, capsy
 def test_leading_zeros_match_only_where_clear(tree):
     from dataset import find_pairs
     pairs = find_pairs(tree / "pairs", tree / "pairs")[0]
-    matched, problems = metrics.match_fused(pairs, tree / "other")
-    assert {name: path.name for name, path in matched.items()} == {"1": "01.png", "2": "02.png"} and len(problems) == 1
+    matched, missing, others = metrics.match_fused(pairs, tree / "other")
+    assert {name: path.name for name, path in matched.items()} == {"1": "01.png", "2": "02.png"}
+    assert len(missing) == 1 and "10" in missing[0] and not others
     (tree / "other" / "002.png").write_bytes((tree / "other" / "02.png").read_bytes())
     assert set(metrics.match_fused(pairs, tree / "other")[0]) == {"1"}
 

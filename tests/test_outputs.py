@@ -53,6 +53,13 @@ def test_writers_of_one_file_share_no_temporary_name_and_follow_no_link(tmp_path
     assert (tmp_path / "victim").read_text() == "precious" and not (tmp_path / "a").is_symlink()
 
 
+def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path):
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(OSError) as caught:
+        write_atomically(tmp_path / "a" / "b", b"x")
+    assert caught.value.filename == str(tmp_path / "a" / "b")
+
+
 def test_the_permissions_are_those_of_any_new_file(tmp_path):
     write_atomically(tmp_path / "a", b"x")
     (tmp_path / "b").write_bytes(b"x")

@@ -49,7 +49,7 @@ from recipe import parse
 from support.console import failed, first_line, positive
 from support.console import run as run_command
 from support.records import commit, processor
-from support.runtime import check_device, exact_convolutions, keep_freed_memory, peak_memory
+from support.runtime import check_device, default_device, exact_convolutions, keep_freed_memory, peak_memory
 from tools.released import ReleasedNet
 from trainer import Trainer
 from weights import CHECKPOINTS
@@ -175,7 +175,7 @@ def row(case: Case, known: dict, *timed: dict) -> dict:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, best = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
+    add, best = parser.add_argument, default_device()
     add("--device", choices=("cpu", "cuda"), default=best, help="device (default: cuda if available)")
     add("--tasks", nargs="+", choices=("inference", "training"), default=["inference"], help="(default: inference)")
     add("--sizes", type=size, nargs="+", default=["480x640"], metavar="HxW", help="for inference (default: 480x640)")

@@ -21,7 +21,6 @@ that uses the package. It runs without network access here: no downloads, no ana
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -34,17 +33,17 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-import train
 from images import DataError
 from metrics import Running
 from support.console import complain, failed, finished, given_path, noted, positive
 from support.console import run as run_command
 from support.outputs import OutputError
-from support.runtime import check_device
+from support.records import commit, device_name, short_hash
+from support.runtime import check_device, default_device
 from tools import detector
 from tools.detection_data import BOXES, SHARES, prepare, write_averages
 from tools.detector import DetectorError, Schedule
-from tools.table_rows import RESULTS, TableError, device, digits, machine, read_rows, record
+from tools.table_rows import RESULTS, TableError, digits, machine, read_rows, record
 from tools.tables import show
 
 MEAN = "mAP@.5"
@@ -62,6 +61,9 @@ def run_prepare(args: argparse.Namespace) -> list[str]:
     names = [name for name, _ in args.images]
     if len(names) > len({*names}):
         raise DataError(f"--images: the name {max(names, key=names.count)} stands twice")
+    taken = [name for name in args.classes or () if name in (*IDENTITY, *ABOUT, MEAN, "table")]
+    if taken:
+        raise DataError(f"--classes {taken[0]}: the name of a column of the results; rename the class")
     made = prepare(dict(args.images), args.labels, args.classes, args.out, args.seed)
     print(f"{len(names)} methods, " + ", ".join(f"{len(some)} {part}" for part, some in made.parts.items()) + " images; "
           "boxes: " + ", ".join(f"{count} {name}" for name, count in made.counts.items()))
@@ -133,16 +135,11 @@ def model_name(args: argparse.Namespace) -> str:
     return f"{args.weights.stem}-{short_hash(args.weights.read_bytes())}"
 
 
-def short_hash(*parts: bytes) -> str:
-    """Eight hexadecimal digits."""
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
-
-
 def run_all(args: argparse.Namespace) -> list[str]:
     """Actions train and score, for each method and seed without a row. Returns one line for each run that failed."""
     runs, problems = planned_runs(args), []
     check_device(args.device)
-    commit = train.commit()     # read now, because new commits can be made during the runs
+    made_by = commit()          # read now, because new commits can be made during the runs
     detector.package()          # if the package is missing, report it once and not for each run
     for number, run in enumerate(runs, 1):
         done = next((row for row in read_rows(args.csv, IDENTITY) if identity(row) == identity(run.row)), None)
@@ -152,7 +149,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
             continue
         print(f"[{number}/{len(runs)}] {run}", flush=True)
         try:
-            row = measured_row(run, args) | {"commit": commit}
+            row = measured_row(run, args) | {"commit": made_by}
             if done and not row["minutes"]:
                 row["minutes"] = done["minutes"]        # of the training, which was not repeated
             record_row(args.csv, row)
@@ -173,7 +170,7 @@ def measured_row(run: Run, args: argparse.Namespace) -> dict[str, str]:
     tested = len((args.data / "test.txt").read_text(encoding="utf-8").splitlines())
     return run.row | digits(values) | {
         "images": str(tested), "minutes": minutes, "package": detector.version(), "command": args.command,
-        "machine": machine(train.device_name(torch.device(args.device))),
+        "machine": machine(device_name(torch.device(args.device))),
         "date": date.today().isoformat()}
 
 
@@ -303,7 +300,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                            "ultralytics with an anchor-free head, from random weights (default: yolov5n)")
     beginning.add_argument("--weights", type=given_path, metavar="FILE", help="initial weights, a .pt file; loading it "
                            "can execute code, so use only files that you trust")
-    parser.add_argument("--device", default=device(), help="cpu, cuda or cuda:1 (default: cuda if available)")
+    parser.add_argument("--device", default=default_device(), help="cpu, cuda or cuda:1 (default: cuda if available)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, for CPUs)")
     parser.add_argument("--again", action="store_true", help="train: repeat runs that have a row; the row is replaced "
                         "(score always replaces it)")
@@ -324,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:
         return failed("detection.py", error)
     except KeyboardInterrupt:
-        complain("detection.py: interrupted; the same command goes on from here")
+        complain("detection.py: interrupted" + "; the same command goes on from here" * (args.action in ("train", "score")))
         raise
     return finished(problems)
 

@@ -26,7 +26,7 @@ from dataset import load_pair
 from images import DataError, decode, luma, split_colour, to_image, write_image
 from metrics import baseline
 from support.console import listed
-from support.outputs import refuse_overwriting, write_atomically
+from support.outputs import is_stray, refuse_overwriting, write_atomically
 from support.pairing import find_pairs, list_images, natural_key
 
 M3FD_CLASSES = ("People", "Car", "Bus", "Motorcycle", "Lamp", "Truck")
@@ -257,7 +257,7 @@ def write_method(folder: Path, files: Mapping[str, Path], boxes: Mapping[str, Se
         texts = {labels / f"{name}.txt": as_yolo(boxes[name]) for name in names}
         for place, expected in ((images, targets), (labels, texts)):
             place.mkdir(parents=True, exist_ok=True)
-            others = [path.name for path in place.iterdir() if path not in expected]
+            others = [path.name for path in place.iterdir() if path not in expected and not is_stray(path)]
             if others:
                 raise DataError(f"{place}: holds files of another data set ({listed(sorted(others), 3)}); remove {folder}")
         for target, source in tqdm(targets.items(), desc=f"{folder.name} {part}", leave=False, disable=None):

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset import Pair, load_pair
-from images import DataError
 from inference import MIN_SIZE, prepare
 from net import RPFNet
+from pipeline import PAIR_ERRORS
 from support.console import failed, given, given_path, noted, positive
 from support.console import run as run_command
-from support.outputs import write_atomically
+from support.outputs import check_place, write_atomically
 from support.runtime import keep_freed_memory
 from tools.bench import size
 
@@ -166,9 +166,9 @@ def check_options(args: argparse.Namespace) -> list[Tensor]:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if args.out.suffix == ".onnx" and missing:
         raise ValueError(f"{args.out}: ONNX needs {', '.join(missing)}; python -m pip install -r requirements-export.txt")
-    if args.out.is_dir() or not args.out.absolute().parent.is_dir():
-        raise ValueError(f"--out {args.out}: {'a folder' if args.out.is_dir() else 'its folder does not exist'}; "
-                         "choose another file")
+    check_place("--out", args.out)
+    if args.dynamic and max(map(int, args.size.split("x"))) > LARGEST:
+        raise ValueError(f"--size {args.size}: --dynamic allows at most {LARGEST} pixels a side")
     if args.time and not args.check:
         raise ValueError("--time needs images; give --check IR VIS")
     images = read_pair(args.check) if args.check else []
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         return 0 if run(args) else 1
-    except (DataError, ValueError, OSError) as error:
+    except PAIR_ERRORS as error:
         return failed("export.py", error)
 
 

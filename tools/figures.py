@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -39,8 +40,10 @@ sys.path.insert(0, str(ROOT))
 from dataset import Pair, Reader, reader, sources_or_samples
 from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
+from measures.tables import Running
 from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused
 from net import AuxiliaryDecoder, RPFNet
+from pipeline import PAIR_ERRORS
 from support.console import failed, finished, noted, positive
 from support.console import run as run_command
 from support.headers import SUFFIXES
@@ -50,6 +53,7 @@ from weights import check_weights, find, load
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
 INSET = 0.36                        # side of a magnified crop as a share of the panel
 PANEL = 2.4                         # width of a panel, inches
+MOST_ROWS = 50                      # of a sheet; all its images are in memory
 COLOUR_MAP = "turbo"                # colour map of feature maps and spectra
 FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
@@ -61,7 +65,7 @@ def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
     """The pairs in --names, in this order, or the first --count pairs. Raises DataError for an unknown name."""
     pairs, unpaired = sources_or_samples(args)
     problems += unpaired
-    keep_inputs(args, [path for pair in pairs for path in (pair.ir, pair.vis)])
+    refuse_inputs(args, [path for pair in pairs for path in (pair.ir, pair.vis)])
     if not args.names:
         return pairs[:args.count] if args.count else pairs
     by_name = {pair.name: pair for pair in pairs}
@@ -92,13 +96,13 @@ def fused_images(args: argparse.Namespace, pairs: Sequence[Pair], problems: list
     """{method: {name of the pair: file}} for --fused. Missing images are added to `problems`."""
     methods = {}
     for name, folder in collect_methods(args.fused).items():
-        methods[name], missing = match_fused(pairs, folder)
-        problems += [line for line in missing if "no fused image" in line]
-        keep_inputs(args, methods[name].values())
+        methods[name], missing, _ = match_fused(pairs, folder)      # --names leaves out pairs, so others are no problem
+        problems += missing
+        refuse_inputs(args, methods[name].values())
     return methods
 
 
-def keep_inputs(args: argparse.Namespace, inputs: Collection[Path]) -> None:
+def refuse_inputs(args: argparse.Namespace, inputs: Collection[Path]) -> None:
     """Raises OutputError if a result would overwrite one of these files."""
     for path in [*files_of(args.out), *([args.csv] if args.csv else [])]:
         refuse_input(path, inputs)
@@ -151,7 +155,10 @@ def given_boxes(texts: Sequence[str], size: tuple[int, int], most: int = 2) -> l
 
 def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
     """One row for each pair and one column for each source and method, with magnified boxes."""
-    pairs = readable(chosen_pairs(args, problems), problems, reader(args))
+    chosen = chosen_pairs(args, problems)
+    if len(chosen) > MOST_ROWS:
+        raise DataError(f"{len(chosen)} pairs are too many for one sheet, which has at most {MOST_ROWS}; give --count or --names")
+    pairs = readable(chosen, problems, reader(args))
     methods = fused_images(args, [pair for pair, *_ in pairs], problems)
     titles = ["infrared", "visible", *methods]
     heights = [ir.shape[0] / ir.shape[1] for _, ir, _ in pairs]
@@ -261,11 +268,18 @@ def log_psd(image: np.ndarray) -> np.ndarray:
 
 
 def spectral_numbers(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> dict[str, float]:
-    """Infrared and visible fidelity (correlations of log PSDs), and spectral entropy (PSD of the fused image, bits)."""
+    """Infrared and visible fidelity (correlations of log PSDs), and spectral entropy (PSD of the fused image, bits).
+
+    A fidelity is nan if one of its images is constant.
+    """
     spectra = [log_psd(x) for x in (fused, ir, vis)]
     power = np.exp(spectra[0]) / np.exp(spectra[0]).sum()
-    return {"infrared fidelity": float(np.corrcoef(spectra[0].ravel(), spectra[1].ravel())[0, 1]),
-            "visible fidelity": float(np.corrcoef(spectra[0].ravel(), spectra[2].ravel())[0, 1]),
+
+    def correlation(source: np.ndarray) -> float:
+        constant = np.ptp(spectra[0]) == 0 or np.ptp(source) == 0
+        return math.nan if constant else float(np.corrcoef(spectra[0].ravel(), source.ravel())[0, 1])
+
+    return {"infrared fidelity": correlation(spectra[1]), "visible fidelity": correlation(spectra[2]),
             "spectral entropy": float(-(power * np.log2(power)).sum())}
 
 
@@ -291,7 +305,10 @@ def draw_spectrum(args: argparse.Namespace, problems: list[str]) -> Figure:
 
 
 def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figure:
-    """Figure with the spectra of one pair above and the means over all pairs below. Also prints the means."""
+    """Figure with the spectra of one pair above and the means over all pairs below. Also prints the means.
+
+    A mean leaves out nan. The number of images stands beside it if methods have different numbers.
+    """
     numbers = [key for key in rows[0] if key not in ("image", "method")]
     figure = plt.figure(figsize=(PANEL * len(first), 2.1 * PANEL), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
@@ -301,13 +318,18 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
         axis.set_title(name, fontsize=9)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for axis, number in zip(lower.subplots(1, len(numbers)), numbers):
-        means = [np.mean([row[number] for row in rows if row["method"] == method]) for method in methods]
-        bars = axis.barh(methods, means, color=["0.7" if method in BASELINES else "C0" for method in methods])
+        runnings = {method: Running() for method in methods}
+        for row in rows:
+            runnings[row["method"]].add(row[number])
+        means = [running.mean for running in runnings.values()]
+        counts = [running.count for running in runnings.values()]
+        names = methods if len({*counts}) == 1 else [f"{name} ({count} images)" for name, count in zip(methods, counts)]
+        bars = axis.barh(names, means, color=["0.7" if method in BASELINES else "C0" for method in methods])
         axis.bar_label(bars, fmt="%.3f", fontsize=7)
         axis.set_title(f"{number} (our definition)", fontsize=9)
         axis.tick_params(labelsize=7)
         axis.invert_yaxis()
-        print(f"{number}: " + ", ".join(f"{method} {mean:.3f}" for method, mean in zip(methods, means)))
+        print(f"{number}: " + ", ".join(f"{method} {mean:.3f}" for method, mean in zip(names, means)))
     return figure
 
 
@@ -317,7 +339,7 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
 
 def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
     """Quality against GFLOP. The area of a point shows the number of parameters. Raises DataError."""
-    keep_inputs(args, [args.points])
+    refuse_inputs(args, [args.points])
     try:
         with args.points.open(newline="", encoding="utf-8") as file:
             points = [(row["method"], *(float(row[key]) for key in ("quality", "gflop", "parameters")))
@@ -339,7 +361,7 @@ def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
 
 def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
     """Rotate the phase of the spectrum in one box, and show that the whole image changes."""
-    keep_inputs(args, [args.image])
+    refuse_inputs(args, [args.image])
     image = read_gray(args.image).astype(np.float64) / 255
     spectrum = np.fft.fftshift(np.fft.fft2(image))
     centre = (image.shape[1] // 2 + image.shape[1] // 16, image.shape[0] // 2 + image.shape[0] // 16)
@@ -391,7 +413,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMON = {"ir", "vis", "dataset", "data", "names", "ir_pattern", "vis_pattern", "resize", "ir_range"}
+COMMON = {"ir", "vis", "dataset", "data", "split", "names", "ir_pattern", "vis_pattern", "resize", "ir_range"}
 OPTIONS = {"sheet": {*COMMON, "fused", "count", "box"}, "features": {*COMMON, "checkpoint"},
            "spectrum": {*COMMON, "fused", "count", "csv"}, "tradeoff": {"points", "quality"}, "phase": {"image", "box"}}
 
@@ -437,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_options(args, parser)
         save(KINDS[args.kind](args, problems), args.out, args.dpi)
-    except (DataError, OutputError, ValueError, OSError) as error:
+    except (OutputError, *PAIR_ERRORS) as error:
         return failed("figures.py", error)
     print(", ".join(map(str, files_of(args.out))))
     return finished(problems)

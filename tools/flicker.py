@@ -39,16 +39,19 @@ sys.path.insert(0, str(ROOT))
 from dataset import Pair, load_pair
 from images import DataError, luma
 from net import RPFNet
+from pipeline import PAIR_ERRORS
 from support.console import failed, noted, positive
 from support.console import run as run_command
+from support.outputs import check_place
 from support.pairing import match_pairs
-from support.records import commit, processor
+from support.records import commit, processor, short_hash
 from tools.naturalness import Change, entering_target, static_background
 from tools.table_rows import TableError, read_rows, record
 from tools.tables import layout
 from video import weight_of_past
 from video.clips import Capture
 from video.steady import KEEP, Cuts, Steady
+from weights import CHECKPOINTS, find
 
 NUMBERS = ("ir", "vis", "fused", "limit", "jump", "ms")
 ORIGIN = ("weights", "command", "commit", "machine")
@@ -77,7 +80,7 @@ class Clip(NamedTuple):
 # Sequences
 
 
-def resized(image: np.ndarray, width: int) -> np.ndarray:
+def narrowed(image: np.ndarray, width: int) -> np.ndarray:
     """Resize an image to at most this width, with its aspect ratio."""
     height = round(image.shape[0] * width / image.shape[1])
     return image if image.shape[1] <= width else cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -85,7 +88,7 @@ def resized(image: np.ndarray, width: int) -> np.ndarray:
 
 def generated(pair: Pair, width: int, frames: int) -> Clip:
     """Sequence generated from a pair. Raises DataError, or ValueError if no pixel stays far from the target."""
-    ir, vis = (resized(luma(x), width) for x in load_pair(pair))
+    ir, vis = (narrowed(luma(x), width) for x in load_pair(pair))
     background = static_background(ir.shape, frames)
     if not background.any():
         raise ValueError(f"{pair.name}, {ir.shape[1]}x{ir.shape[0]}: no pixel stays far from the target; give a larger --size")
@@ -103,7 +106,7 @@ def read_frames(files: Sequence[str], width: int) -> Iterator[Images]:
             raise DataError(f"{files[ir is not None]}: has fewer frames than {files[ir is None]}; cut both to one length")
         if ir.shape[:2] != vis.shape[:2]:
             raise DataError("{}: {}x{}, but {}: {}x{}".format(files[0], *ir.shape[1::-1], files[1], *vis.shape[1::-1]))
-        yield resized(luma(ir), width), resized(luma(vis), width)
+        yield narrowed(luma(ir), width), narrowed(luma(vis), width)
 
 
 def recorded(files: Sequence[str], width: int, frames: int) -> Clip:
@@ -198,6 +201,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def weights_name(checkpoint: str) -> str:
+    """Name of the weights in the rows. That of a file has a hash, because the names of files repeat. Raises ValueError."""
+    path = find(checkpoint)
+    return checkpoint if checkpoint in CHECKPOINTS else f"{path.stem}-{short_hash(path.read_bytes())}"
+
+
 def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> None:
     cells = [list(columns), *([f"{value:.2f}" if isinstance(value, float) else str(value)
                                for value in (row.get(column, "") for column in columns)] for row in rows)]
@@ -232,9 +241,11 @@ def flicker_rows(args: argparse.Namespace) -> list[dict]:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     command = shlex.join(["python", "tools/flicker.py", *(sys.argv[1:] if argv is None else argv)])
-    origin = {"command": command, "commit": commit(), "weights": Path(args.checkpoint).name, "machine": processor()}
+    origin = {"command": command, "commit": commit(), "machine": processor()}
     columns, key = (CUT_COLUMNS, CUT_COLUMNS[:2]) if args.cuts else (COLUMNS, (*COLUMNS[:4], "weights"))
     try:
+        if not args.cuts:
+            origin["weights"] = weights_name(args.checkpoint)
         if args.frames < 2 or args.cuts and not args.clip:
             raise ValueError("--frames: at least 2" if args.frames < 2 else "--cuts needs --clip IR VIS")
         names = [Path(visible).stem for _, visible in args.clip or ()]
@@ -244,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(recorded_rows(args.csv or RECORDED, origin["weights"]), COLUMNS[:10], 1)
             return 0
         if args.csv:
+            check_place("--csv", args.csv)
             read_rows(args.csv, columns)        # before the measurement, so that a wrong file is found early
         rows = [{name: round(x, 3) if isinstance(x, float) else x for name, x in row.items()}     # as in the file
                 for row in (cut_rows(args.clip) if args.cuts else flicker_rows(args))]
@@ -252,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rounded = [{name: f"{x:.3f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in rows]
             record(args.csv, columns, [row | {name: origin[name] for name in origin if name in columns} for row in rounded],
                    lambda row: tuple(row[name] for name in key))
-    except (DataError, TableError, ValueError, OSError) as error:
+    except (TableError, *PAIR_ERRORS) as error:
         return failed("flicker.py", error)
     return 0
 

@@ -7,8 +7,8 @@
 Open index.html in the folder with a browser. It needs no server and loads nothing from the network, so the folder can
 also be published on any web site. index.html#NAME opens the image of that name.
 
-The images in the folder are 8-bit PNG files with the scored pixels. They look the same in all browsers, which differ in
-how they show 16-bit files, transparency or rotation flags. The scores are those of metrics.py.
+The images in the folder are 8-bit PNG files. They look the same in all browsers, which differ in how they show 16-bit
+files, transparency or rotation flags. The scores are those of metrics.py, computed from the luma of these images.
 """
 from __future__ import annotations
 
@@ -43,11 +43,12 @@ from metrics import (
     collect_methods,
     cores,
     match_fused,
+    match_methods,
     rank_of_ranks,
 )
 from support.console import complain, failed, finished, noted, positive, printable
 from support.console import run as run_command
-from support.outputs import write_atomically
+from support.outputs import is_stray, write_atomically
 
 TEMPLATES = Path(__file__).resolve().parent / "gallery"
 PAGE = ("index.html", "gallery.css", "gallery.js")
@@ -85,19 +86,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def match_methods(folders: dict[str, Path], pairs: Sequence[Pair]) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """{method: {name of the pair: fused image}}, and one line for each file or pair without a match.
-
-    Raises DataError for a method without any matching image, because it is probably the wrong folder.
-    """
-    methods, problems = {}, []
+def matched_methods(pairs: Sequence[Pair], folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """As `match_methods`. Raises DataError for a method without any image, because it is probably the wrong folder."""
     for method, folder in folders.items():
-        methods[method], unpaired = match_fused(pairs, folder) if folder.is_dir() else ({}, [])
-        if pairs and not methods[method]:
+        if not folder.is_dir() or not match_fused(pairs, folder)[0]:
             raise DataError(f"{folder}: no fused image here has the name of a pair, such as {pairs[0].name}; "
                             f"give the right folder with --fused {method}=DIR, or make it with test.py --out {folder}")
-        problems += unpaired
-    return methods, problems
+    return match_methods(pairs, folders)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -147,7 +142,7 @@ def clear(out: Path, inputs: Iterable[Path]) -> None:
     for path in out.rglob("*"):     # ends at the first other file, so that a large folder is not read completely
         if path.is_symlink() or not path.is_dir():
             found.append(path)
-            if path.relative_to(out).as_posix() not in known:
+            if path.relative_to(out).as_posix() not in known and not is_stray(path):
                 raise ValueError(f"--out {out}: holds {path.relative_to(out)}, which is not of a gallery; "
                                  "choose another folder, or move the file away")
     folders = {path.parent for path in found if path.parent != out}
@@ -288,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if taken:
             raise ValueError(f"--fused {taken[0]}: the name of a source; write OTHER={folders[taken[0]]}")
         pairs, problems = sources_or_samples(args)
-        methods, unpaired = match_methods(folders, pairs)
+        methods, unpaired = matched_methods(pairs, folders)
         problems += unpaired
         clear(args.out, [*(path for pair in pairs for path in (pair.ir, pair.vis)),
                          *(path for paths in methods.values() for path in paths.values())])

@@ -40,13 +40,14 @@ from metrics import (
     check_csv,
     collect_methods,
     collect_pairs,
-    match_fused,
+    match_methods,
     read_tasks,
 )
 from net import RPFNet
 from support.console import complain, failed, finished, first_line, noted, number, positive
 from support.console import run as run_command
 from support.outputs import OutputError, as_csv, check_place, write_atomically
+from support.runtime import default_device
 
 MEASURES = {
     "dark": "mean of F on dark pixels (both sources below 25), gray levels",
@@ -317,7 +318,7 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--flicker", nargs="?", type=positive, const=5, metavar="PAIRS", help="also measure "
                          "flicker, on sequences generated from the first PAIRS pairs (default: %(const)s)")
     network.add_argument("--frames", type=positive, help="frames of each sequence of --flicker (default: 20)")
-    network.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+    network.add_argument("--device", default=default_device(),
                          help="cuda, cuda:1 or cpu (default: cuda if available)")
 
     output = parser.add_argument_group("output")
@@ -439,10 +440,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_options(args)
         pairs, problems = collect_pairs(args)
-        fused = {}
-        for name, folder in collect_methods(args.fused).items():
-            fused[name], unpaired = match_fused(pairs, folder)
-            problems += unpaired
+        fused, unpaired = match_methods(pairs, collect_methods(args.fused))
+        problems += unpaired
         if args.csv:
             check_csv(args.csv, pairs, fused)
         network = load_network(args, [*fused, *BASELINES])
