@@ -330,9 +330,9 @@ class LuminanceLoss(ImageLoss):
     The other terms of the contrast recipe hardly constrain brightness. In the orthonormal spectrum of L_c, the mean of
     a crop has the weight 1 / side. Contrast and structure do not depend on the mean.
 
-    L_l = mean of |G(F - T)| / (G(T) + 0.1), where T = w IR + (1 - w) VIS is the target and G is a Gaussian blur. An
-    error of ten gray levels counts three times as much at night (T near 0.05) as by day (T near 0.4). This follows
-    human perception.
+    L_l = mean of |G(F - T)| / (G(T) + 0.1), where T = w IR + (1 - w) VIS is the target and G is a Gaussian blur. w is
+    always that of `adaptive_weight`, also if L_c has another one. An error of ten gray levels counts three times as much
+    at night (T near 0.05) as by day (T near 0.4). This follows human perception.
 
     Args:
         sigma: standard deviation of the blur, pixels.

@@ -16,6 +16,7 @@ from dataset import DATASETS, add_pattern_options, add_reading_options
 from inference import MIN_SIZE
 from net import GLOBAL_BRANCHES
 from support.console import count, given, given_path, number, positive, printable
+from support.runtime import default_device
 from weights import LIMITS, in_words, load, read_json
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
@@ -29,7 +30,8 @@ RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", 
 LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # options that have no effect with a teacher
 NO_TEACHER = "none"
 READING = ("resize", "ir_range")        # how images are read; None if a recipe file lacks them
-PLACES = ("data", "ir", "vis", "ir_pattern", "vis_pattern", "init")     # stored as well, but --resume may change them
+# Stored as well. --resume may change them, except `init`, which only a new run uses.
+PLACES = ("data", "ir", "vis", "ir_pattern", "vis_pattern", "init")
 # Keys of last.pth; see Trainer.save.
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
 # Increase this version if the same options train a different model after a change; see `is_current`.
@@ -161,8 +163,9 @@ def _loss_options(parser: argparse.ArgumentParser) -> None:
     loss.add_argument("--lambda-1", type=number(0), help="weight of the texture term of Eq. 6")
     loss.add_argument("--saliency", action=FLAG, help="L_SS and the auxiliary decoder; no: Table 3, case 5")
     loss.add_argument("--saliency-form", choices=("l2", "mean"), help="norms of Eq. 6 and 7: l2 as printed, or means")
-    loss.add_argument("--weight", choices=("printed", "adaptive", "none"), help="w of Eq. 9; printed: as in the paper; "
-                      "adaptive: with 1 + S, which covers the hot targets; none: Table 3, case 4")
+    loss.add_argument("--weight", choices=("printed", "adaptive", "none"), help="w of Eq. 9 in L_c; printed: as in the "
+                      "paper; adaptive: with 1 + S, which covers the hot targets; none: Table 3, case 4. The luminance term "
+                      "always uses adaptive")
     loss.add_argument("--contrast", action=FLAG, help="negative pairs in L_c; no: l1 norm only, Table 3, case 2")
     loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), help="domain of L_c; spatial: Table 3, "
                       "case 3")
@@ -181,8 +184,7 @@ def _loss_options(parser: argparse.ArgumentParser) -> None:
 
 def _performance_options(parser: argparse.ArgumentParser) -> None:
     performance = parser.add_argument_group("performance")
-    performance.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
-                             help="cuda, cuda:1 or cpu")
+    performance.add_argument("--device", type=device, default=default_device(), help="cuda, cuda:1 or cpu")
     performance.add_argument("--amp", action=FLAG, help="bfloat16, for NVIDIA GPUs from Ampere on and CPUs with "
                              "AVX-512 BF16 or AMX, ignored on others; the spectral branch, the last convolution, the "
                              "decoder and the losses stay in float32")
@@ -378,8 +380,14 @@ def _without_effect(args: argparse.Namespace) -> list[tuple[str, str]]:
          "without --prior, there are no residual features"),
         (not args.saliency, ("saliency_form", "lambda_1"), "without --saliency, there is no L_SS"),
         (args.weight == "none", ("contrast",), "with --weight none, there are no negative pairs"),
+        (args.val_every and not has_validation(args), ("val_every",), "these pairs have no validation part"),
         (not args.lambda_2, ("ssim_window", "ssim_weighted", "ssim_whole"), "with --lambda-2 0, there is no L_s"),
     ) if holds for name in names]
+
+
+def has_validation(args: argparse.Namespace) -> bool:
+    """Whether the training pairs belong to a data set that also has validation pairs."""
+    return not args.ir and bool(args.dataset) and "val" in DATASETS[args.dataset].splits
 
 
 def refuse_overwriting_a_run(out: Path) -> None:

@@ -26,13 +26,14 @@ from torch import distributed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dataset import DATASETS, CropDataset, Pair, PairDataset, match_pairs, named_pairs, reader
+from dataset import CropDataset, Pair, PairDataset, match_pairs, named_pairs, reader
 from images import DataError
 from recipe import (
     RECIPE,
     VERSION,
     TrainingError,
     build_parser,
+    has_validation,
     parse,
     read_recipe,
     refuse_overwriting_a_run,
@@ -41,7 +42,7 @@ from recipe import (
 from support.console import INTERRUPTED, collected, complain, failed, first_line, grouped, printable
 from support.outputs import OutputError, locked, making
 from support.records import commit, device_name
-from support.runtime import IMITATED, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
+from support.runtime import IMITATED, default_device, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
 from trainer import (
     SMALLER,
     Stop,
@@ -58,7 +59,7 @@ from trainer import (
     write_or_warn,
 )
 
-# Tools and notebooks import these names from here.
+# Notebooks import these names from here.
 __all__ = ["RECIPE", "VERSION", "Trainer", "TrainingError", "build_loss", "build_network", "build_parser", "commit",
            "device_name", "learning_rate", "main", "parse", "read_recipe", "whole"]
 
@@ -73,7 +74,7 @@ def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None
 
     if args.ir:
         return load(match_pairs(args.ir, args.vis, args.ir_pattern, args.vis_pattern)), None
-    has_val = "val" in DATASETS[args.dataset].splits and args.val_every
+    has_val = has_validation(args) and args.val_every
     return (load(named_pairs(args.dataset, args.data, "train")),
             load(named_pairs(args.dataset, args.data, "val")) if has_val else None)
 
@@ -184,7 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("", f"train.py: ended at once{saved}")
         return INTERRUPTED
     if stop and team.rank == 0:
-        say(f"stopped at step {trainer.step}; resume with: python train.py --out {shlex.quote(str(args.out))} --resume")
+        start = "python" if team.world == 1 else f"torchrun --nproc_per_node={team.world}"      # on one machine
+        device = "" if args.device == default_device() else f" --device {args.device}"
+        say(f"stopped at step {trainer.step}; resume with: {start} train.py --out {shlex.quote(str(args.out))} --resume{device}")
     return 128 + stop.signal if stop else 0
 
 

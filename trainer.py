@@ -33,13 +33,13 @@ from support.runtime import has_bfloat16, team
 from weights import check_weights, find, load
 
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
-HALVINGS = 5            # the rate is halved after each fifth of a run: every 20 of 100 epochs in the paper
+PARTS = 5               # of a run; the rate is halved from one to the next: every 20 of 100 epochs in the paper
 LEAST = 60              # lower bound of a step's memory, bytes per pixel, channel, stage; measured: 110 with bfloat16
 SMALLER = "lower --batch, --crop, --channels or --stages, or add --amp"
 FADED = 1e-4            # if the maximum Sobel magnitude of M' is below this, M' counts as constant
 
 
-def to_unit(image: Tensor, device: str) -> Tensor:
+def to_unit(image: Tensor, device: torch.device) -> Tensor:
     """uint8 -> float32 in [0, 1] on the device. It is copied as uint8, a quarter of the bytes."""
     return image.to(device, non_blocking=True).float().div_(255)
 
@@ -70,7 +70,8 @@ def check_memory(args: argparse.Namespace) -> None:
     if torch.device(args.device).type != "cpu" or not hasattr(os, "sysconf"):
         return      # on GPUs, PyTorch raises an error
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    crops = min(args.batch, args.crops) / team.world
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))      # set by torchrun: processes on this machine
+    crops = min(args.batch, args.crops) * here / team.world
     least = crops * args.crop**2 * args.channels * args.stages * LEAST
     if least > there:
         raise TrainingError(f"too little memory for a training step: it takes {least / 2**30:.0f} GB at least, and "
@@ -83,7 +84,7 @@ def learning_rate(initial: float, schedule: str, progress: float) -> float:
         return initial * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     if schedule != "step":
         raise ValueError(f"schedule {schedule!r}; choose from cosine, step")
-    return initial * 0.5 ** min(int(progress * HALVINGS), HALVINGS - 1)
+    return initial * 0.5 ** min(int(progress * PARTS), PARTS - 1)
 
 
 class Trainer:
@@ -108,8 +109,10 @@ class Trainer:
         self.unwritten: dict[Path, bytes] = {}  # best.pth and best.json, until they are on the disk
         self.sums: dict[str, Tensor] = {}       # sums of this epoch's loss terms over the crops of this process
         self.history: list[dict] = []           # rows of the log
-        # Command and commit of the start and of each --resume.
-        self.runs = [{"command": getattr(args, "command", ""), "commit": getattr(args, "commit", "")}]
+        # What made each part of the run: the start and each --resume.
+        self.runs = [{"command": getattr(args, "command", ""), "commit": getattr(args, "commit", ""),
+                      "device": device_name(self.device), "precision": "bfloat16" if self.bfloat16 else "float32",
+                      "packages": packages()}]
         self.edge: Tensor | None = None         # M_edge of the last step; a mean over the epoch would hide a collapse
         self.finished = False
         # The step at which the statistics of BatchNorm are fixed; None: never.
@@ -125,7 +128,7 @@ class Trainer:
 
         Args:
             ir, vis_y: crops of this process, (B, 1, H, W) in [0, 1].
-            size: number of crops of this step in all processes; by default B.
+            size: number of crops of this step in all processes; with one process, by default B.
         """
         model, decoder = self.wrapped or (self.model, self.decoder)
         size = size or len(ir)
@@ -176,7 +179,8 @@ class Trainer:
     def exact_statistics(self, crops: CropDataset) -> None:
         """Set BatchNorm's running statistics to those over all crops of the epoch, in place of an exponential average.
 
-        Training does not use them. On CPUs, each of several processes normalises its own part of a batch, also here.
+        Training uses them only after `fix_statistics`. On CPUs, each of several processes normalises its own part of a
+        batch, also here.
         """
         statistics = ExactStatistics(self.model, self.decoder)
         batches = list(self.batches(len(self.history)))
@@ -299,7 +303,7 @@ class Trainer:
             self.history = [{str(key): float(value) if isinstance(value, float) else int(value)
                              for key, value in row.items()} for row in state["history"]]
             earlier = state.get("runs", [{"command": "unknown", "commit": "unknown"}])      # older files have none
-            self.runs = [{key: str(run[key]) for key in ("command", "commit")} for run in earlier] + self.runs
+            self.runs = [{key: _as_text(run[key]) for key in self.runs[0] if key in run} for run in earlier] + self.runs
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = type(error).__name__
             raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
@@ -318,9 +322,8 @@ class Trainer:
         weights = {name: copies.setdefault(value.data_ptr(), value.contiguous().cpu())
                    for name, value in self.model.state_dict().items()}
         about = {"config": self.model.config, "version": VERSION, "recipe": recipe(self.args), "steps": self.step,
-                 "minutes": round(self.clock() / 60, 1), "device": device_name(self.device),
-                 "precision": "bfloat16" if self.bfloat16 else "float32",
-                 **self.runs[0], **({"resumed": self.runs[1:]} if self.runs[1:] else {}), "packages": packages(),
+                 "minutes": round(self.clock() / 60, 1),
+                 **self.runs[0], **({"resumed": self.runs[1:]} if self.runs[1:] else {}),
                  "validation": {k: round(v, 4) for k, v in scores.items()}}
         self.unwritten = {self.args.out / "best.pth": serialised(weights),
                           self.args.out / "best.json": (json.dumps(about, indent=2) + "\n").encode()}
@@ -359,6 +362,11 @@ class Trainer:
         if team.rank == 0:
             say(f"epoch {number}: " + "  ".join(
                 f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
+
+
+def _as_text(value: object) -> str | dict[str, str]:
+    """A value of a checkpoint's record as text, so that it can be written as JSON."""
+    return {str(key): str(item) for key, item in value.items()} if isinstance(value, dict) else str(value)
 
 
 def _load_moments(optimiser: torch.optim.Optimizer, stored: dict) -> None:

@@ -218,6 +218,7 @@ def test_impossible_values_are_refused_by_name(option, value, capsys):
     (["--no-prior", "--cpm"], "--cpm has no effect: without --prior"),
     (["--no-saliency", "--lambda-1", "2"], "--lambda-1 has no effect: without --saliency"),
     (["--weight", "none", "--contrast"], "--contrast has no effect: with --weight none"),
+    (["--ir", "a", "--vis", "b", "--val-every", "5"], "--val-every has no effect: these pairs have no validation part"),
     (["--lambda-2", "0", "--ssim-window", "7"], "--ssim-window has no effect: with --lambda-2 0"),
     (["--teacher", "contrast", "--no-contrast"], "--contrast has no effect: with --teacher"),
     (["--recipe", "small", "--teacher", "none", "--lambda-1", "2"], "--lambda-1 has no effect: without --saliency"),

@@ -175,7 +175,7 @@ def test_every_row_of_the_paper_is_trained_with_one_change(tmp_path):
     recipes = {}
     for configuration in CONFIGURATIONS:
         wanted = table_rows.wanted_recipe(Run(configuration, 0, tmp_path, configuration.options))
-        recipe = {key: getattr(wanted, key) for key in table_rows.train.RECIPE}
+        recipe = {key: getattr(wanted, key) for key in table_rows.RECIPE}
         recipes |= {method: recipe for table, method in configuration.methods.items() if table in "123"}
     full = recipes["RPFNet"]
     assert {method: {key: value for key, value in recipe.items() if value != full[key]}
@@ -274,6 +274,19 @@ def test_a_training_that_fails_does_not_stop_the_others(trained, tmp_path, monke
     assert tables.main([*options, *TRAIN]) == 1
     error = capsys.readouterr().err
     assert "not measured: N=5, seed 5: train.py ended with code 1" in error and "N=7" in error
+
+
+def test_rows_of_other_options_are_kept_beside_one_another(tmp_path):
+    command = "python train.py --data d --amp --steps 300 --batch 8 --crops {} --val-every 0 --seed {} --out o {}"
+    rows = [measured("N=3", "1" * 6, seed=str(seed), command=command.format(crops, seed, more))
+            for seed, crops, more in ((0, 200, ""), (1, 200, ""), (0, 800, ""), (0, 200, "--saliency-form l2"))]
+    rows[2]["command"] = rows[2]["command"].replace("--data d", "--data elsewhere")
+    record(tmp_path / "tables.csv", COLUMNS, rows, identity)
+    record(tmp_path / "tables.csv", COLUMNS, [rows[1] | {"EN": "2"}], identity)
+    kinds = [line.kind for line in tables.collect_lines("1", "FLIR-val", "paper", tmp_path) if line.kind != tables.PRINTED]
+    assert kinds == [f"eval, plain, 300 steps, crops 8 of 128 --crops {end}" for end in ("200", "800", "200 --saliency-form l2")]
+    row = measured("N=5", "1" * 6, command=command.format(200, 0, "--stages 5"))
+    assert table_rows.further_options(row) == "--crops 200"        # --stages 5 is what N=5 means
 
 
 def test_the_full_model_is_trained_once_for_its_tables(trained, data, tmp_path):

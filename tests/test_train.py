@@ -89,6 +89,7 @@ def test_the_record_of_a_resumed_run_names_all_its_commands(folders, tmp_path, m
     about = json.loads((tmp_path / "best.json").read_text())
     assert about["command"].startswith("python train.py --ir ") and about["commit"] == train.commit()
     assert [run["command"] for run in about["resumed"]] == [f"python train.py --resume --out {tmp_path}"]
+    assert all(run[key] == about[key] for run in about["resumed"] for key in ("device", "precision", "packages"))
 
 
 def test_weights_that_could_not_be_written_are_written_with_the_next_save(folders, tmp_path, monkeypatch, capsys):
@@ -96,6 +97,7 @@ def test_weights_that_could_not_be_written_are_written_with_the_next_save(folder
     errors = iter([True])
     fail_to_write(monkeypatch, ["best.json"], OSError(28, "No space left on device", "best.json"),
                   when=lambda path: next(errors, False))
+    monkeypatch.setattr("recipe.has_validation", lambda args: True)
     monkeypatch.setattr(train, "load_data", lambda args: (pairs, pairs))
     pairs = PairDataset(match_pairs(folders[1], folders[3]))
     losses = iter([1.0, 2.0])       # the first epoch is the best
@@ -437,7 +439,7 @@ def plain(folders, tmp_path_factory):
 
 @pytest.mark.parametrize("option", [["--amp"], ["--clip", "0.01"], ["--lr", "1e-2"], ["--lambda-2", "1"],
                                     ["--lambda-3", "5"], ["--flips"], ["--no-fixed-crops"],
-                                    ["--saliency-form", "l2"]])
+                                    ["--saliency-form", "l2"], ["--dim", "1"], ["--schedule", "cosine"]])
 def test_options_change_the_weights(folders, tmp_path, plain, option):
     # clip: Adam forgets a constant factor, so what shows is that it differs from step to step.
     assert train.main([*folders, *TINY, "--steps", "4", *option, "--out", str(tmp_path)]) == 0

@@ -10,6 +10,7 @@ difference from the teacher in percent.
 
 PSNR is that of the student's fused luminance against the teacher's, in dB, mean over the pairs. It is infinite where all
 pictures are equal. "time" is the median over the pairs of the student's CPU time divided by the teacher's for the same pair.
+All networks run on the CPU, because "time" is CPU time.
 """
 from __future__ import annotations
 
@@ -40,7 +41,6 @@ from tools.table_rows import (
     PROTOCOLS,
     RESULTS,
     TableError,
-    device,
     digits,
     gray_pair,
     pairs_of,
@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace, problems: list[str]) -> None:
 
     Raises OSError, ValueError: a checkpoint cannot be read.
     """
-    networks = {name: RPFNet.from_pretrained(name, device()).optimize() for name in (TEACHER, *args.students)}
+    networks = {name: RPFNet.from_pretrained(name).optimize() for name in (TEACHER, *args.students)}
     for dataset in args.datasets:
         try:
             pairs = pairs_of(dataset, args)
@@ -111,6 +111,8 @@ def print_rows(path: Path, style: str) -> None:
     for row in rows:
         own = [f"{float(row[name]):.3f}" for name in SCORES]
         more = [f"{float(row['PSNR']):.1f}", f"{float(row['time']):.2f}"] if row["PSNR"] else ["", ""]
+        if row["dataset"] not in teachers:
+            raise TableError(f"{path}: has no row of {TEACHER} for {row['dataset']}; measure it again")
         cells.append(["" if row["dataset"] == previous else row["dataset"], row["network"], *own, *more])
         if row["PSNR"]:
             teacher = teachers[row["dataset"]]

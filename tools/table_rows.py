@@ -2,7 +2,8 @@
 
 tables.csv has one row for each table, data set, method, use and protocol. For networks that are trained for a table,
 it has one row for each budget and seed. The columns `seed` to `minutes` describe the training of the weights. `command`
-reproduces the row: a command of train.py for trained tables, a command of tools/tables.py for existing weights.
+is a command of train.py for trained tables, which makes the weights, and a command of tools/tables.py for existing
+weights, which measures the row. `commit` and `machine` are those of this command.
 parts.csv has one row for each method and part.
 """
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import json
 import math
 import re
 import shlex
@@ -27,14 +27,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import metrics
-import train
 from dataset import Pair, load_pair, named_pairs
 from images import DataError, luma, read_gray
 from net import RPFNet
-from recipe import completed, is_current
+from recipe import RECIPE, TrainingError, completed, is_current, parse, read_state
 from support.console import first_line
 from support.outputs import as_csv, write_atomically
-from support.records import processor
+from support.records import device_name, processor
+from support.runtime import default_device
+from weights import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -182,8 +183,24 @@ def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
 
 
 def identity(row: dict[str, str]) -> tuple[str, ...]:
-    """Key of a row: a newer row with the same key replaces an older one. Rows of different budgets are all kept."""
-    return tuple(row[key] for key in (*IDENTITY, *(BUDGET if row["table"] in TRAINED else ())))
+    """Key of a row: a newer row with the same key replaces an older one. Rows of different trainings are all kept."""
+    key = tuple(row[name] for name in IDENTITY)
+    return key if row["table"] not in TRAINED else (*key, *(row[name] for name in BUDGET), further_options(row))
+
+
+def further_options(row: dict[str, str]) -> str:
+    """The options of train.py in a row's command that no other column holds, such as "--crops 200 --clip 1"."""
+    configured = {method: configuration.options for configuration in CONFIGURATIONS
+                  for table, method in configuration.methods.items() if table == row["table"]}
+    words = shlex.split(row.get("command", ""))[2:]     # without "python train.py"
+    for option in ("--data", "--steps", "--batch", "--val-every", "--seed", "--out"):
+        if option in words:
+            place = words.index(option)
+            del words[place:place + 2]
+    for word in ("--amp", *configured.get(row["method"], ())):
+        if word in words:
+            words.remove(word)
+    return " ".join(words)
 
 
 def record(path: Path, columns: Sequence[str], rows: Sequence[dict], key: Callable[[dict], tuple]) -> None:
@@ -246,13 +263,9 @@ def digits(means: dict[str, float]) -> dict[str, str]:
     return {name: f"{value:.4f}" for name, value in means.items()}
 
 
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def machine(name: str | None = None) -> str:
     """Name of a device as in train.py, with the processor's name in place of "cpu"; by default the device in use."""
-    name = name or train.device_name(torch.device(device()))
+    name = name or device_name(torch.device(default_device()))
     return re.sub(r"^cpu\b", processor(), name)
 
 
@@ -337,13 +350,13 @@ def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        stored, version = completed(state["recipe"], str(path)), state["version"]
-    except Exception as error:      # torch raises many types; each would hide the file's name
-        raise TableError(f"{path}: not a checkpoint of train.py ({type(error).__name__}); remove it") from None
-    changed = [f"{key} {stored[key]} -> {getattr(wanted, key)}" for key in train.RECIPE
+        state = read_state(path)
+        stored = completed(state["recipe"], str(path))
+    except TrainingError as error:
+        raise TableError(f"{error}; move it away, or name another --out") from None
+    changed = [f"{key} {stored[key]} -> {getattr(wanted, key)}" for key in RECIPE
                if stored[key] != getattr(wanted, key)]
-    if changed or not is_current(version, stored):
+    if changed or not is_current(state["version"], stored):
         difference = f"recipe ({'; '.join(changed)})" if changed else "version of train.py"
         raise TableError(f"{path}: trained with another {difference}; remove it, or name another --out")
     return state
@@ -352,9 +365,8 @@ def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
 def wanted_recipe(run: Run) -> argparse.Namespace:
     """All options of a run, as train.py parses them. Raises TableError."""
     try:
-        # With a folder that does not exist, because train.py refuses a folder that already holds a run.
-        return train.parse([*run.options, "--out", str(run.folder / "new")])[0]
-    except train.TrainingError as error:
+        return parse(run.options)[0]
+    except TrainingError as error:
         raise TableError(str(error)) from None
 
 
@@ -372,7 +384,7 @@ def score_run(run: Run, pairs: Sequence[Pair], args: argparse.Namespace) -> None
     if not args.again and is_recorded(run, read_rows(path), about):
         print("    measured already; --again measures it anew", flush=True)
         return
-    model = RPFNet.from_pretrained(run.folder / "last.pth", device())
+    model = RPFNet.from_pretrained(run.folder / "last.pth", default_device())
     rows = []
     for use in USES:
         scores = score(pairs, of_network(model, use), f"{run}, {use.use}")
@@ -390,12 +402,12 @@ def is_recorded(run: Run, rows: Sequence[dict], about: dict[str, str]) -> bool:
 def training_of(path: Path) -> dict[str, str]:
     """Seed, steps, crops, minutes, commit and machine of a training, from the JSON file. Raises TableError."""
     try:
-        about = json.loads(path.read_text())
+        about = read_json(path)
         recipe = about["recipe"]
         return {"seed": str(recipe["seed"]), "steps": str(about["steps"]), "minutes": str(about["minutes"]),
                 "crops": f"{recipe['batch']} of {recipe['crop']}", "commit": about["commit"],
                 "machine": machine(about["device"])}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise TableError(f"{path}: does not say how its weights were trained "
                          f"({type(error).__name__}: {error})") from None
 
@@ -443,10 +455,10 @@ def load_shipped(checkpoints: dict[str, Path], args: argparse.Namespace, problem
         if args.rows and method not in args.rows:
             continue
         try:
-            model = RPFNet.from_pretrained(path, device())
+            model = RPFNet.from_pretrained(path, default_device())
             about = training_of(path.with_suffix(".json")) | {"source": f"checkpoints/{path.name}"}
             found[method] = Shipped(model, about)
-        except (FileNotFoundError, ValueError, TableError) as error:
+        except (OSError, ValueError, TableError) as error:
             problems.append(f"{method}: {first_line(error)}")
     return found
 
@@ -466,7 +478,7 @@ def ways(shipped: dict[str, Shipped], dataset: str, pairs: Sequence[Pair], args:
             continue
         place = Path(folder.replace("{dataset}", dataset))
         try:
-            files, missing = metrics.match_fused(pairs, place)
+            files, missing, _ = metrics.match_fused(pairs, place)
         except DataError as error:
             problems.append(f"{method}: {first_line(error)}")
             continue

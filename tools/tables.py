@@ -15,7 +15,8 @@ Table 5, detection, is printed by tools/detection.py.
 
 A network is used in two ways: "eval" with the running statistics of training, "as published" with the statistics of
 each image and the studio-range stretch. Options after -- are passed on to train.py. After Ctrl-C, the same command
-continues the measurement.
+continues the trainings of Tables 1 to 3 and contrast. The other tables keep their complete rows; --datasets and --rows
+measure what is missing.
 
 Files in results/: tables.csv and parts.csv hold the rows measured here (columns: tools/table_rows.py). paper_tables.csv
 holds the rows of the paper. released.csv holds rows of the authors' published weights, measured outside this repository.
@@ -36,16 +37,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import metrics
-import train
 from images import DataError
 from measures.tables import aligned
+from recipe import whole
 from support.console import complain, failed, finished, positive
 from support.console import run as run_command
 from support.outputs import write_atomically
+from support.records import commit
 from support.runtime import keep_freed_memory
 from tools.table_rows import (
+    COLUMNS,
     DATA_SETS,
     IDENTITY,
+    PARTS_COLUMNS,
     PARTS_METRICS,
     PROTOCOLS,
     RELEASED,
@@ -55,6 +59,7 @@ from tools.table_rows import (
     Protocol,
     TableError,
     digits,
+    further_options,
     known_methods,
     papers_name,
     read_rows,
@@ -115,15 +120,17 @@ def paper_lines(table: str, dataset: str, names: Sequence[str]) -> list[Line]:
 
 def measured_lines(table: str, dataset: str, protocol: str, names: Sequence[str], results: Path) -> list[Line]:
     """The measured lines: rows that differ only in the seed are combined."""
-    rows = [row for row in read_rows(results / "tables.csv") if row["table"] == table]
+    rows = [row for row in read_rows(results / "tables.csv", COLUMNS) if row["table"] == table]
     if table not in TRAINED:
         rows = read_rows(RESULTS / "released.csv") + rows
     rows = [row for row in rows if row["dataset"] == dataset and row["protocol"] == protocol]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:        # rows of released.csv belong to several tables and have no budget
-        groups.setdefault(tuple(row.get(key, "") for key in (*IDENTITY, "steps", "crops")), []).append(row)
-    several = table in TRAINED and len({key[-2:] for key in groups}) > 1
-    return [measured_line(group, names, several) for group in groups.values()]
+        key = (*(row.get(name, "") for name in (*IDENTITY, "steps", "crops")),
+               further_options(row) if table in TRAINED else "")
+        groups.setdefault(key, []).append(row)
+    several = len({key[-3:] for key in groups}) > 1
+    return [measured_line(group, names, several and table in TRAINED) for group in groups.values()]
 
 
 def measured_line(group: Sequence[dict], names: Sequence[str], name_budget: bool) -> Line:
@@ -133,7 +140,7 @@ def measured_line(group: Sequence[dict], names: Sequence[str], name_budget: bool
         for name in names:
             seeds[name].add(float(row[name]))
     first = group[0]
-    steps = f"{first['steps']} steps, crops {first['crops']}" if name_budget else ""
+    steps = f"{first['steps']} steps, crops {first['crops']} {further_options(first)}".rstrip() if name_budget else ""
     short = {name: first[name] for name in names if len(first[name].partition(".")[2]) < 3}
     return Line(first["method"], ", ".join(filter(None, (first["use"], first["range"], steps))),
                 {name: seed.mean for name, seed in seeds.items()}, short if len(group) == 1 else {},
@@ -244,7 +251,7 @@ def write_lines(path: Path, table: str, names: Sequence[str], lines: Sequence[tu
 
 
 def print_parts(args: argparse.Namespace) -> None:
-    rows = read_rows(args.results / "parts.csv")
+    rows = read_rows(args.results / "parts.csv", PARTS_COLUMNS)
     if not rows:
         print("No rows have been measured here yet: add --run.")
         return
@@ -291,7 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
                      "4, 6 and main; {dataset} in DIR is replaced by TNO, MSRS, ...")
 
     training = parser.add_argument_group("training of Tables 1 to 3 and contrast (without validation)")
-    training.add_argument("--steps", type=train.whole, default=300,
+    training.add_argument("--steps", type=whole, default=300,
                           help="training steps of each network (default: 300); 0: the epochs of the recipe")
     training.add_argument("--batch", type=positive, default=8, help="crops in a step (default: 8)")
     training.add_argument("--crops", type=positive, default=800, help="crops in an epoch (default: 800)")
@@ -314,7 +321,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(own)
     args.train_options = train_options
     args.command = shlex.join(["python", "tools/tables.py", *argv])
-    args.commit = train.commit()
+    args.commit = commit()
     if train_options and not (args.run and args.table in TRAINED):
         parser.error("options of train.py, after --, go with --run and Tables 1 to 3 or contrast")
     unknown = [name for name in args.datasets or () if name not in TABLES[args.table]]
@@ -343,7 +350,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TableError, DataError, OSError, ValueError) as error:
         return failed("tables.py", error)
     except KeyboardInterrupt:
-        complain("", "tables.py: interrupted; the same command goes on from here")
+        complain("", "tables.py: interrupted; the same command goes on from here" if args.table in TRAINED else
+                 "tables.py: interrupted; complete rows are recorded, --datasets and --rows measure the others")
         return finished(problems, interrupted=True, label="not measured")
     return finished(problems, label="not measured")
 
