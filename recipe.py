@@ -305,13 +305,11 @@ def _check_values(options: dict, source: str) -> None:
 # From the command line to a run
 
 
-def parse(argv: Sequence[str] | None, description: str | None = None) -> tuple[argparse.Namespace, dict | None]:
+def parse(argv: Sequence[str] | None, description: str | None = None) -> argparse.Namespace:
     """Parse the command line.
 
     With --resume, the stored recipe replaces the defaults, and options that contradict it are an error.
 
-    Returns:
-        The options, and the state to resume from (the content of last.pth) or None.
     Raises:
         TrainingError: wrong recipes or checkpoints.
         SystemExit: options that the parser rejects.
@@ -321,7 +319,7 @@ def parse(argv: Sequence[str] | None, description: str | None = None) -> tuple[a
     chosen = _chosen(parser, argv)
     if "resume" in chosen:
         return _resumed(parser, argv, chosen)
-    return _new(parser, argv, chosen), None
+    return _new(parser, argv, chosen)
 
 
 def _named_recipe(argv: Sequence[str] | None) -> str:
@@ -401,8 +399,7 @@ def refuse_overwriting_a_run(out: Path) -> None:
                                 "another --out")
 
 
-def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: dict
-             ) -> tuple[argparse.Namespace, dict]:
+def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: dict) -> argparse.Namespace:
     for name in ("recipe", "init"):
         if name in chosen:
             parser.error(f"--{name} goes without --resume, which continues with the recipe and weights of last.pth")
@@ -427,7 +424,7 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
     if changed:
         raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
                             "Drop these options, or start a new run with another --out")
-    return args, state
+    return args
 
 
 def read_state(path: Path) -> dict:

@@ -36,6 +36,7 @@ from recipe import (
     has_validation,
     parse,
     read_recipe,
+    read_state,
     refuse_overwriting_a_run,
     whole,
 )
@@ -168,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         team.join()
         keep_freed_memory()
-        args, state = parse(argv, __doc__)
+        args = parse(argv, __doc__)
         args.command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
         args.commit = commit()      # read now: a commit during the run is not that of the loaded code
         use_device(args.device)
@@ -176,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with making([args.out]), locked(args.out) if team.rank == 0 else nullcontext():
             if not args.resume:
                 refuse_overwriting_a_run(args.out)
-            trainer, stop = train(args, state)
+            # Read again: the run that held the lock until now may have saved after `parse`.
+            trainer, stop = train(args, read_state(args.out / "last.pth") if args.resume else None)
     except (DataError, TrainingError, OutputError, ValueError, OSError, RuntimeError, MemoryError) as error:
         team.failed = True
         return failed("train.py", described(error))

@@ -32,7 +32,7 @@ PRINTED = {
 
 
 def options(*argv, out="nowhere"):
-    return train.parse([*argv, "--out", str(out)])[0]
+    return train.parse([*argv, "--out", str(out)])
 
 
 def test_the_default_recipe_is_the_papers():

@@ -92,6 +92,24 @@ def test_the_record_of_a_resumed_run_names_all_its_commands(folders, tmp_path, m
     assert all(run[key] == about[key] for run in about["resumed"] for key in ("device", "precision", "packages"))
 
 
+def test_a_run_resumes_from_what_is_saved_when_it_gets_the_lock(folders, tmp_path, monkeypatch):
+    for steps in (1, 2):
+        with monkeypatch.context() as patch:
+            interrupt_at(steps, patch)
+            again = ["--resume"] if steps > 1 else [*folders, *TINY, "--steps", "3"]
+            assert train.main([*again, "--out", str(tmp_path)]) == 130
+        (tmp_path / f"{steps}.pth").write_bytes((tmp_path / "last.pth").read_bytes())
+    (tmp_path / "last.pth").write_bytes((tmp_path / "1.pth").read_bytes())
+    locked, starts, load = train.locked, [], train.Trainer.load
+
+    def waiting(folder):
+        (folder / "last.pth").write_bytes((folder / "2.pth").read_bytes())      # the last save of another run
+        return locked(folder)
+    monkeypatch.setattr(train, "locked", waiting)
+    monkeypatch.setattr(train.Trainer, "load", lambda self, state, path: starts.append(state["step"]) or load(self, state, path))
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0 and starts == [2]
+
+
 def test_weights_that_could_not_be_written_are_written_with_the_next_save(folders, tmp_path, monkeypatch, capsys):
     """The disk is full when the best epoch ends, and best.json is missing beside the new best.pth until it is not."""
     errors = iter([True])

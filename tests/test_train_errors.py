@@ -200,7 +200,7 @@ def test_own_pairs_may_move_but_not_become_a_data_set(half, tmp_path, folders, c
         with pytest.raises(SystemExit):
             train.main(["--resume", *argv, "--out", str(half.parent)])
         assert "was trained on --ir and --vis" in capsys.readouterr().err
-    assert train.parse(["--resume", "--ir", "moved", "--out", str(half.parent)])[0].ir == "moved"
+    assert train.parse(["--resume", "--ir", "moved", "--out", str(half.parent)]).ir == "moved"
 
 
 def test_notes_name_what_was_taken_another_way(tmp_path, capsys):

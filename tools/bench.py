@@ -76,7 +76,7 @@ def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
     if case.task == "training":
         exact_convolutions()
         options = ["--device", device, "--batch", str(case.batch), "--amp" if half else "--no-amp", "--out", os.devnull]
-        trainer = Trainer(parse(options)[0])
+        trainer = Trainer(parse(options))
         trainer.bfloat16 = half         # also where train.py would not use it, because it is slower
         if case.model == "released":
             trainer.model = ReleasedNet().to(device, memory_format=layout)

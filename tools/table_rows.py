@@ -365,7 +365,7 @@ def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
 def wanted_recipe(run: Run) -> argparse.Namespace:
     """All options of a run, as train.py parses them. Raises TableError."""
     try:
-        return parse(run.options)[0]
+        return parse(run.options)
     except TrainingError as error:
         raise TableError(str(error)) from None
 
