@@ -302,8 +302,8 @@ class Trainer:
                          for name, value in state["sums"].items()}
             self.history = [{str(key): float(value) if isinstance(value, float) else int(value)
                              for key, value in row.items()} for row in state["history"]]
-            earlier = state.get("runs", [{"command": "unknown", "commit": "unknown"}])      # older files have none
-            self.runs = [{key: _as_text(run[key]) for key in self.runs[0] if key in run} for run in earlier] + self.runs
+            earlier = state.get("runs", [{}])       # older files have none, or fewer values
+            self.runs = [{key: _as_text(run.get(key, "unknown")) for key in self.runs[0]} for run in earlier] + self.runs
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = type(error).__name__
             raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None

@@ -39,6 +39,11 @@ def short_hash(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:8]
 
 
+def hashed_name(path: Path) -> str:
+    """Name of a file without suffix, with a hash of its content, because names of weights such as best.pth repeat."""
+    return f"{path.stem}-{short_hash(path.read_bytes())}"
+
+
 def processor() -> str:
     """Name of the CPU."""
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []

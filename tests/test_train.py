@@ -92,6 +92,19 @@ def test_the_record_of_a_resumed_run_names_all_its_commands(folders, tmp_path, m
     assert all(run[key] == about[key] for run in about["resumed"] for key in ("device", "precision", "packages"))
 
 
+def test_a_run_whose_record_is_older_has_all_its_keys(folders, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        assert train.main([*folders, *TINY, "--steps", "3", "--out", str(tmp_path)]) == 130
+    state = torch.load(tmp_path / "last.pth", weights_only=True)
+    state["runs"] = [{key: state["runs"][0][key] for key in ("command", "commit")}]
+    torch.save(state, tmp_path / "last.pth")
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    about = json.loads((tmp_path / "best.json").read_text())
+    assert about["command"].startswith("python train.py --ir ") and about["device"] == about["packages"] == "unknown"
+    assert about["resumed"][0]["device"].startswith("cpu")
+
+
 def test_a_run_resumes_from_what_is_saved_when_it_gets_the_lock(folders, tmp_path, monkeypatch):
     for steps in (1, 2):
         with monkeypatch.context() as patch:

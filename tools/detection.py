@@ -38,7 +38,7 @@ from metrics import Running
 from support.console import complain, failed, finished, given_path, noted, positive
 from support.console import run as run_command
 from support.outputs import OutputError
-from support.records import commit, device_name, short_hash
+from support.records import commit, device_name, hashed_name, short_hash
 from support.runtime import check_device, default_device
 from tools import detector
 from tools.detection_data import BOXES, SHARES, prepare, write_averages
@@ -50,6 +50,7 @@ MEAN = "mAP@.5"
 COMPARABLE = ("dataset", "split", "model", "epochs", "size", "batch")    # equal in all rows of one table
 IDENTITY = ("method", "seed", *COMPARABLE)
 ABOUT = ("images", "minutes", "package", "command", "commit", "machine", "date")
+NO_CLASSES = (*IDENTITY, *ABOUT, MEAN, "table")      # the columns that are not a class
 MODELS = ("yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x")
 
 
@@ -61,7 +62,7 @@ def run_prepare(args: argparse.Namespace) -> list[str]:
     names = [name for name, _ in args.images]
     if len(names) > len({*names}):
         raise DataError(f"--images: the name {max(names, key=names.count)} stands twice")
-    taken = [name for name in args.classes or () if name in (*IDENTITY, *ABOUT, MEAN, "table")]
+    taken = [name for name in args.classes or () if name in NO_CLASSES]
     if taken:
         raise DataError(f"--classes {taken[0]}: the name of a column of the results; rename the class")
     made = prepare(dict(args.images), args.labels, args.classes, args.out, args.seed)
@@ -132,7 +133,7 @@ def model_name(args: argparse.Namespace) -> str:
         return args.model
     if not args.weights.is_file():
         raise DataError(f"{args.weights}: no such file of weights")
-    return f"{args.weights.stem}-{short_hash(args.weights.read_bytes())}"
+    return hashed_name(args.weights)
 
 
 def run_all(args: argparse.Namespace) -> list[str]:
@@ -182,7 +183,7 @@ def identity(row: dict[str, str]) -> tuple[str, ...]:
 def classes_of(rows: Sequence[dict[str, str]]) -> list[str]:
     """The classes for which rows have values. Each data set has its own classes."""
     return [name for name in dict.fromkeys(name for row in rows for name, value in row.items() if value)
-            if name not in (*IDENTITY, *ABOUT, MEAN, "table")]
+            if name not in NO_CLASSES]
 
 
 def record_row(path: Path, row: dict[str, str]) -> None:

@@ -44,7 +44,7 @@ from support.console import failed, noted, positive
 from support.console import run as run_command
 from support.outputs import check_place
 from support.pairing import match_pairs
-from support.records import commit, processor, short_hash
+from support.records import commit, hashed_name, processor
 from tools.naturalness import Change, entering_target, static_background
 from tools.table_rows import TableError, read_rows, record
 from tools.tables import layout
@@ -202,9 +202,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def weights_name(checkpoint: str) -> str:
-    """Name of the weights in the rows. That of a file has a hash, because the names of files repeat. Raises ValueError."""
-    path = find(checkpoint)
-    return checkpoint if checkpoint in CHECKPOINTS else f"{path.stem}-{short_hash(path.read_bytes())}"
+    """Name of the weights in the rows; that of a file has a hash. Raises OSError, ValueError."""
+    return checkpoint if checkpoint in CHECKPOINTS else hashed_name(find(checkpoint))
 
 
 def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> None:

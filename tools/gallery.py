@@ -42,7 +42,6 @@ from metrics import (
     chosen_names,
     collect_methods,
     cores,
-    match_fused,
     match_methods,
     rank_of_ranks,
 )
@@ -88,11 +87,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def matched_methods(pairs: Sequence[Pair], folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """As `match_methods`. Raises DataError for a method without any image, because it is probably the wrong folder."""
+    methods, problems = match_methods(pairs, {method: folder for method, folder in folders.items() if folder.is_dir()})
     for method, folder in folders.items():
-        if not folder.is_dir() or not match_fused(pairs, folder)[0]:
+        if not methods.get(method):
             raise DataError(f"{folder}: no fused image here has the name of a pair, such as {pairs[0].name}; "
                             f"give the right folder with --fused {method}=DIR, or make it with test.py --out {folder}")
-    return match_methods(pairs, folders)
+    return methods, problems
 
 
 # ---------------------------------------------------------------------------------------------
