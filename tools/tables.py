@@ -300,8 +300,8 @@ def build_parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group("training of Tables 1 to 3 and contrast (without validation)")
     training.add_argument("--steps", type=whole, default=300,
                           help="training steps of each network (default: 300); 0: the epochs of the recipe")
-    training.add_argument("--batch", type=positive, default=8, help="crops in a step (default: 8)")
-    training.add_argument("--crops", type=positive, default=800, help="crops in an epoch (default: 800)")
+    training.add_argument("--batch", type=positive, default=2, help="crops in a step (default: 2)")
+    training.add_argument("--crops", type=positive, default=200, help="crops in an epoch (default: 200)")
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
                           help="seeds of the full model; the other networks use only the first (default: 0 1 2)")
     training.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR",
