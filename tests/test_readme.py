@@ -1,5 +1,6 @@
 """The documents tell what the files beside them hold, and their commands run."""
 import csv
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -42,6 +43,29 @@ def test_measured_numbers_are_recorded(path):
     assert [number for number in numbers if number not in known] == []
 
 
+def recorded_rows() -> list[set[str]]:
+    """Each row of the CSV files in results/: its numbers, rounded to three digits."""
+    rows = []
+    for path in (ROOT / "results").glob("*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows += [{f"{float(cell):.3f}" for cell in row if re.fullmatch(r"-?\d+\.\d+", cell)} for row in csv.reader(file)]
+    return rows
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "speed.md"], ids=lambda path: path.name)
+def test_the_numbers_of_a_row_are_recorded_together(path):
+    """The three-decimal cells of a row stand in one row of a CSV file, so none comes from another network or data set.
+
+    Rows of differences are computed from two rows. docs/speed.md is compared with its files in test_bench.py.
+    """
+    known, wrong = recorded_rows(), []
+    for row in (row for table in tables(path.read_text()) for row in table):
+        numbers = {cell for cell in row if re.fullmatch(r"-?\d+\.\d{3}", cell)}
+        if not any("difference" in cell for cell in row) and not any(numbers <= values for values in known):
+            wrong.append(row)
+    assert wrong == []
+
+
 def test_no_table_is_repeated():
     rows = [tuple(row) for path in DOCUMENTS for table in tables(path.read_text()) for row in table[2:]
             if sum(bool(re.search(r"\d\.\d", cell)) for cell in row) >= 3]
@@ -76,9 +100,12 @@ def test_documented_options_exist(path, monkeypatch, capsys):
 
     parsers = {"train.py": train.build_parser, "test.py": fuse_command.build_parser, "metrics.py": metrics.build_parser}
     for command in commands(path):
-        script = command[command.index("python") + 1]
+        script, *options = command[command.index("python") + 1:]
+        if script.startswith("tools/"):
+            parsers[script] = importlib.import_module(f"tools.{Path(script).stem}").build_parser
         if script in parsers:
-            parsers[script]().parse_args(command[command.index("python") + 2:])
+            options = options[:options.index("--")] if "--" in options else options     # tables.py: the rest is for train.py
+            parsers[script]().parse_args(options)
         elif script == "dataset.py" and "NAME" not in command:
             assert command[-2] in dataset.DATASETS
         elif script.endswith(".py"):
