@@ -20,6 +20,7 @@ from tools.naturalness import DAY, MEASURES, entering_target, flicker, flicker_m
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (200, 240)
 TARGET = (slice(80, 110), slice(60, 80))        # 600 of 48,000 pixels
+DARK_NIGHT = 45         # gray levels; dark pixels of a fused night image are below this, fog is above 100
 
 
 def flat(level, shape=SHAPE):
@@ -41,6 +42,12 @@ def noise(seed, sigma, level, shape=SHAPE):
 def real_scene(seed=0, colour=False):
     shape = (*SHAPE, 3) if colour else SHAPE
     return noise(seed, 20, 90), noise(seed + 1, 20, 70, shape)
+
+
+def sample(name):
+    """A pair of samples/, gray and small: (ir, vis)."""
+    images = (read_gray(ROOT / "samples" / side / f"{name}.png") for side in ("ir", "vis"))
+    return tuple(cv2.resize(image, (240, 180), interpolation=cv2.INTER_AREA) for image in images)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -172,6 +179,27 @@ def test_msrs_names_tell_day_and_night_as_the_visible_mean_does(data_root):
         assert (vis.mean() >= DAY) == pair.name.endswith("D"), pair.name
 
 
+@pytest.fixture(scope="module")
+def default_network():
+    return RPFNet.from_pretrained().optimize()
+
+
+def test_the_default_network_leaves_night_dark_and_image_statistics_turn_it_to_fog(default_network):
+    ir, vis = (image // 8 for image in sample("night_street"))
+    assert naturalness(default_network.fuse(ir, vis), ir, vis)["dark"] < DARK_NIGHT
+    fog = RPFNet.from_pretrained().fuse(ir, vis, as_published=True)
+    assert naturalness(fog, ir, vis)["dark"] > DARK_NIGHT
+
+
+def test_the_default_network_leaves_real_nights_dark(default_network, data_root):
+    nights = [pair for pair in named_pairs("msrs", data_root / "MSRS_test40") if pair.name.endswith("N")][:2]
+    for pair in nights:
+        ir, vis = load_pair(pair)
+        vis = luma(vis)
+        assert naturalness(default_network.fuse(ir, vis), ir, vis)["dark"] < DARK_NIGHT, pair.name
+    assert len(nights) == 2
+
+
 # ---------------------------------------------------------------------------------------------
 # Flicker
 
@@ -238,6 +266,11 @@ def test_flicker_takes_a_network():
     model = RPFNet(channels=4, stages=1).eval()
     ir, vis = real_scene()
     assert flicker(model, ir, vis, 3) == flicker(model.fuse, ir, vis, 3)
+
+
+@pytest.mark.parametrize("name", ["night_street", "smoke"])
+def test_the_default_network_hardly_flickers(default_network, name):
+    assert flicker(default_network, *sample(name), 6) < 4
 
 
 def test_flicker_refuses_what_it_cannot_measure():
