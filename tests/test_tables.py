@@ -385,13 +385,18 @@ def test_parts_are_recorded_and_printed(trained, data, tmp_path, monkeypatch, ca
     place, _ = trained
     monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe paper", tmp_path / "absent.pth")
     monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", place / "runs" / "stages_1" / "best.pth")
+    monkeypatch.delitem(table_rows.STUDENTS, "ours, tiny")
     options = ["--table", "parts", "--data", str(data), "--results", str(tmp_path)]
     assert tables.main(options) == 0 and "add --run" in capsys.readouterr().out
     assert tables.main([*options, "--run"]) == 1
-    assert "absent.pth: no such checkpoint" in capsys.readouterr().err
-    parts = [row["part"] for row in rows_in(tmp_path / "parts.csv")]
-    assert parts == ["whole", "spectrum off", "CPM off", "sources exchanged"]
-    assert tables.main(options) == 0 and "spectrum off" in capsys.readouterr().out
+    problems = capsys.readouterr().err
+    assert "absent.pth: no such checkpoint" in problems and "MRI-PET: " in problems
+    rows = rows_in(tmp_path / "parts.csv")
+    assert [(row["method"], row["part"]) for row in rows] == [
+        (method, part) for method in ("ours, recipe contrast", "ours, small")
+        for part in ("whole", "spectrum off", "CPM off", "sources exchanged")]
+    assert {row["dataset"] for row in rows} == {"FLIR-val"}
+    assert tables.main(options) == 0 and capsys.readouterr().out.count("spectrum off") == 2
 
 
 def test_weights_without_their_training_are_named(trained, tmp_path):

@@ -4,7 +4,7 @@ tables.csv has one row for each table, data set, method, use and protocol. For n
 it has one row for each budget and seed. The columns `seed` to `minutes` describe the training of the weights. `command`
 is a command of train.py for trained tables, which makes the weights, and a command of tools/tables.py for existing
 weights, which measures the row. `commit` and `machine` are those of this command.
-parts.csv has one row for each method and part.
+parts.csv has one row for each data set, method and part.
 """
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ METRICS = tuple(dict.fromkeys(name for protocol in PROTOCOLS.values() for name i
 IDENTITY = ("table", "dataset", "method", "use", "range", "protocol")
 BUDGET = ("seed", "steps", "crops")
 COLUMNS = (*IDENTITY, *METRICS, "images", *BUDGET, "minutes", "source", "command", "commit", "machine")
-PARTS_IDENTITY = ("method", "part")
+PARTS_IDENTITY = ("dataset", "method", "part")
 PARTS_METRICS = ("change", "EN", "SF", "VIFF", "hot")
 PARTS_COLUMNS = (*PARTS_IDENTITY, *PARTS_METRICS, "images", "source", "command", "commit", "machine")
 
@@ -136,11 +136,12 @@ DATA_SETS = {
     "MRI-SPECT": DataSet("mri-spect", "Harvard", "Harvard"),
 }
 TABLES = {      # {table: its data sets}
-    **dict.fromkeys((*TRAINED, "main", "parts"), ("FLIR-val",)),
-    "4": ("TNO", "MSRS", "M3FD"), "6": ("MRI-PET", "MRI-SPECT"),
+    **dict.fromkeys((*TRAINED, "main"), ("FLIR-val",)),
+    "4": ("TNO", "MSRS", "M3FD"), "6": ("MRI-PET", "MRI-SPECT"), "parts": ("FLIR-val", "MRI-PET", "MRI-SPECT"),
 }
 SHIPPED = {"ours, recipe paper": ROOT / "checkpoints" / "rpfnet_paper.pth",
            "ours, recipe contrast": ROOT / "checkpoints" / "rpfnet.pth"}
+STUDENTS = {f"ours, {name}": ROOT / "checkpoints" / f"rpfnet_{name}.pth" for name in ("small", "tiny")}
 MEDICAL = {"ours, recipe medical": ROOT / "checkpoints" / "rpfnet_medical.pth"}
 BASELINES = {"average": "average", "maximum": "max"}        # {name in the tables: name for metrics.baseline}
 RELEASED = "authors' release"
@@ -156,7 +157,7 @@ def known_methods(table: str, fused: Sequence[str]) -> list[str]:
     if table in TRAINED:
         return [one.methods[table] for one in CONFIGURATIONS if table in one.methods]
     if table == "parts":
-        return list(SHIPPED)
+        return [*SHIPPED, *STUDENTS, *MEDICAL]
     return [*(MEDICAL if table == "6" else SHIPPED), *BASELINES, *fused]
 
 
@@ -519,14 +520,20 @@ def without_cpm(model: RPFNet) -> RPFNet:
 def run_parts(args: argparse.Namespace, problems: list[str]) -> None:
     """Measure what each part of the network contributes to the results of the shipped weights.
 
-    One line in `problems` for each checkpoint that cannot be loaded.
+    One line in `problems` for each data set without pairs and each checkpoint that cannot be loaded.
     """
-    pairs = pairs_of("FLIR-val", args)
-    for method, (model, training) in load_shipped(SHIPPED, args, problems).items():
-        about = {"images": str(len(pairs)), "source": training["source"]} | provenance(args)
-        rows = [{"method": method, "part": part} | digits(means) | about
-                for part, means in score_parts(model, pairs, method).items()]
-        record(args.results / "parts.csv", PARTS_COLUMNS, rows, lambda row: tuple(row[key] for key in PARTS_IDENTITY))
+    for dataset in args.datasets or TABLES["parts"]:
+        checkpoints = MEDICAL if dataset in TABLES["6"] else SHIPPED | STUDENTS
+        try:
+            pairs = pairs_of(dataset, args)
+        except DataError as error:
+            problems.append(f"{dataset}: {first_line(error)}")
+            continue
+        for method, (model, training) in load_shipped(checkpoints, args, problems).items():
+            about = {"images": str(len(pairs)), "source": training["source"]} | provenance(args)
+            rows = [{"dataset": dataset, "method": method, "part": part} | digits(means) | about
+                    for part, means in score_parts(model, pairs, f"{dataset}, {method}").items()]
+            record(args.results / "parts.csv", PARTS_COLUMNS, rows, lambda row: tuple(row[key] for key in PARTS_IDENTITY))
 
 
 def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:

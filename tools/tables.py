@@ -10,7 +10,7 @@ Tables:
   contrast                                    the same; from the recipe paper to the recipe contrast, change by change
   4 TNO, MSRS, M3FD    6 brain images         with the shipped weights
   main                                        the shipped weights on RoadScene
-  parts                                       what the network's parts contribute there
+  parts                                       what the parts contribute, for each network in checkpoints/
 Table 5, detection, is printed by tools/detection.py.
 
 A network is used in two ways: "eval" with the running statistics of training, "as published" with the statistics of
@@ -255,15 +255,17 @@ def print_parts(args: argparse.Namespace) -> None:
     if not rows:
         print("No rows have been measured here yet: add --run.")
         return
-    cells, previous = [["method", "part", "change", "EN", "SF", "VIFF", "hot"]], None
-    for row in rows:
-        cells.append(["" if row["method"] == previous else row["method"], row["part"],
-                      *(f"{float(row[name]):.3f}" for name in PARTS_METRICS)])
-        previous = row["method"]
-    notes = ["change: mean absolute difference from the result of the whole network, gray levels",
-             "hot: mean on hot pixels (IR > mean + standard deviation) over the infrared's",
-             f"eval, plain; EN, SF, VIFF by definition; {rows[0]['images']} images"]
-    show("What the parts contribute, FLIR-val", cells, notes, args.format)
+    for dataset in args.datasets or dict.fromkeys(row["dataset"] for row in rows):
+        cells, previous = [["method", "part", *PARTS_METRICS]], None
+        chosen = [row for row in rows if row["dataset"] == dataset]
+        for row in chosen:
+            cells.append(["" if row["method"] == previous else row["method"], row["part"],
+                          *(f"{float(row[name]):.3f}" for name in PARTS_METRICS)])
+            previous = row["method"]
+        notes = ["change: mean absolute difference from the result of the whole network, gray levels",
+                 "hot: mean on hot pixels (IR > mean + standard deviation) over the infrared's",
+                 f"eval, plain; EN, SF, VIFF by definition; {', '.join(sorted({row['images'] for row in chosen}))} images"]
+        show(f"What the parts contribute, {dataset}", cells, notes, args.format)
     if args.csv:
         write_atomically(args.csv, (args.results / "parts.csv").read_bytes())
 
@@ -285,7 +287,7 @@ def build_parser() -> argparse.ArgumentParser:
                         "the paper; definition: columns by the metrics' definitions, without the rows of the paper")
     output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file")
     output.add_argument("--datasets", nargs="+", metavar="NAME",
-                        help="only these data sets; table 4: TNO MSRS M3FD, table 6: MRI-PET MRI-SPECT")
+                        help="only these data sets; table 4: TNO MSRS M3FD, table 6: MRI-PET MRI-SPECT, parts: FLIR-val and those of 6")
 
     run = parser.add_argument_group("measuring")
     run.add_argument("--run", action="store_true",
