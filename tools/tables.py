@@ -287,7 +287,8 @@ def build_parser() -> argparse.ArgumentParser:
                         "the paper; definition: columns by the metrics' definitions, without the rows of the paper")
     output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file")
     output.add_argument("--datasets", nargs="+", metavar="NAME",
-                        help="only these data sets; table 4: TNO MSRS M3FD, table 6: MRI-PET MRI-SPECT, parts: FLIR-val and those of 6")
+                        help="only these data sets; table 4: TNO MSRS M3FD, table 6: MRI-PET MRI-SPECT, "
+                        "parts: FLIR-val MRI-PET MRI-SPECT")
 
     run = parser.add_argument_group("measuring")
     run.add_argument("--run", action="store_true",
