@@ -147,7 +147,17 @@ def test_plan_follows_the_options():
     assert extra == {("RPFNet", "compiled", "bfloat16"), ("a.py", "", "float32"),
                      ("medical", "optimize()", "float32"), ("medical", "optimize()", "bfloat16")}
     assert not extra & {case[:3] for case in groups[2]}
-    assert KEPT not in {case.variant for case in plan("--device", "cuda")[0]}
+    on_gpu = plan("--device", "cuda", "--tasks", "inference", "training")
+    assert KEPT not in {case.variant for case in on_gpu[0]}
+    assert {case.model for case in on_gpu[0] if case.precision == "TF32"} == {"released", "RPFNet"}
+    assert {case.precision for case in on_gpu[-1]} == {"float32", "bfloat16"}       # train.py turns TF32 off
+
+
+@pytest.mark.parametrize("precision, rounds", [("TF32", True), ("float32", False), ("bfloat16", False)])
+def test_only_rows_of_tf32_let_convolutions_round(monkeypatch, precision, rounds):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    bench.prepare(row_of("RPFNet", "optimize()", precision), "cpu")
+    assert torch.backends.cudnn.allow_tf32 == rounds
 
 
 def test_a_checkpoints_row_runs_its_network_folded():

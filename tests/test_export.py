@@ -13,6 +13,7 @@ import torch
 from conftest import random_pair
 
 import layers
+from dataset import named_pairs
 from images import read_ir, read_vis
 from net import RPFNet
 from tools import export as command
@@ -38,7 +39,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A real pair of 64 x 80, as the options of --check name it."""
+    """A rendered pair of 64 x 80, as the options of --check name it."""
     folder = tmp_path_factory.mktemp("pair")
     paths = []
     for side in ("ir", "vis"):
@@ -90,6 +91,15 @@ def test_the_shipped_network_in_onnxruntime_is_that_of_pytorch(shipped, pair):
     assert command.psnr(command.load(out)(*images), ours) >= 60 and ours.std() > 0.01
     assert float(re.search(r"([\d.]+) dB", printed)[1]) >= 60
     assert re.search(r"ratio [\d.]+ \(process time of one thread, median of 1\)", printed)
+
+
+@pytest.mark.parametrize("layout, folder", [("roadscene", "RoadScene"), ("msrs", "MSRS_test40")])
+def test_the_file_is_the_network_on_crops_of_real_pairs(shipped, data_root, layout, folder):
+    run, network = command.load(shipped[0]), RPFNet.from_pretrained()
+    for pair in named_pairs(layout, data_root / folder)[:3]:
+        images = [x[..., 100:164, 100:180] for x in command.read_pair([pair.ir, pair.vis])]
+        with torch.inference_mode():
+            assert command.psnr(run(*images), network(*images)) >= 60, pair.name
 
 
 def test_onnx_has_names_and_plain_operators(shipped):
@@ -183,6 +193,19 @@ def test_missing_packages_are_named(tmp_path, monkeypatch, capsys):
     assert command.main(["--size", "64x80", "--out", str(tmp_path / "a.onnx")]) == 1
     assert "a.onnx: ONNX needs onnx, onnxscript, onnxruntime; python -m pip install -r requirements-export.txt" in (
         capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("version, wanted", [("2.7.1", True), ("2.8.0", False), ("2.14.1", False)])
+def test_an_old_pytorch_is_named_for_onnx_only(tmp_path, monkeypatch, version, wanted):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    for name in ("a.onnx", "a.pt2"):
+        args = command.build_parser().parse_args(["--size", "64x80", "--out", str(tmp_path / name)])
+        if wanted and name == "a.onnx":
+            with pytest.raises(ValueError, match="ONNX needs torch 2.8 or later"):
+                command.check_options(args)
+        else:
+            command.check_options(args)
 
 
 # ---------------------------------------------------------------------------------------------

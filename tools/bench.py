@@ -7,6 +7,7 @@ rows      released: tools/released.py as its users run it. Ratios are relative t
           released, memory kept: freed memory is kept for the next tensor, as in test.py and train.py (CPU on Linux)
           RPFNet, optimize(): BatchNorm folded into the convolutions; with bfloat16 this is `test.py --fast`
           RPFNet, compiled: optimize(bfloat16=True, compiled=True), with --compile. Compilation takes long
+          TF32 (CUDA): convolutions of float32 tensors rounded to ten bits, PyTorch's default; float32 rows do not round
           Training is a step of train.py with recipes/paper.json. Weights are random. RPFNet's rows keep freed memory
           small, tiny, ...: the networks of --checkpoint, optimize()
 ms        Median of the timed passes. Spread is their interquartile range. After a warm-up, rows are timed in turns.
@@ -63,7 +64,7 @@ class Case(NamedTuple):
     """Model, variant, precision, task and input size of one row."""
     model: str          # "released", "RPFNet", name of a checkpoint or path of a peer's file
     variant: str        # "", "optimize()", KEPT or COMPILED
-    precision: str      # "float32" or "bfloat16"
+    precision: str      # "float32", "TF32" or "bfloat16"
     task: str           # "inference" or "training"
     size: str           # such as "480x640"
     batch: int
@@ -73,8 +74,9 @@ def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
     """The function to time: a step of train.py, or a network in inference mode. Arguments: ir, vis_y, (B, 1, H, W)."""
     half = case.precision == "bfloat16"
     layout = torch.channels_last if half else torch.contiguous_format
-    if case.task == "training":
+    if case.precision != "TF32":
         exact_convolutions()
+    if case.task == "training":
         options = ["--device", device, "--batch", str(case.batch), "--amp" if half else "--no-amp", "--out", os.devnull]
         trainer = Trainer(parse(options))
         trainer.bfloat16 = half         # also where train.py would not use it, because it is slower
@@ -202,7 +204,8 @@ def plan(args: argparse.Namespace) -> list[list[Case]]:
     """The rows of each task and size, the baseline first."""
     kept = [("released", KEPT, "float32")] if args.device == "cpu" and sys.platform == "linux" else []
     both = [("released", "", "float32"), *kept, ("released", "", "bfloat16")]
-    fast = [("RPFNet", "optimize()", "float32"), ("RPFNet", "optimize()", "bfloat16")]
+    rounded = [("released", "", "TF32"), ("RPFNet", "optimize()", "TF32")] if args.device == "cuda" else []
+    fast = [*rounded, ("RPFNet", "optimize()", "float32"), ("RPFNet", "optimize()", "bfloat16")]
     fast += [("RPFNet", COMPILED, "bfloat16")] * args.compile
     fast += [(name, "optimize()", precision) for name in args.checkpoint for precision in ("float32", "bfloat16")]
     fast += [(peer, "", "float32") for peer in args.peer]

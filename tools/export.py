@@ -44,6 +44,7 @@ from tools.bench import size
 INPUTS, OUTPUT = ("ir", "vis_y"), "fused"
 LARGEST = 8192      # largest side in pixels of a file with dynamic sizes
 ENOUGH = 60         # dB; PSNR that --check requires
+TORCH_FOR_ONNX = "2.8"      # before, is_in_onnx_export() was False in exports with dynamo=True (PyTorch issue 149141)
 Fuse = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -164,6 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
 def check_options(args: argparse.Namespace) -> list[Tensor]:
     """Check the options before the export. Returns the images of --check. Raises ValueError, OSError, DataError."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if torch.__version__ < TORCH_FOR_ONNX:
+        missing.append(f"torch {TORCH_FOR_ONNX} or later")
     if args.out.suffix == ".onnx" and missing:
         raise ValueError(f"{args.out}: ONNX needs {', '.join(missing)}; python -m pip install -r requirements-export.txt")
     check_place("--out", args.out)
