@@ -231,7 +231,7 @@ def flicker_rows(args: argparse.Namespace) -> list[dict]:
         pairs = match_pairs(args.ir, args.vis)
         clips = [generated(pair, args.size, args.frames) for pair in pairs[::max(1, len(pairs) // args.pairs)][:args.pairs]]
     keeps = list(dict.fromkeys((0.0, args.steady)))
-    networks = [RPFNet.from_pretrained(args.checkpoint) for _ in keeps]
+    networks = [RPFNet.from_pretrained(args.checkpoint).optimize() for _ in keeps]      # as in test.py
     with tqdm(total=len(clips) * args.frames, unit="frame", desc="measuring") as progress:
         return [row for clip in clips for row in measured(clip, networks, keeps, progress)]
 
