@@ -148,12 +148,17 @@ def measured_line(group: Sequence[dict], names: Sequence[str], name_budget: bool
 
 
 def budget(group: Sequence[dict]) -> str:
-    """Training budget, seeds and images of the rows of one line, for the notes under a table."""
+    """Training budget, seeds and images of the rows of one line, for the notes under a table.
+
+    The minutes of the trainings of TRAINED are left out, so that rows with one budget share a note.
+    """
     first = group[0]
     parts = [first["source"]] if not first.get("steps") else [f"{first['steps']} steps, crops {first['crops']}"]
     if first.get("seed"):
         parts.append(f"seed {first['seed']}" if len(group) == 1 else
                      f"seeds {', '.join(row['seed'] for row in group)} (mean ± standard deviation)")
+    if first.get("minutes") and first["table"] not in TRAINED:
+        parts.append(f"{float(first['minutes']):.0f} minutes of training")
     if first["images"]:
         parts.append(f"{first['images']} images")
     return "; ".join(filter(None, parts))
