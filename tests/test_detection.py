@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from images import DataError, read_vis
+from support.outputs import as_csv
 from tools import detection, detector
-from tools.detection_data import M3FD_CLASSES, Box, as_yolo, find_labels, read_voc, read_yolo, split
+from tools.detection_data import M3FD_CLASSES, Box, as_yolo, find_labels, image_hash, read_voc, read_yolo, split
 
 INSTALLED = importlib.util.find_spec("ultralytics") is not None      # imported by tools/detector.py alone, which sets it up
 NAMES = [str(number) for number in range(10)]
@@ -352,6 +353,71 @@ def test_a_training_that_was_stopped_leaves_no_row_and_is_made_again(root, fake_
     assert train(root) == 0 and len(rows_in(root / "rows.csv")) == 2
 
 
+def test_seeds_of_other_images_are_an_error_until_they_are_repeated(root, fake_detector, capsys):
+    prepare(root)
+    assert train(root) == 0
+    before = image_hash(root / "set/RPFNet")
+    write_image(root / "fused/3.png", 999)      # the data set links to this file
+    now = image_hash(root / "set/RPFNet")
+    assert now != before
+    fake_detector.clear()
+    assert train(root, "--seeds", "0", "1") == 1
+    assert fake_detector == ["train RPFNet 1", "score RPFNet", "train infrared 1", "score infrared"]
+    error = f"RPFNet, seed 0: its images have changed since the training (image_hash {before}, now {now})"
+    printed = capsys.readouterr()
+    assert f"[1/4] {error}" in printed.out and error in printed.err and "--again" in printed.err
+    assert [row["image_hash"] for row in rows_in(root / "rows.csv") if row["method"] == "RPFNet"] == [before, now]
+    assert train(root, "--again", "--methods", "RPFNet") == 0
+    assert [row["image_hash"] for row in rows_in(root / "rows.csv") if row["method"] == "RPFNet"] == [now, now]
+
+
+@pytest.mark.parametrize("action", ["train", "score"])
+def test_a_detector_without_a_row_is_not_measured_on_other_images(root, fake_detector, capsys, action):
+    prepare(root)
+    assert train(root, "--methods", "RPFNet") == 0
+    (root / "rows.csv").unlink()
+    write_image(root / "fused/3.png", 999)
+    fake_detector.clear()
+    assert train(root, "--methods", "RPFNet", action=action) == 1
+    assert "RPFNet, seed 0: its images have changed" in capsys.readouterr().err
+    assert fake_detector == [] and not (root / "rows.csv").exists()
+
+
+def test_images_that_change_during_the_training_give_no_row(root, fake_detector, monkeypatch, capsys):
+    prepare(root)
+    honest = detector.train
+
+    def fuse_meanwhile(*args):
+        write_image(root / "fused/3.png", 999)
+        return honest(*args)
+    monkeypatch.setattr(detector, "train", fuse_meanwhile)
+    assert train(root, "--methods", "RPFNet") == 1
+    assert "RPFNet, seed 0: its images have changed" in capsys.readouterr().err and not (root / "rows.csv").exists()
+
+
+def test_rows_and_detectors_of_older_versions_stay_valid(root, fake_detector):
+    prepare(root)
+    assert train(root) == 0
+    rows = rows_in(root / "rows.csv")
+    assert all(row.pop("image_hash") for row in rows)
+    (root / "rows.csv").write_bytes(as_csv(list(rows[0]), rows))
+    for path in (root / "runs").rglob("images.txt"):
+        path.unlink()
+    write_image(root / "fused/3.png", 999)
+    fake_detector.clear()
+    assert train(root) == 0 and fake_detector == []
+    assert train(root, action="score") == 0 and fake_detector == ["score RPFNet", "score infrared"]
+    assert [row["image_hash"] for row in rows_in(root / "rows.csv")] == ["", ""]    # nobody knows the training's images
+
+
+def test_a_missing_image_is_named_and_other_methods_go_on(root, fake_detector, capsys):
+    prepare(root)
+    (root / "fused/3.png").unlink()
+    assert train(root) == 1
+    assert "RPFNet, seed 0: " in (text := capsys.readouterr().err) and "3.png" in text and "prepare the method again" in text
+    assert fake_detector == ["train infrared 0", "score infrared"]
+
+
 @pytest.mark.skipif(INSTALLED, reason="ultralytics is installed")
 def test_a_missing_package_is_named_with_the_remedy(root, capsys):
     prepare(root)
@@ -403,6 +469,28 @@ def test_the_table_has_means_and_spread_and_never_mixes_schedules(tmp_path, caps
     assert "9 epochs, 320 pixels, batches of 16; split abc, 72 test images" in text and "Seeds 0, 1; mean ±" in text
     assert lines[-12] == ["method", "People", "Car", "Bus", "Motorcycle", "Truck", "Lamp", "mAP@.5"]       # the paper's
     assert lines[-1] == ["RPFNet", "0.796", "0.911", "0.895", "0.725", "0.806", "0.8", "0.822"]
+
+
+def test_the_table_never_averages_seeds_of_other_images(tmp_path, capsys):
+    header, *rows = ROWS.splitlines()
+    hashes = ["aaaa", "bbbb", "cccc", "aaaa"]
+    (tmp_path / "rows.csv").write_text("\n".join([f"{header},image_hash", *map(",".join, zip(rows, hashes, strict=True))]))
+    assert detection.main(["table", "--csv", str(tmp_path / "rows.csv"), "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert lines[2:5] == [["visible (images aaaa)", "1", "0.500", "0.700", "0.600"],
+                          ["visible (images bbbb)", "1", "0.600", "0.800", "0.700"],
+                          ["infrared", "1", "0.400", "-", "0.400"]]
+    assert text.count("A method has a line for each state of its images; train --again") == 1
+    (tmp_path / "rows.csv").write_text((tmp_path / "rows.csv").read_text().replace("bbbb", ""))
+    assert detection.main(["table", "--csv", str(tmp_path / "rows.csv")]) == 0
+    assert "visible (images unknown)" in capsys.readouterr().out
+
+
+def test_the_recorded_rows_of_this_repository_are_printed(capsys):
+    assert detection.main(["table"]) == 0
+    text = capsys.readouterr().out
+    assert all(row["method"] in text for row in detection.read_rows(detection.RESULTS / "detection.csv"))
 
 
 def test_the_table_without_rows_is_the_papers(tmp_path, capsys):

@@ -11,8 +11,9 @@ train    trains a detector for each method and seed, evaluates it on the test pa
 score    evaluates trained detectors again, without training
 table    prints the recorded rows and those of the paper
 
-A method and seed that already has a row is not trained again, so the same command continues after Ctrl-C. All methods
-have the same images, split, seeds and schedule. The detector is trained from scratch, unless --weights names a file.
+A method and seed that already has a row is not trained again, so the same command continues after Ctrl-C. If the
+method's images have changed since, that is an error, and --again trains on the new images. All methods have the same
+scenes, split, seeds and schedule. The detector is trained from scratch, unless --weights names a file.
 
 train and score need the ultralytics package: python -m pip install -r requirements-detection.txt
 Its licence is AGPL-3.0, which differs from the licence of this project. Consider it if you distribute or offer software
@@ -37,11 +38,11 @@ from images import DataError
 from metrics import Running
 from support.console import complain, failed, finished, given_path, noted, positive
 from support.console import run as run_command
-from support.outputs import OutputError
+from support.outputs import OutputError, write_atomically
 from support.records import commit, device_name, hashed_name, short_hash
 from support.runtime import check_device, default_device
 from tools import detector
-from tools.detection_data import BOXES, SHARES, prepare, write_averages
+from tools.detection_data import BOXES, SHARES, image_hash, prepare, write_averages
 from tools.detector import DetectorError, Schedule
 from tools.table_rows import RESULTS, TableError, digits, machine, read_rows, record
 from tools.tables import show
@@ -49,7 +50,8 @@ from tools.tables import show
 MEAN = "mAP@.5"
 COMPARABLE = ("dataset", "split", "model", "epochs", "size", "batch")    # equal in all rows of one table
 IDENTITY = ("method", "seed", *COMPARABLE)
-ABOUT = ("images", "minutes", "package", "command", "commit", "machine", "date")
+IMAGES = "image_hash"       # of the images of the training; empty in rows of older versions
+ABOUT = ("images", IMAGES, "minutes", "package", "command", "commit", "machine", "date")
 NO_CLASSES = (*IDENTITY, *ABOUT, MEAN, "table")      # the columns that are not a class
 MODELS = ("yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x")
 
@@ -94,6 +96,11 @@ class Run(NamedTuple):
     def weights(self) -> Path:
         """Weights of the best epoch. The file gets this name after the last epoch, so the training is complete."""
         return self.folder / "detector.pt"
+
+    @property
+    def hash_file(self) -> Path:
+        """Hash of the images that the weights were trained on. Detectors of older versions have none."""
+        return self.folder / "images.txt"
 
     def __str__(self) -> str:
         return f"{self.method}, seed {self.seed}"
@@ -144,35 +151,49 @@ def run_all(args: argparse.Namespace) -> list[str]:
     detector.package()          # if the package is missing, report it once and not for each run
     for number, run in enumerate(runs, 1):
         done = next((row for row in read_rows(args.csv, IDENTITY) if identity(row) == identity(run.row)), None)
-        if done and args.action == "train" and not args.again:
-            print(f"[{number}/{len(runs)}] {run}: measured on {done['date']}, {MEAN} {done[MEAN]}; --again does it again",
-                  flush=True)
-            continue
-        print(f"[{number}/{len(runs)}] {run}", flush=True)
         try:
-            row = measured_row(run, args) | {"commit": made_by}
-            if done and not row["minutes"]:
-                row["minutes"] = done["minutes"]        # of the training, which was not repeated
+            if done and args.action == "train" and not args.again:
+                check_unchanged(run, done.get(IMAGES, ""))
+                print(f"[{number}/{len(runs)}] {run}: measured on {done['date']}, {MEAN} {done[MEAN]}; "
+                      "--again does it again", flush=True)
+                continue
+            print(f"[{number}/{len(runs)}] {run}", flush=True)
+            row = measured_row(run, args, done or {}) | {"commit": made_by}
             record_row(args.csv, row)
             print(f"    {MEAN} {row[MEAN]}", flush=True)
-        except DetectorError as error:
+        except (DetectorError, DataError) as error:
             problems.append(f"{run}: {error}")
+            print(f"[{number}/{len(runs)}] {problems[-1]}", flush=True)      # now, because other runs can take hours
     return problems
 
 
-def measured_row(run: Run, args: argparse.Namespace) -> dict[str, str]:
-    """The row of a run, without the commit. The action train trains the detector first. Raises DetectorError."""
+def measured_row(run: Run, args: argparse.Namespace, done: dict[str, str]) -> dict[str, str]:
+    """The row of a run, without the commit. The action train trains the detector first.
+
+    Raises DetectorError, and DataError if the images are not those of the training.
+    """
     schedule = Schedule(args.weights or f"{args.model}.yaml", args.epochs, args.size, args.batch, args.device, args.workers)
-    minutes = ""
+    minutes = done.get("minutes", "")       # of the training, if it is not repeated
     if args.action == "train" and (args.again or not run.weights.exists()):
+        images = image_hash(run.data.parent)
         minutes = f"{detector.train(run.data, run.folder, schedule, run.seed):.1f}"
         (run.folder / "weights" / "best.pt").replace(run.weights)
+        write_atomically(run.hash_file, images.encode())
+    trained_on = run.hash_file.read_text(encoding="utf-8") if run.hash_file.exists() else done.get(IMAGES, "")
+    check_unchanged(run, trained_on)
     values = detector.score(run.weights, run.data, run.folder, schedule)
     tested = len((args.data / "test.txt").read_text(encoding="utf-8").splitlines())
     return run.row | digits(values) | {
-        "images": str(tested), "minutes": minutes, "package": detector.version(), "command": args.command,
-        "machine": machine(device_name(torch.device(args.device))),
+        "images": str(tested), IMAGES: trained_on, "minutes": minutes, "package": detector.version(),
+        "command": args.command, "machine": machine(device_name(torch.device(args.device))),
         "date": date.today().isoformat()}
+
+
+def check_unchanged(run: Run, trained_on: str) -> None:
+    """Raise DataError if a method's images have another hash than those of the training. "" is an unknown hash."""
+    if trained_on and trained_on != (now := image_hash(run.data.parent)):
+        raise DataError(f"its images have changed since the training ({IMAGES} {trained_on}, now {now}); "
+                        "repeat it with train --again, or prepare the new images under another name")
 
 
 def identity(row: dict[str, str]) -> tuple[str, ...]:
@@ -220,17 +241,24 @@ def show_group(rows: Sequence[dict[str, str]], style: str) -> None:
     notes = [f"{first['model']} ({start}), {first['epochs']} epochs, {first['size']} pixels, batches of {first['batch']}; "
              f"split {first['split']}, {first['images']} test images",
              f"Seeds {', '.join(seeds)}; mean ± standard deviation of the seeds where a method has several"]
-    show(f"{first['dataset']}, measured here; average precision at IoU 0.5",
-         cells_of(rows, [*classes_of(rows), MEAN]), notes, style)
+    lines = lines_of(rows)
+    if len(lines) > len({row["method"] for row in rows}):
+        notes.append("A method has a line for each state of its images; train --again repeats the seeds of older images")
+    names = [*classes_of(rows), MEAN]
+    cells = [["method", "seeds", *names],
+             *([label, str(len(own)), *(mean_of(own, name) for name in names)] for label, own in lines.items())]
+    show(f"{first['dataset']}, measured here; average precision at IoU 0.5", cells, notes, style)
 
 
-def cells_of(rows: Sequence[dict[str, str]], names: Sequence[str]) -> list[list[str]]:
-    """A header, and one line for each method with means over its seeds."""
-    cells = [["method", "seeds", *names]]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        cells.append([method, str(len(own)), *(mean_of(own, name) for name in names)])
-    return cells
+def lines_of(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """{label: rows of one method and the same images}. The label names the images if the method has others too."""
+    lines: dict[str, list[dict[str, str]]] = {}
+    methods = [row["method"] for row in rows]
+    for row in sorted(rows, key=lambda row: methods.index(row["method"])):      # stable: the lines of a method adjoin
+        several = len({other.get(IMAGES, "") for other in rows if other["method"] == row["method"]}) > 1
+        label = f"{row['method']} (images {row.get(IMAGES) or 'unknown'})" if several else row["method"]
+        lines.setdefault(label, []).append(row)
+    return lines
 
 
 def mean_of(rows: Sequence[dict[str, str]], name: str) -> str:

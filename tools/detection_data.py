@@ -28,6 +28,7 @@ from metrics import baseline
 from support.console import listed
 from support.outputs import is_stray, refuse_overwriting, write_atomically
 from support.pairing import find_pairs, list_images, natural_key
+from support.records import short_hash
 
 M3FD_CLASSES = ("People", "Car", "Bus", "Motorcycle", "Lamp", "Truck")
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -266,6 +267,21 @@ def write_method(folder: Path, files: Mapping[str, Path], boxes: Mapping[str, Se
             write_atomically(path, text, sync=False)
     places = "".join(f"{part}: images/{part}\n" for part in parts)
     write_atomically(folder / "data.yaml", f"{places}names: {json.dumps(list(classes))}\n".encode())   # JSON is YAML
+
+
+def image_hash(folder: Path) -> str:
+    """Hash of a method's images, in the order of their parts and names.
+
+    Args:
+        folder: OUT/METHOD, the data set of the method.
+    Raises:
+        DataError: an image or a folder of a part is missing.
+    """
+    paths = [path for part in SHARES for path in list_images(folder / "images" / part).values()]
+    try:
+        return short_hash(*(hashlib.sha256(path.read_bytes()).digest() for path in paths))
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}; prepare the method again") from None
 
 
 def link(source: Path, target: Path) -> None:
