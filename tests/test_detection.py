@@ -195,6 +195,36 @@ def test_a_method_that_comes_later_needs_the_same_boxes_and_classes(root, capsys
     assert detection.split_code(root / "set") != code       # rows of other boxes are not those of this data set
 
 
+def test_a_method_that_comes_later_needs_the_same_image_sizes(root, capsys):
+    assert prepare(root, images=["infrared=ir"]) == 0
+    for seed, name in enumerate(NAMES):
+        write_image(root / "cropped" / f"{name}.png", seed, size=(20, 40) if name != "6" else (16, 40))
+    assert prepare(root, images=["Mine=cropped"]) == 1
+    error = capsys.readouterr().err
+    assert f"{root / 'cropped/6.png'}: is 40x16 and {root / 'set/infrared/images'}" in error
+    assert "6.png 40x20; fuse it at that size" in error and not (root / "set/Mine").exists()
+    (root / "ir/6.png").unlink()        # a broken link in the data set says nothing about the size
+    assert prepare(root, images=["RPFNet=fused"]) == 0
+
+
+def test_a_method_can_be_prepared_again_at_another_size(root):
+    assert prepare(root, images=["infrared=ir"]) == 0
+    for seed, name in enumerate(NAMES):
+        write_image(root / "ir" / f"{name}.png", seed, size=(10, 20))
+    assert prepare(root, images=["infrared=ir"]) == 0
+
+
+def test_voc_boxes_of_another_image_size_are_left_out(root, capsys):
+    for path in (root / "labels").iterdir():
+        path.with_suffix(".xml").write_text(VOC.format(OBJECT.format("Truck", 10, 5, 30, 15)))
+        path.unlink()
+    write_image(root / "ir/6.png", 0, size=(16, 40))
+    write_image(root / "fused/6.png", 0, size=(16, 40))
+    assert prepare(root, classes=()) == 1
+    assert "6.png: is 40x16 and <size> in " in (error := capsys.readouterr().err) and "6.xml 40x20; use images of" in error
+    assert not list((root / "set").rglob("6.png")) and len(list((root / "set/infrared/images").rglob("*.png"))) == 9
+
+
 def test_files_of_another_data_set_are_never_mixed_in(root, capsys):
     (root / "set/RPFNet/images/train").mkdir(parents=True)
     (root / "set/RPFNet/images/train/.DS_Store").write_bytes(b"")

@@ -15,7 +15,7 @@ import os
 import random
 import shutil
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ def read_voc(path: Path, classes: Sequence[str]) -> list[Box]:
     """Read the boxes of a VOC XML file. They are clipped to the image. Raises DataError."""
     try:
         root = ElementTree.parse(path).getroot()
-        size = [float(root.findtext(f"size/{side}", "")) for side in ("width", "height")]
+        size = _voc_size(root)
         objects = [(item.findtext("name", "").strip(), [float(item.findtext(f"bndbox/{corner}", ""))
                     for corner in ("xmin", "ymin", "xmax", "ymax")]) for item in root.iter("object")]
     except (OSError, ElementTree.ParseError, ValueError) as error:
@@ -75,6 +75,10 @@ def read_voc(path: Path, classes: Sequence[str]) -> list[Box]:
     if min(size) <= 0:
         raise DataError(f"{path}: <size> of the image is not positive; correct it")
     return [_voc_box(path, name, corners, size, classes) for name, corners in objects]
+
+
+def _voc_size(root: ElementTree.Element) -> list[float]:
+    return [float(root.findtext(f"size/{side}", "")) for side in ("width", "height")]
 
 
 def _voc_box(path: Path, name: str, corners: Sequence[float], size: Sequence[float], classes: Sequence[str]) -> Box:
@@ -144,10 +148,10 @@ def prepare(images: Mapping[str, Path], labels: Path, classes: Sequence[str] | N
         images: {method: folder}. File stems are those of the label files.
         labels: folder of VOC .xml or YOLO .txt files.
         classes: class names in the order of their numbers. None means the classes of M3FD, for VOC files only.
-        out: folder of the data sets. Methods that are added later must have the same split, boxes and classes.
+        out: folder of the data sets. Methods that are added later must have the same split, boxes, classes and image sizes.
         seed: seed of the split.
     Raises:
-        DataError: folders without files, no common images, or another split or other boxes in `out`.
+        DataError: folders without files, no common images, or another split, other boxes or other image sizes in `out`.
         OutputError: `out` holds the images.
         OSError: `out` cannot be written.
     """
@@ -160,7 +164,7 @@ def prepare(images: Mapping[str, Path], labels: Path, classes: Sequence[str] | N
     refuse_overwriting([out / method / kind / part for method in methods for kind in ("images", "labels") for part in SHARES],
                        None, [path for files in (found, *methods.values()) for path in files.values()])
     names, problems = in_common(found, methods)
-    boxes = readable(names, found, methods, classes, problems)
+    boxes = readable(names, found, methods, classes, present_images(out, methods), problems)
     parts = split(list(boxes), seed)
     write_split(out, parts, boxes, classes)
     for method, files in methods.items():
@@ -186,29 +190,39 @@ def in_common(labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Pat
     return names, problems
 
 
+def present_images(out: Path, methods: Container[str]) -> dict[str, Path]:
+    """{name: image} of a method that `out` holds already, and that is none of `methods`. Broken links are left out."""
+    folders = [path.parent for path in out.glob("*/data.yaml") if path.parent.name not in methods]
+    return {path.stem: path for folder in folders for path in folder.glob("images/*/*") if path.is_file()}
+
+
 def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Path]],
-             classes: Sequence[str], problems: list[str]) -> dict[str, list[Box]]:
+             classes: Sequence[str], present: Mapping[str, Path], problems: list[str]) -> dict[str, list[Box]]:
     """{name: boxes} of the names whose label and images can be used. Others are left out, with a line in `problems`.
 
-    Raises DataError if too few remain for a split.
+    Raises DataError if too few remain for a split, or if one of them is present in the data set.
     """
     boxes = {}
     for name in tqdm(names, desc="checking", unit="image", leave=False, disable=None):
         try:
             some = READERS[labels[name].suffix.lower()](labels[name], classes)
-            check_images([files[name] for files in methods.values()])
+            paths = [files[name] for files in (present, *methods.values()) if name in files]
+            check_label_size(labels[name], paths[-1], check_images(paths))
             boxes[name] = some
         except DataError as error:
+            if name in present:     # without this image, the method would have another split
+                raise
             problems.append(str(error))
     if len(boxes) < len(SHARES):
         raise DataError(f"{len(boxes)} usable image(s); a split needs more: " + "; ".join(problems[:3]))
     return boxes
 
 
-def check_images(paths: Sequence[Path]) -> None:
-    """Check the images of one scene. Raises DataError for files that cannot be read, for 16 bits and for several sizes.
+def check_images(paths: Sequence[Path]) -> tuple[int, int]:
+    """Check the images of one scene, and return their width and height.
 
-    The detector reads the files itself, and it reads only 8-bit images without loss.
+    Raises DataError for files that cannot be read, for 16 bits and for several sizes. The detector reads the files
+    itself, and it reads only 8-bit images without loss.
     """
     sizes = []
     for path in paths:
@@ -218,6 +232,13 @@ def check_images(paths: Sequence[Path]) -> None:
             raise DataError(f"{path}: 16 bits; the detector reads 8-bit images, so convert it")
         if sizes[-1] != sizes[0]:       # the boxes would not fit a cropped image
             raise DataError("{}: is {}x{} and {} {}x{}; fuse it at that size".format(path, *sizes[-1], paths[0], *sizes[0]))
+    return sizes[0]
+
+
+def check_label_size(label: Path, image: Path, size: tuple[int, int]) -> None:
+    """Raise DataError if a VOC file was made for an image of another size. YOLO files hold no size."""
+    if label.suffix.lower() == ".xml" and (said := _voc_size(ElementTree.parse(label).getroot())) != [*size]:
+        raise DataError("{}: is {}x{} and <size> in {} {:g}x{:g}; use images of that size".format(image, *size, label, *said))
 
 
 def split(names: Sequence[str], seed: int) -> dict[str, list[str]]:
