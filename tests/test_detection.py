@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import socket
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -448,6 +450,40 @@ def test_a_missing_image_is_named_and_other_methods_go_on(root, fake_detector, c
     assert fake_detector == ["train infrared 0", "score infrared"]
 
 
+@pytest.fixture
+def bars(monkeypatch):
+    """(description, batches shown, batches in all) of each progress bar of the detector, when it is closed."""
+    closed = []
+
+    class Bar(detector.tqdm):
+        def close(self):
+            closed.append((self.desc, self.n, self.total))
+            super().close()
+    monkeypatch.setattr(detector, "tqdm", lambda **options: Bar(**options | {"disable": False}))
+    return closed
+
+
+def test_score_has_a_progress_bar(bars, monkeypatch):
+    class Model:
+        """The part of the package's interface that score uses."""
+        names = {0: "person"}
+
+        def __init__(self):
+            self.callbacks = {}
+            self.add_callback = self.callbacks.__setitem__
+
+        def val(self, **_):
+            validator = SimpleNamespace(dataloader=range(3))
+            for event in ("on_val_start", *["on_val_batch_end"] * 3):
+                self.callbacks[event](validator)
+            return SimpleNamespace(box=SimpleNamespace(ap_class_index=[0], ap50=[0.5], map50=0.5))
+
+    monkeypatch.setattr(detector, "_load", lambda _: Model())
+    schedule = detector.Schedule("yolov5n.yaml", 1, 64, 2, "cpu", 0)
+    assert detector.score(Path("w.pt"), Path("data.yaml"), Path("RPFNet_seed0"), schedule) == {"person": 0.5, "mAP@.5": 0.5}
+    assert bars[0] == ("RPFNet_seed0 test", 3, 3)
+
+
 @pytest.mark.skipif(INSTALLED, reason="ultralytics is installed")
 def test_a_missing_package_is_named_with_the_remedy(root, capsys):
     prepare(root)
@@ -466,7 +502,7 @@ def test_a_data_set_or_device_that_is_not_there_is_named(root, capsys, arguments
 
 
 @pytest.mark.skipif(not INSTALLED, reason="ultralytics is not installed (requirements-detection.txt)")
-def test_yolov5_is_trained_and_measured_without_network(root, monkeypatch):
+def test_yolov5_is_trained_and_measured_without_network(root, bars, monkeypatch):
     attempts = []
     monkeypatch.setenv("HOME", str(root / "home"))
     for name in ("create_connection", "getaddrinfo"):
@@ -476,6 +512,7 @@ def test_yolov5_is_trained_and_measured_without_network(root, monkeypatch):
     (row,) = rows_in(root / "rows.csv")
     assert row["person"] and row["car"] and "bicycle" not in row        # no image has one
     assert 0 <= float(row["mAP@.5"]) <= 1 and row["package"].startswith("ultralytics ")
+    assert ("RPFNet_seed0", 3, 3) in bars and ("RPFNet_seed0 test", 1, 1) in bars
     assert attempts == [] and not list((root / "home").rglob("Ultralytics"))      # settings
 
 

@@ -113,8 +113,12 @@ def score(weights: Path, data: Path, folder: Path, schedule: Schedule) -> dict[s
         DetectorError: the package or the weights are missing, or the evaluation fails.
     """
     model = _load(weights)
-    box = _call(data, model.val, data=str(data.resolve()), split="test", imgsz=schedule.size, batch=schedule.batch,
-                **_common(folder, schedule)).box
+    with tqdm(desc=f"{folder.name} test", unit="batch", leave=False, disable=None) as bar:
+        # The package's own bars are off with its other output.
+        model.add_callback("on_val_start", lambda validator: bar.reset(len(validator.dataloader)))
+        model.add_callback("on_val_batch_end", lambda validator: bar.update())
+        box = _call(data, model.val, data=str(data.resolve()), split="test", imgsz=schedule.size, batch=schedule.batch,
+                    **_common(folder, schedule)).box
     return {model.names[label]: float(value) for label, value in zip(box.ap_class_index, box.ap50)} | {
         "mAP@.5": float(box.map50)}
 
