@@ -211,6 +211,28 @@ def test_a_file_that_lacks_frames_is_kept_and_one_without_any_is_not(tmp_path):
     assert len(read_clip(tmp_path / "3.avi")[0]) == 3 and names(tmp_path) == ["3.avi"]
 
 
+@pytest.mark.parametrize("suffix, kept", [(".avi", True), (".mp4", False)])     # the index of .mp4 is at its end
+def test_an_earlier_file_survives_a_full_disk(tmp_path, suffix, kept):
+    resource = pytest.importorskip("resource")
+    out, partial = tmp_path / f"fused{suffix}", tmp_path / f"fused.partial{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (20, *SIZE), np.uint8)
+    write_clip(out, noise[:2])
+    earlier = out.read_bytes()
+    message = f"{partial}: of 20 frames [1-9] are in the file" if kept else f"{out}: no frame could be written"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=message), VideoFile(out, RATE) as file:
+            for image in noise:
+                file.write("frame", image)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert out.read_bytes() == earlier and partial.exists() == kept and file.path == (partial if kept else out)
+    assert len(names(tmp_path)) == 1 + kept         # and no temporary file
+    write_clip(out, noise)
+    assert len(read_clip(out)[0]) == 20             # a complete one replaces it
+
+
 def test_gray_video_of_16_bits_is_refused_with_the_remedy(clips, tmp_path, small, capsys):
     deep = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0]
     writer = cv2.VideoWriter(str(tmp_path / "ir.mkv"), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"FFV1"), RATE, SIZE[::-1], deep)

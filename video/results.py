@@ -42,8 +42,8 @@ class FrameFolder:
 class VideoFile:
     """Writes a video file. It has a temporary name until the end of the `with` block.
 
-    After an error or Ctrl-C, the frames so far are kept. If there was a file at `path`, it is not replaced then, and the
-    frames are in NAME.partial.SUFFIX beside it.
+    After an error, Ctrl-C or lost frames (full disk), the frames so far are kept. If there was a file at `path`, it is not
+    replaced then, and the frames are in NAME.partial.SUFFIX beside it.
 
     Attributes:
         path: the file that holds the frames after the block.
@@ -69,15 +69,17 @@ class VideoFile:
     def __exit__(self, kind: object, *_: object) -> None:
         if self._writer is None:
             return
+        # An earlier file is replaced only after the check that all frames are in the new one.
+        target = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}") if self.path.exists() else self.path
         try:
             self._writer.release()
             if kind is None:
-                self._check_written()
+                self._check_written(target)
+                target = self.path
         finally:
             if self._part.exists():
-                if kind and self.path.exists():
-                    self.path = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-                self._part.replace(self.path)
+                self.path = target
+                self._part.replace(target)
 
     def write(self, name: str, image: np.ndarray) -> None:
         """Add a frame, uint8 (H, W) or (H, W, 3) RGB. Raises DataError if the size changes, and OutputError."""
@@ -102,16 +104,19 @@ class VideoFile:
                               f"choose {other} or another --fps, or install opencv-python from PyPI")
         return writer
 
-    def _check_written(self) -> None:
-        # OpenCV does not report a full disk, so the frames in the file are counted.
+    def _check_written(self, kept: Path) -> None:
+        """Raises OutputError if the file lacks frames. kept: its name in that case."""
+        # OpenCV does not report a full disk, and the header may name the lost frames too. So the frames are counted.
         file = cv2.VideoCapture(str(self._part.absolute()))
-        found = max(int(file.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        file.set(cv2.CAP_PROP_FORMAT, -1)       # without decoding them
+        found = sum(1 for _ in iter(file.grab, False))
+        file.release()
         if found == self._written:
             return
-        if not file.read()[0]:
+        if not found:
             self._part.unlink(missing_ok=True)
             raise OutputError(f"{self.path}: no frame could be written; is the disk full?")
-        raise OutputError(f"{self.path}: of {self._written} frames {found} are in the file, which is kept; is the disk full?")
+        raise OutputError(f"{kept}: of {self._written} frames {found} are in the file, which is kept; is the disk full?")
 
 
 def _bgr(image: np.ndarray) -> np.ndarray:
