@@ -1,4 +1,5 @@
 """Video: frames in and out, errors, Ctrl-C, and pools that follow an average over the frames."""
+import itertools
 import re
 import shutil
 import signal
@@ -106,6 +107,15 @@ def test_two_files_become_one_of_the_same_length_rate_and_size(clips, tmp_path, 
     said = capsys.readouterr()
     assert f"10 frames in {tmp_path / 'out' / name}" in said.out and "frames a second on CPU" in said.out
     assert "10/10" in said.err
+
+
+@pytest.mark.parametrize("counted, progress", [({".avi"}, f"{LENGTH}/{LENGTH} ["), (set(), f"fusing: {LENGTH}frame [")])
+def test_the_bar_shows_frames_a_second_also_of_slow_frames(clips, tmp_path, small, capsys, monkeypatch, counted, progress):
+    monkeypatch.setattr(video.clips, "COUNTED", counted)
+    monkeypatch.setattr("tqdm.std.time", itertools.count(0, 4).__next__)        # a frame takes 4 s or more
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.avi", *small) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert progress in last and re.search(r", +0\.\d\dframe/s]", last)
 
 
 def test_a_folder_as_the_output_of_files_gets_one_named_after_the_visible(clips, tmp_path, small):

@@ -143,7 +143,8 @@ class VideoFuser:
 
     def _fuse_frames(self, steady: Steady, output: VideoFile | FrameFolder) -> None:
         start = time.perf_counter()
-        for frame in tqdm(self.clip, total=self.clip.length, unit="frame", desc="fusing"):
+        length = self.clip.length
+        for frame in tqdm(self.clip, total=length, unit="frame", desc="fusing", bar_format=_bar_format(length)):
             if not self.written and not self.args.no_alignment_check:
                 note_shift(self.clip.name, frame.ir, frame.vis)
             vis = luma(frame.vis) if self.args.gray else frame.vis
@@ -152,3 +153,11 @@ class VideoFuser:
             self.written, self.seconds = self.written + 1, time.perf_counter() - start
             if self.args.show and not shown(fused):
                 break
+
+
+def _bar_format(length: int | None) -> str:
+    """Format of the progress bar: that of tqdm, but always in frames a second, because --fps is set to this number."""
+    # Below one frame a second, tqdm would show seconds a frame.
+    if length is None:
+        return "{desc}: {n_fmt}{unit} [{elapsed}, {rate_noinv_fmt}]"
+    return "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
