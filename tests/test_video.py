@@ -87,6 +87,18 @@ def folders(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def press_q(monkeypatch):
+    """Function after which the window that --show opens gets a q at this frame."""
+    def press(frame):
+        shown = []
+        monkeypatch.setattr(video, "check_display", lambda: None)
+        monkeypatch.setattr(cv2, "imshow", lambda window, image: shown.append(image))
+        monkeypatch.setattr(cv2, "waitKey", lambda delay: ord("q") if len(shown) == frame else -1)
+        monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+    return press
+
+
 def fuse(ir, vis, out, *options):
     return fuse_command.main(["--ir", str(ir), "--vis", str(vis), "--out", str(out), *options])
 
@@ -161,11 +173,6 @@ def test_a_length_that_only_the_end_tells_is_an_error_after_a_file_that_can_be_p
     assert fuse(clips / "ir.avi", clips / "short.avi", tmp_path / "fused.avi", *small) == 1
     assert "ir.avi has 10 frames and" in capsys.readouterr().err
     assert len(read_clip(tmp_path / "fused.avi")[0]) == 7 and names(tmp_path) == ["fused.avi"]
-
-
-def test_a_camera_that_is_not_there_is_named(tmp_path, small, capsys):
-    assert fuse("97", "98", tmp_path / "fused.avi", *small) == 1
-    assert "camera 97: cannot be opened; is it connected, and free?" in capsys.readouterr().err
 
 
 def test_damage_is_named(clips, tmp_path, small, capsys):
@@ -281,6 +288,90 @@ def test_frames_are_read_one_at_a_time(clips, tmp_path, monkeypatch):
     assert events == ["read", "read", "write"] * LENGTH + ["read", "read"]
 
 
+# --- cameras ---
+
+
+class Camera:
+    """Stands for cv2.VideoCapture of a camera that stops after its frames."""
+
+    def __init__(self, frames, rate):
+        self.frames, self.rate, self.taken = frames, rate, 0
+
+    def isOpened(self):
+        return True
+
+    def get(self, name):
+        return self.rate if name == cv2.CAP_PROP_FPS else -1.0      # as OpenCV for what a camera does not know
+
+    def read(self):
+        self.taken += 1
+        return (True, self.frames[self.taken - 1]) if self.taken <= len(self.frames) else (False, None)
+
+
+@pytest.fixture
+def plug_in(monkeypatch):
+    """Function that connects camera 0 (infrared) and 1 (visible), with the frames of `clips`. Returns both."""
+    opened = cv2.VideoCapture
+
+    def connect(lengths=(LENGTH, LENGTH), rates=(RATE, RATE)):
+        ir, vis = zip(*entering_target(*scene(), LENGTH))
+        frames = [cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR) for frame in ir], [frame[..., ::-1].copy() for frame in vis]
+        cameras = [Camera(side[:length], rate) for side, length, rate in zip(frames, lengths, rates)]
+        monkeypatch.setattr(cv2, "VideoCapture", lambda source: opened(source) if isinstance(source, str) else cameras[source])
+        return cameras
+    return connect
+
+
+def test_two_cameras_are_read_in_turn_into_a_file_named_after_the_time(tmp_path, small, plug_in, press_q, monkeypatch, capsys):
+    cameras, fused, whole = plug_in(), [], Steady.fuse
+    monkeypatch.setattr(Steady, "fuse", lambda *args: fused.append(args[1:3]) or whole(*args))
+    press_q(3)
+    assert fuse("0", "1", tmp_path, *small, "--show") == 0
+    [name] = names(tmp_path)
+    assert re.fullmatch(r"camera_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d\.mp4", name)
+    frames, rate = read_clip(tmp_path / name)
+    assert len(frames) == len(fused) == 3 and rate == RATE and [camera.taken for camera in cameras] == [3, 3]
+    assert f"3 frames in {tmp_path / name}" in capsys.readouterr().out
+    for taken, (ir, vis) in zip(fused, entering_target(*scene(), LENGTH)):
+        assert (taken[0] == ir).all() and (taken[1] == vis).all()
+
+
+@pytest.mark.parametrize("lengths, message", [
+    ((3, 9), "camera 0: no frame could be read after the first 3"),
+    ((9, 3), "camera 1: no frame could be read after the first 3"),
+    ((3, 3), "camera 0 and camera 1: no frame could be read after the first 3"),
+    ((0, 9), "camera 0: no frame could be read after the first 0"),
+])
+def test_a_camera_that_stops_is_named_and_the_frames_so_far_are_kept(tmp_path, small, plug_in, lengths, message, capsys):
+    plug_in(lengths)
+    assert fuse("0", "1", tmp_path / "fused.avi", *small) == 1
+    assert f"test.py: {message}\n" in capsys.readouterr().err
+    length = min(lengths)
+    assert names(tmp_path) == ["fused.avi"] * (length > 0)
+    assert len(read_clip(tmp_path / "fused.avi")[0]) == length
+
+
+def test_rates_of_cameras_that_differ_need_fps(tmp_path, small, plug_in, capsys):
+    plug_in(rates=(25.0, 30.0))
+    assert fuse("0", "1", tmp_path / "fused.avi", *small) == 1
+    assert re.search("camera 0 has 25 frames a second and camera 1 30; .*--fps", capsys.readouterr().err)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("rates, options, expected", [((25.0, 30.0), ["--fps", "8"], 8), ((0.0, 0.0), [], 25)])
+def test_the_rate_of_a_recording_is_fps_or_the_default_without_any(tmp_path, small, plug_in, press_q, rates, options, expected):
+    plug_in(rates=rates)
+    press_q(2)
+    assert fuse("0", "1", tmp_path / "fused.avi", *small, "--show", *options) == 0
+    frames, rate = read_clip(tmp_path / "fused.avi")
+    assert len(frames) == 2 and rate == expected
+
+
+def test_a_camera_that_is_not_there_is_named(tmp_path, small, capsys):
+    assert fuse("97", "98", tmp_path / "fused.avi", *small) == 1
+    assert "camera 97: cannot be opened; is it connected, and free?" in capsys.readouterr().err
+
+
 # --- folders of frames ---
 
 
@@ -354,12 +445,8 @@ def test_a_window_without_a_display_is_one_line(clips, tmp_path, small, capsys, 
     assert capsys.readouterr().err == "test.py: --show: there is no display here (DISPLAY is not set); leave --show out\n"
 
 
-def test_q_in_the_window_ends_the_result(clips, tmp_path, small, monkeypatch):
-    shown = []
-    monkeypatch.setattr(video, "check_display", lambda: None)
-    monkeypatch.setattr(cv2, "imshow", lambda window, image: shown.append(image))
-    monkeypatch.setattr(cv2, "waitKey", lambda delay: ord("q") if len(shown) == 3 else -1)
-    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+def test_q_in_the_window_ends_the_result(clips, tmp_path, small, press_q):
+    press_q(3)
     assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, "--show") == 0
     assert len(read_clip(tmp_path / "fused.mp4")[0]) == 3
 
