@@ -385,6 +385,22 @@ def test_folders_of_frames_become_frames_or_a_file(folders, small):
     assert fuse(folders / "ir", folders / "vis", folders / "out", *small, "--video") == 1
 
 
+@pytest.mark.parametrize("suffix", video.results.CODECS)
+def test_of_an_odd_size_a_file_lacks_the_last_row_and_column_with_a_note_and_frames_keep_them(tmp_path, small, suffix, capsys):
+    for side, image in zip(("ir", "vis"), scene()):
+        (tmp_path / side).mkdir()
+        cv2.imwrite(str(tmp_path / side / "0.png"), image[:63, :79])
+    for name in ("out", f"fused{suffix}"):
+        assert fuse(tmp_path / "ir", tmp_path / "vis", tmp_path / name, *small, "--video") == 0
+        note = f"note: video files have even sizes: the last row or column is left out; .*: {name}\n"
+        assert bool(re.search(note, capsys.readouterr().err)) == (name != "out")
+    whole = cv2.imread(str(tmp_path / "out" / "0.png"))
+    assert whole.shape == (63, 79, 3)
+    write_clip(tmp_path / f"even{suffix}", [whole[:62, :78, ::-1]])
+    [frame], [even] = (read_clip(tmp_path / name)[0] for name in (f"fused{suffix}", f"even{suffix}"))
+    assert frame.shape == (62, 78, 3) and (frame == even).all()
+
+
 def test_folders_of_two_lengths_are_named_with_both(folders, small, capsys):
     (folders / "ir" / "9.png").unlink()
     assert fuse(folders / "ir", folders / "vis", folders / "out", *small, "--video") == 1
