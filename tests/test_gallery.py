@@ -295,9 +295,13 @@ class Page:
         from selenium.webdriver import ActionChains
         return ActionChains(self.browser, duration=50)
 
+    def screenshot(self):
+        """Pixels of the stage, in BGR."""
+        return cv2.imdecode(np.frombuffer(self["#stage"].screenshot_as_png, np.uint8), cv2.IMREAD_COLOR)
+
     def colour(self, left=0.4, right=0.6):
         """Mean RGB of a screenshot of the stage between two shares of its width, above the divider's handle."""
-        image = cv2.imdecode(np.frombuffer(self["#stage"].screenshot_as_png, np.uint8), cv2.IMREAD_COLOR)
+        image = self.screenshot()
         height, width = image.shape[:2]
         return image[int(0.2 * height):int(0.4 * height), int(left * width):int(right * width)].mean((0, 1))[::-1]
 
@@ -373,12 +377,37 @@ def test_zoom_keeps_its_point_and_all_images_move_together(page):
     page.keys("g")
     boxes = page.run("return [...document.querySelectorAll('.pane')].map(pane => ["
                      "pane.getBoundingClientRect(), pane.firstElementChild.getBoundingClientRect()])"
-                     ".map(([box, image]) => [image.left - box.left, image.top - box.top, image.width / box.width])")
+                     ".map(([box, image]) => [image.left - box.left, image.top - box.top, image.width / box.width,"
+                     "image.height / box.height])")
     assert len(boxes) == 6 and all(box == pytest.approx(boxes[0], abs=0.1) for box in boxes)
-    assert boxes[0][2] == pytest.approx(scale, rel=1e-3)
+    assert max(boxes[0][2:]) == pytest.approx(scale, rel=1e-3)      # one of them fits into the pane at zoom 1
     page.keys("0")
     assert page.run("return [view.x, view.y, view.scale]") == [0, 0, 1]
     assert page.run("return [...document.images].every(image => image.hasAttribute('alt'))")
+
+
+@pytest.mark.parametrize("density", [1, 2, 3])
+def test_one_screen_pixel_for_each_image_pixel(page, density):
+    """Of an image that is smaller than the stage, also where a CSS pixel is several screen pixels."""
+    page.open("005")
+    devtools = page.browser.execute_cdp_cmd
+    try:
+        devtools("Emulation.setDeviceMetricsOverride",
+                 {"width": 1280, "height": 901, "deviceScaleFactor": density, "mobile": False})
+        page.run("divider.value = 0; cut()")        # it would cover the small image
+        page["#actual"].click()
+        assert page["#actual"].text == "100 %" and page.run("return view.scale") < 1
+        shown = page.screenshot()
+    finally:
+        devtools("Emulation.clearDeviceMetricsOverride", {})
+    image = cv2.imread(str(page.report / "images" / "Bright" / "005.png"))
+    differences = cv2.matchTemplate(shown, image, cv2.TM_SQDIFF)
+    top, left = np.unravel_index(differences.argmin(), differences.shape)
+    assert np.array_equal(shown[top:top + 24, left:left + 32], image)
+    middle = (top + 12, left + 16)
+    assert middle == pytest.approx((shown.shape[0] / 2, shown.shape[1] / 2), abs=1)
+    page.keys("0")
+    assert page.run("return view.scale") == 1
 
 
 def test_the_table_sorts_by_each_metric(page):

@@ -75,34 +75,53 @@ function arrange() {
       screen_.style.gridTemplate = `repeat(${rows}, minmax(0, 1fr)) / repeat(${columns}, minmax(0, 1fr))`;
     }
   }
-  move();
+  zoom(1);      // the limits depend on the sizes
 }
 
 // ------------------------------------------------------------------------------------------------
 // Zoom and pan
 
-/** Screen pixels for each image pixel at zoom 1. */
-function fitted() {
+/** Size of a pane in pixels of the screen. A CSS pixel can be several of them. */
+function paneSize() {
   const box = screen_.firstElementChild ?? stage;
-  return Math.min(box.clientWidth / pairs[state.pair].width, box.clientHeight / pairs[state.pair].height);
+  return {across: box.clientWidth * devicePixelRatio, down: box.clientHeight * devicePixelRatio};
 }
 
+/** Screen pixels for each image pixel at zoom 1. */
+function fitted() {
+  const {across, down} = paneSize(), {width, height} = pairs[state.pair];
+  return Math.min(across / width, down / height);
+}
+
+/** Lay out the images. They begin at whole screen pixels, because browsers blur what begins between two. */
+function transform(size) {
+  const {across, down} = paneSize(), {width, height} = pairs[state.pair];
+  const left = Math.round(across * (view.x + view.scale / 2) - size * width / 2);
+  const top = Math.round(down * (view.y + view.scale / 2) - size * height / 2);
+  const css = pixels => `${pixels / devicePixelRatio}px`;
+  stage.style.setProperty("--move", `translate(${css(left)}, ${css(top)}) scale(${size / devicePixelRatio})`);
+}
+
+/** Pan. An image smaller than its pane stays in the middle. */
 function move(dx = 0, dy = 0) {
-  view.x = clamp(view.x + dx, 1 - view.scale, 0);
-  view.y = clamp(view.y + dy, 1 - view.scale, 0);
-  stage.style.setProperty("--move", `translate(${100 * view.x}%, ${100 * view.y}%) scale(${view.scale})`);
+  const middle = (1 - view.scale) / 2, room = Math.max(-middle, 0);
+  view.x = clamp(view.x + dx, middle - room, middle + room);
+  view.y = clamp(view.y + dy, middle - room, middle + room);
   const size = fitted() * view.scale;
+  transform(size);
   stage.classList.toggle("zoomed", view.scale > 1);
-  stage.classList.toggle("pixels", size * devicePixelRatio >= 3);
+  stage.classList.toggle("pixels", size >= 3);
   $("actual").textContent = `${Math.round(100 * size)} %`;
 }
 
 /** Zoom and keep the image point at (x, y) in place. x and y are in units of the pane size. */
-function zoom(factor, x = 0.5, y = 0.5) {
-  const scale = clamp(view.scale * factor, 1, LARGEST), change = scale / view.scale;
+function zoomTo(wanted, x = 0.5, y = 0.5) {
+  const scale = clamp(wanted, Math.min(1, 1 / fitted()), LARGEST), change = scale / view.scale;
   view.scale = scale;
   move((x - view.x) * (1 - change), (y - view.y) * (1 - change));
 }
+
+const zoom = (factor, x, y) => zoomTo(view.scale * factor, x, y);
 
 /** Position of an event in a pane, in units of the pane size. A pressed pointer belongs to the pane of its press. */
 function place(event, box) {
@@ -149,7 +168,7 @@ function listenToPointers() {
   }, {passive: false});
   stage.addEventListener("dblclick", event => {
     const {x, y} = place(event, boxOf(event));
-    zoom(view.scale > 1 ? 0 : 4, x, y);
+    zoomTo(view.scale > 1 ? 1 : 4, x, y);
   });
   new ResizeObserver(arrange).observe(stage);
 }
@@ -440,12 +459,11 @@ function update(changes) {
 
 const swap = () => update({left: state.right, right: state.left});
 const toggle = name => update({[name]: !state[name]});
-const actual = () => zoom(1 / (fitted() * view.scale));
 
 const keys = {
   ArrowLeft: () => step(-1), ArrowRight: () => step(1),
   x: swap, b: () => toggle("blinking"), g: () => toggle("grid"),
-  "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: () => zoom(0),
+  "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: () => zoomTo(1),
   "/": () => $("filter").focus(), "?": () => $("help").toggleAttribute("open"),
 };
 
@@ -478,8 +496,8 @@ function listen() {
   $("grid").onclick = () => toggle("grid");
   $("in").onclick = () => zoom(1.5);
   $("out").onclick = () => zoom(1 / 1.5);
-  $("fit").onclick = () => zoom(0);
-  $("actual").onclick = actual;
+  $("fit").onclick = () => zoomTo(1);
+  $("actual").onclick = () => zoomTo(1 / fitted());
   $("divider").oninput = cut;
   $("divider").onpointerup = () => $("divider").blur();       // so that the arrow keys change the pair again
   $("filter").oninput = filter;
