@@ -350,6 +350,25 @@ def test_keys_walk_through_pairs_and_images(page):
     assert len(page.browser.find_elements("css selector", "#pairs li:not([hidden])")) == 1
 
 
+def test_a_menu_keeps_the_keys_only_if_it_was_chosen_with_them(page):
+    down, up, enter, escape, shift = "\ue015", "\ue013", "\ue007", "\ue00c", "\ue008"
+    blinking = "return state.blinking"
+    page["#right"].click()
+    page.keys(down, enter)          # in the open menu, which keeps keys to itself
+    assert page["#right"].get_attribute("value") == "3"
+    page.keys("b")
+    assert page.run(blinking) and page.run("return document.activeElement === document.body")
+    page["#left"].click()
+    page.keys(escape)               # closed without a choice
+    page.actions().key_down(shift).send_keys("2").key_up(shift).perform()
+    page.keys("b")
+    assert page["#left"].get_attribute("value") == "1" and not page.run(blinking)
+    page.run("document.getElementById('right').focus()")
+    page.keys(down, up, enter)      # opens the menu, or changes it at once, as the system has it
+    page.keys("b")
+    assert not page.run(blinking) and page.run("return document.activeElement.id") == "right"
+
+
 def test_blinking_alternates_the_whole_images(page):
     page.keys("b")
     for percent, level in (("0%", LEVELS["Bright"]), ("100%", LEVELS["ir"])):

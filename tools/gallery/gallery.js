@@ -467,10 +467,14 @@ const keys = {
   "/": () => $("filter").focus(), "?": () => $("help").toggleAttribute("open"),
 };
 
+let byPointer = false;              // whether the last press was of a pointer, not of a key
+
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.key === "Shift") return;
   const {target} = event, arrow = event.key.startsWith("Arrow");
-  const typing = target.matches("input[type=search]") || (target.matches("select") && !arrow);
+  const pointed = byPointer && target.matches("select");      // such a menu leaves the keys to the viewer
+  byPointer = false;
+  const typing = target.matches("input[type=search]") || (target.matches("select") && !arrow && !pointed);
   if (typing || (target === $("divider") && arrow)) {
     if (event.key === "Escape") target.blur();
     return;
@@ -484,6 +488,7 @@ function onKey(event) {
   } else if (!event.repeat || arrow) {      // holding a key must not make the image flash
     keys[key]();
   }
+  if (pointed) target.blur();
   event.preventDefault();
 }
 
@@ -505,6 +510,7 @@ function listen() {
     button.onclick = () => update({table: button.dataset.table});
   }
   listenToPointers();
+  document.addEventListener("pointerdown", () => { byPointer = true; }, true);
   document.addEventListener("keydown", onKey);
   addEventListener("hashchange", follow);
 }
