@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -256,13 +257,25 @@ class Page:
         self.browser, self.report = browser, report
         self.open()
 
-    def open(self, name=None):
-        """Open the page, at a pair. From an empty one: a new fragment alone would not load it."""
+    def open(self, name="", query=""):
+        """Open the page, at a pair."""
+        self.load((self.report / "index.html").as_uri() + f"#{quote(name, safe='')}{query}")
+
+    def load(self, address):
+        """Load an address. From an empty page: a new fragment alone would not load it."""
         self.browser.get("about:blank")
         self.browser.get_log("performance")
-        fragment = "" if name is None else "#" + self.run("return encodeURIComponent(arguments[0])", name)
-        self.browser.get((self.report / "index.html").as_uri() + fragment)
+        self.browser.get(address)
         self.settle()
+
+    def address(self):
+        """The address, after it has been brought up to date."""
+        time.sleep(2 * self.run("return SETTLED") / 1000)
+        return self.browser.current_url
+
+    def images(self):
+        """What the left and the right image are said to show."""
+        return [self[f"#screen .{side} img"].get_attribute("alt") for side in ("left", "right")]
 
     def run(self, script, *arguments):
         return self.browser.execute_script(script, *arguments)
@@ -328,7 +341,7 @@ def test_the_slider_uncovers_the_other_image(page):
 def test_keys_walk_through_pairs_and_images(page):
     right, left, shift, home = "\ue014", "\ue012", "\ue008", "\ue011"
     page.keys(right, right, left)
-    assert page.run("return location.hash") == "#002" and page.browser.title.startswith("002")
+    assert page.browser.title.startswith("002")
     assert page["#status"].text.startswith("002") and "2 of 120" in page["#status"].text
     page.keys("2")
     assert page["#right"].get_attribute("value") == "1"
@@ -343,7 +356,7 @@ def test_keys_walk_through_pairs_and_images(page):
     page.run("document.getElementById('divider').focus()")
     page.keys(home)             # the arrows are the divider's now, the digits are not
     page.keys(right)
-    assert page.run("return location.hash") == "#002" and page.run("return divider.value") == "0.5"
+    assert page.browser.title.startswith("002") and page.run("return divider.value") == "0.5"
     page["#filter"].click()
     page.keys("119", right)
     assert page["#right"].get_attribute("value") == "2"
@@ -476,6 +489,37 @@ def test_names_are_text_and_links_lead_to_them(page):
     assert page["#pairs a[aria-current=true]"].is_displayed()       # the list scrolls to it
     page.open("no such pair")
     assert "No pair is named no such pair" in page["#status"].text
+
+
+def test_the_address_names_both_images(page):
+    """For any name, after each way to choose, and as a link of a table."""
+    page.open(HOSTILE, f"?right={quote(METHOD, safe='')}")
+    assert page.images() == [f"Infrared, {HOSTILE}", f"{METHOD}, {HOSTILE}"]
+    page["#left"].click()
+    page.keys("\ue015", "\ue007")       # down and Enter: Visible
+    for keys in ("", "x", "5", "\ue012"):
+        page.keys(keys)
+        shown, address = page.images(), page.address()
+        page.load(address)
+        assert page.images() == shown
+    assert shown == [f"{METHOD}, 119", "average, 119"]
+    page["[data-table=each]"].click()
+    row = page["#each tbody tr[data-pair='0'][data-source='3'] a"]
+    address = row.get_attribute("href")
+    page.keys("g")
+    row.click()
+    page.wait("state.pair === 0 && !state.grid")
+    page.settle()
+    assert page.images() == [f"{METHOD}, 001", f"{METHOD}, 001"]
+    page.address()
+    page.browser.back()
+    page.wait("state.pair === 118")
+    page.settle()
+    assert page.images() == shown
+    page.load(address)
+    assert page.images() == ["Infrared, 001", f"{METHOD}, 001"]
+    page.load(address.replace("right=", "right=no+"))
+    assert f"No image is named no {METHOD}" in page["#status"].text and "right=no+" in page.address()
 
 
 def test_dark_scheme_and_phones(page):

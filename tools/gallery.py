@@ -5,7 +5,8 @@
     python tools/gallery.py --fused Mine=DIR --dataset msrs --data data/MSRS --baselines --protocol cddfuse
 
 Open index.html in the folder with a browser. It needs no server and loads nothing from the network, so the folder can
-also be published on any web site. index.html#NAME opens the image of that name.
+also be published on any web site. index.html#NAME opens the pair of that name, index.html#NAME?right=METHOD with the
+image of that method.
 
 The images in the folder are 8-bit PNG files. They look the same in all browsers, which differ in how they show 16-bit
 files, transparency or rotation flags. The scores are those of metrics.py, computed from the luma of these images.

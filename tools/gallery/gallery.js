@@ -6,6 +6,7 @@ const {sources, pairs, title = "", metrics = [], means = []} = REPORT;
 const FIRST_METHOD = 2;             // sources 0 and 1 are infrared and visible
 const LARGEST = 40;                 // largest zoom; 1 fits the image into the stage
 const BLINK = 500;                  // milliseconds; two changes per second are safe for photosensitive people
+const SETTLED = 200;                // milliseconds; browsers limit how often the address changes, a held key does not
 
 const $ = id => document.getElementById(id);
 const stage = $("stage"), screen_ = $("screen");
@@ -293,8 +294,8 @@ class Table {
 
   row(index) {
     const {cells, marks, pair, source} = this.rows[index];
-    const link = element("a", {href: linkTo(pair), textContent: cells[0], title: cells[0]});
-    link.onclick = () => update({right: source, grid: false});
+    const href = linkTo(pair, {right: sources[source].label});
+    const link = element("a", {href, textContent: cells[0], title: cells[0]});
     const head = element("th", {scope: "row", className: "text"}, link);
     const rest = this.columns.map(({text, digits}, column) => element("td",
       {className: text ? "text" : marks[column] ?? "", textContent: write(cells[column], digits)})).slice(1);
@@ -386,33 +387,54 @@ function fillEach() {
 }
 
 // ------------------------------------------------------------------------------------------------
-// Which pair
+// Which pair and images
 
-const linkTo = index => "#" + encodeURIComponent(pairs[index].name);
 const links = [];
+
+/** #name, or #name?left=label&right=label. All names are encoded. */
+function linkTo(index, labels) {
+  const query = labels ? `?${new URLSearchParams(labels)}` : "";
+  return `#${encodeURIComponent(pairs[index].name)}${query}`;
+}
 
 function neighbours() {
   return [listed.findLast(index => index < state.pair), listed.find(index => index > state.pair)];
 }
 
-/** Follow the address: #name. */
+/** Follow the address, see linkTo. A side that it does not give stays as it is. */
 function follow() {
-  let name = location.hash.slice(1);
+  let [, name, query] = /^#?(.*?)(?:\?((?:left|right)=.*))?$/.exec(location.hash);
   try {
     name = decodeURIComponent(name);
   } catch {
     // The address is not percent-encoded, so it is used unchanged.
   }
-  const index = pairs.findIndex(pair => pair.name === name);
-  update({pair: Math.max(index, 0)});
-  if (name && index < 0) $("status").textContent = `No pair is named ${name}`;
+  const index = pairs.findIndex(pair => pair.name === name), changes = {pair: Math.max(index, 0)};
+  let problem = name && index < 0 ? `No pair is named ${name}` : "";
+  for (const [side, wanted] of new URLSearchParams(query)) {
+    if (side !== "left" && side !== "right") continue;
+    const source = sources.findIndex(({label}) => label === wanted);
+    if (source < 0) problem ||= `No image is named ${wanted}`;
+    else Object.assign(changes, {[side]: source, grid: false});
+  }
+  update(changes);
+  if (!problem) return;
+  clearTimeout(writing);            // the address stays as it was given
+  $("status").textContent = problem;
+}
+
+let writing = 0;
+
+/** Put what is shown into the address. It adds no entry to the browser's history. */
+function writeAddress() {
+  const [left, right] = [state.left, state.right].map(source => sources[source].label);
+  clearTimeout(writing);
+  writing = setTimeout(() => history.replaceState(null, "", linkTo(state.pair, {left, right})), SETTLED);
 }
 
 function step(direction) {
   const index = neighbours()[direction > 0 ? 1 : 0];
-  if (index === undefined) return;
-  update({pair: index});            // at once, because the address can change later than the next key is pressed
-  location.replace(linkTo(index));  // adds no entry to the browser's history
+  if (index !== undefined) update({pair: index});
 }
 
 function filter() {
@@ -438,6 +460,7 @@ function update(changes) {
     fillTables();
   }
   if (state.method !== before.method) fillEach();
+  writeAddress();
   document.title = `${pair.name} – image fusion gallery`;
   $("status").textContent = `${pair.name} · ${pair.width} × ${pair.height} · ${state.pair + 1} of ${pairs.length}`;
   $("left").value = state.left;
