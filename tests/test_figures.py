@@ -130,6 +130,26 @@ def test_phase_changes_the_image_everywhere(folders, capsys):
     assert share > 50
 
 
+@pytest.mark.parametrize("size", [(48, 64), (47, 63)])
+@pytest.mark.parametrize("box", [(40, 20, 7, 9), (5, 0, 6, 4), (0, 3, 4, 5)])
+def test_the_phase_turns_by_a_right_angle_and_the_magnitude_stays(size, box):
+    image = np.random.default_rng(0).random(size)
+    before, after = np.fft.fft2(image), np.fft.fft2(figures.turn_phase(image, box))
+    assert np.allclose(np.abs(after), np.abs(before))
+    x, y, width, height = box
+    angles = np.fft.fftshift(np.angle(after / before))
+    assert np.allclose(angles[y:y + height, x:x + width], np.pi / 2)
+    assert (np.abs(angles) > 1e-6).sum() == 2 * width * height      # the box, and its mirror image
+
+
+@pytest.mark.parametrize("box", ["32,24,1,1", "28,20,9,9", "0,20,3,9"])     # frequency 0, around it, the Nyquist column
+def test_a_box_that_overlaps_its_mirror_image_is_refused(folders, capsys, box):
+    assert run(folders, "phase", "--image", folders / "ir" / "a.png", "--box", box) == 1
+    assert capsys.readouterr().err == (f"figures.py: --box {box}: holds frequencies together with their negatives; "
+                                       "choose a box with X from 33\n")
+    assert run(folders, "phase", "--image", folders / "ir" / "a.png", "--box", "33,0,31,48") == 0
+
+
 def test_tradeoff_needs_its_columns(folders, capsys):
     points = folders / "points.csv"
     points.write_text("method,quality,gflop,parameters\nA,7.4,100,72000\nB,7.1,20,1300000\n")

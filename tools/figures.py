@@ -19,6 +19,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,6 +56,7 @@ INSET = 0.36                        # side of a magnified crop as a share of the
 PANEL = 2.4                         # width of a panel, inches
 MOST_ROWS = 50                      # of a sheet; all its images are in memory
 COLOUR_MAP = "turbo"                # colour map of feature maps and spectra
+GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
 FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 # ---------------------------------------------------------------------------------------------
@@ -359,27 +361,51 @@ def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
     return figure
 
 
+def turn_phase(image: np.ndarray, box: Box) -> np.ndarray:
+    """Add pi/2 to the phase of the frequencies in a box of the centred spectrum. No magnitude changes.
+
+    The spectrum of a real image is conjugate symmetric. So the mirror image of the box turns by -pi/2.
+
+    Args:
+        image: real (H, W).
+        box: inside the image's size. Frequency 0 is at x = W // 2, y = H // 2.
+    Returns:
+        The changed image, float64 (H, W).
+    Raises:
+        DataError: the box overlaps its mirror image, as around frequency 0.
+    """
+    x, y, width, height = box
+    inside = np.zeros(image.shape, bool)
+    inside[y:y + height, x:x + width] = True
+    inside = np.fft.ifftshift(inside)
+    mirrored = np.roll(inside[::-1, ::-1], 1, axis=(0, 1))      # frequency k is now at -k
+    if (inside & mirrored).any():
+        raise DataError(f"--box {x},{y},{width},{height}: holds frequencies together with their negatives; "
+                        f"choose a box with X from {image.shape[1] // 2 + 1}")
+    angles = np.pi / 2 * (inside.astype(int) - mirrored)
+    return np.fft.ifft2(np.fft.fft2(image) * np.exp(1j * angles)).real
+
+
 def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
-    """Rotate the phase of the spectrum in one box, and show that the whole image changes."""
+    """Turn the phase of the spectrum in one box, and show where the image changes."""
     refuse_inputs(args, [args.image])
     image = read_gray(args.image).astype(np.float64) / 255
-    spectrum = np.fft.fftshift(np.fft.fft2(image))
     centre = (image.shape[1] // 2 + image.shape[1] // 16, image.shape[0] // 2 + image.shape[0] // 16)
     automatic = f"{centre[0]},{centre[1]},{image.shape[1] // 16},{image.shape[0] // 16}"
     texts = [automatic] if args.box == ["auto"] else args.box
-    (x, y, width, height), = given_boxes(texts, image.shape, most=1)
-    turned = spectrum.copy()
-    turned[y:y + height, x:x + width] *= np.exp(1j * np.pi / 2)
-    changed = np.fft.ifft2(np.fft.ifftshift(turned)).real
-    panels = {"image": image, "log magnitude, box of changed phase": np.log(np.abs(spectrum) + 1e-3),
+    box, = given_boxes(texts, image.shape, most=1)
+    changed = turn_phase(image, box)
+    magnitude = np.abs(np.fft.fftshift(np.fft.fft2(image)))
+    panels = {"image": image, "log magnitude, box of changed phase": np.log(magnitude + 1e-3),
               "after the inverse FFT": changed, "difference": np.abs(changed - image)}
     figure, axes = plt.subplots(1, 4, layout="constrained",
                                 figsize=(PANEL * 4, PANEL * image.shape[0] / image.shape[1] + 0.3))
     for axis, (title, values) in zip(axes, panels.items()):
-        axis.imshow(values, cmap="gray" if title in ("image", "after the inverse FFT") else COLOUR_MAP)
+        style = GRAY if title in ("image", "after the inverse FFT") else {"cmap": COLOUR_MAP}
+        axis.imshow(values, **style)
         axis.set(xticks=[], yticks=[])
         axis.set_title(title, fontsize=8)
-    axes[1].add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="red"))
+    axes[1].add_patch(Rectangle(box[:2], *box[2:], fill=False, edgecolor="red"))
     print(f"pixels that change by more than one level: {(np.abs(changed - image) > 1 / 255).mean():.1%}")
     return figure
 
