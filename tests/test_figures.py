@@ -1,14 +1,18 @@
 """tools/figures.py on the samples and on images with known answers."""
 import csv
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib: requirements-figures.txt")
 
+from dataset import load_pair  # noqa: E402
 from images import DataError  # noqa: E402
-from net import RPFNet  # noqa: E402
+from loss import adaptive_weight  # noqa: E402
+from net import AuxiliaryDecoder, RPFNet  # noqa: E402
 from tools import figures  # noqa: E402
 
 
@@ -27,6 +31,13 @@ def folders(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    """Figures that a test does not save stay open otherwise."""
+    yield
+    figures.plt.close("all")
+
+
 def run(folders, kind, *options):
     sources = [] if kind in ("tradeoff", "phase") else ["--ir", str(folders / "ir"), "--vis", str(folders / "vis")]
     return figures.main([kind, *sources, "--out", str(folders / "out" / kind), *map(str, options)])
@@ -41,9 +52,14 @@ def written(folders, kind):
 def test_a_sheet_names_what_is_missing_and_draws_the_rest(folders, capsys):
     assert run(folders, "sheet", "--fused", f"Same={folders / 'same'}", f"Other={folders / 'other'}") == 1
     assert "no fused image for b" in capsys.readouterr().err
-    first = written(folders, "sheet")
-    assert run(folders, "sheet", "--fused", f"Same={folders / 'same'}", "--box", "2,3,10,8", "20,20,9,9") == 0
-    assert written(folders, "sheet").shape != first.shape
+    assert written(folders, "sheet") is not None
+
+
+def drawn(folders, kind, *options):
+    """The figure of a kind, before its layout is computed."""
+    args = figures.build_parser().parse_args(
+        [kind, "--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--out", "x", *map(str, options)])
+    return figures.KINDS[kind](args, [])
 
 
 def test_a_suffix_names_the_only_file_and_none_draws_no_box(folders):
@@ -89,7 +105,39 @@ def test_a_constant_image_is_left_out_of_the_mean(folders, capsys):
     size = cv2.imread(str(folders / "same" / "a.png")).shape[:2]
     cv2.imwrite(str(folders / "same" / "a.png"), np.zeros(size, np.uint8))
     assert run(folders, "spectrum", "--fused", f"Same={folders / 'same'}") == 0
-    assert "Same (1 images) 1.000" in capsys.readouterr().out.split("visible fidelity")[1].splitlines()[0]
+    lines = dict(line.split(" (our definition): ") for line in capsys.readouterr().out.splitlines()[:3])
+    assert "Same (1 images) 1.000" in lines["visible fidelity"]
+    same = cv2.imread(str(folders / "same" / "b.png"), 0)
+    entropy = figures.spectral_numbers(same, same, same)["spectral entropy"]
+    assert f"Same (1 images) {entropy:.3f}" in lines["spectral entropy"]
+
+
+def test_no_number_of_a_constant_image_is_defined():
+    """200 / 255 at this size has a mean with a rounding error, so the PSD is not constant."""
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640), np.uint8)
+    flat = np.full((480, 640), 200, np.uint8)
+    assert all(np.isnan(value) for value in figures.spectral_numbers(flat, noise, noise).values())
+    numbers = figures.spectral_numbers(noise, flat, noise)
+    assert np.isnan(numbers["infrared fidelity"]) and numbers["visible fidelity"] == pytest.approx(1)
+
+
+def test_spectra_have_one_scale_and_the_name_of_their_pair(folders):
+    upper, _ = drawn(folders, "spectrum", "--names", "b").subfigs
+    limits = {axis.images[0].get_clim() for axis in upper.axes if axis.images}
+    pixels = np.stack([axis.images[0].get_array() for axis in upper.axes if axis.images])
+    assert limits == {(pixels.min(), pixels.max())} and len(pixels) == 4
+    assert upper.get_suptitle().startswith("b:") and upper.axes[-1].get_label() == "<colorbar>"
+
+
+def test_spectra_read_a_pair_when_it_is_its_turn(folders, monkeypatch):
+    events = []
+    def logged(name, function):
+        return lambda *given: events.append(name) or function(*given)
+
+    monkeypatch.setattr(figures, "reader", lambda args: logged("read", load_pair))
+    monkeypatch.setattr(figures, "spectral_numbers", logged("numbers", figures.spectral_numbers))
+    drawn(folders, "spectrum")
+    assert events == ["read", "numbers", "numbers"] * 2     # two baselines
 
 
 def test_a_sheet_has_a_limit(folders, monkeypatch, capsys):
@@ -106,22 +154,76 @@ def test_spectral_entropy_of_noise_is_near_its_bound_and_of_a_wave_far_below():
     assert 10.5 < entropy[0] < 12 and entropy[1] < 5       # log2(64 * 64) = 12
 
 
-def test_features_of_a_checkpoint_with_and_without_the_prior(folders):
-    import torch
-    for prior in (True, False):
-        model = RPFNet(channels=4, stages=2, prior=prior).eval()
-        torch.save({"model": model.state_dict(), "config": model.config}, folders / "last.pth")
-        assert run(folders, "features", "--checkpoint", folders / "last.pth", "--names", "b") == 0
-        assert written(folders, "features") is not None
+def checkpoint(folders, recipe, prior=True):
+    """A last.pth with this part of a recipe. A recipe of None is left out."""
+    model = RPFNet(channels=4, stages=2, prior=prior).eval()
+    state = {"model": model.state_dict(), "config": model.config, "decoder": AuxiliaryDecoder(4).state_dict()}
+    torch.save(state if recipe is None else state | {"recipe": recipe}, folders / "last.pth")
+    return folders / "last.pth"
 
 
-def test_images_keep_their_gray_levels_among_the_features(folders):
-    args = figures.build_parser().parse_args(
-        ["features", "--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--out", "x"])
-    drawn = [axis for axis in figures.draw_features(args, []).axes if axis.images]
-    limits = {axis.get_title(): axis.images[0].get_clim() for axis in drawn}
-    assert [limits[name] for name in ("infrared", "visible", "fused")] == [(0, 1)] * 3
-    assert limits["F_F, stage 0"] != (0, 1)
+def feature_panels(folders, path):
+    """{title: axis} of the panels for pair a."""
+    axes = drawn(folders, "features", "--checkpoint", path, "--names", "a").axes
+    return {axis.get_title(): axis for axis in axes if axis.images}
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_features_of_a_checkpoint_with_and_without_the_prior(folders, prior):
+    path = checkpoint(folders, {"prior": prior, "saliency": True}, prior)
+    assert run(folders, "features", "--checkpoint", path, "--names", "b", "--dpi", "40") == 0
+    assert written(folders, "features") is not None
+    assert ("F_R, stage 2" in feature_panels(folders, path)) == prior == ("M'" in feature_panels(folders, path))
+
+
+@pytest.mark.parametrize("weight, title", [("printed", "w (Eq. 9 as printed)"), ("adaptive", "w (Eq. 9 with 1 + S)")])
+def test_w_is_that_of_the_training(folders, weight, title):
+    panels = feature_panels(folders, checkpoint(folders, {"weight": weight}))
+    ir, vis = (torch.from_numpy(cv2.imread(str(folders / x / "a.png"), 0))[None, None] / 255 for x in ("ir", "vis"))
+    other = adaptive_weight(ir, vis, printed=weight != "printed")[0, 0].numpy()
+    shown = panels[title].images[0].get_array()
+    assert (shown == adaptive_weight(ir, vis, printed=weight == "printed")[0, 0].numpy()).all() and (shown != other).any()
+
+
+@pytest.mark.parametrize("recipe, maps", [
+    ({"weight": "none"}, {"M'"}), ({"saliency": False}, {"w (Eq. 9 as printed)"}),
+    ({"teacher": "contrast"}, set()), (None, set())])
+def test_maps_that_were_not_trained_are_left_out(folders, recipe, maps):
+    titles = feature_panels(folders, checkpoint(folders, recipe)).keys()
+    assert {title for title in titles if title.startswith(("w", "M'"))} == maps
+
+
+@pytest.mark.parametrize("name, maps", [("paper", {"w (Eq. 9 as printed)"}), ("contrast", {"w (Eq. 9 with 1 + S)"}),
+                                        ("tiny", set())])
+def test_the_recipe_of_shipped_weights_is_in_their_json(folders, name, maps):
+    assert {title for title in feature_panels(folders, name) if title.startswith("w")} == maps
+
+
+def test_a_recipe_that_cannot_be_read_is_told_in_one_line(folders, capsys):
+    path = checkpoint(folders, {"weight": 7})
+    assert run(folders, "features", "--checkpoint", path) == 1
+    assert capsys.readouterr().err.startswith(f"figures.py: {path}: not a recipe of this train.py: ")
+
+
+def test_maps_that_are_compared_have_one_scale(folders):
+    panels = feature_panels(folders, checkpoint(folders, {"weight": "printed"}))
+    limits = {title: axis.images[0].get_clim() for title, axis in panels.items()}
+    assert [limits[name] for name in ("infrared", "visible", "fused", "M'", "w (Eq. 9 as printed)")] == [(0, 1)] * 5
+    assert limits["M"] == (-1, 1)
+    for name in ("F_F", "F_R"):
+        means = np.stack([panels[f"{name}, stage {n}"].images[0].get_array() for n in range(3)])
+        assert {limits[f"{name}, stage {n}"] for n in range(3)} == {(means.min(), means.max())}
+    bars = [title for title, axis in panels.items() if axis.images[0].colorbar]
+    assert {*panels} - {*bars} == {"infrared", "visible", "fused"}
+
+
+def test_the_progress_bar_counts_the_stages_and_changes_no_value(monkeypatch):
+    bar = MagicMock()       # its update() returns a value, as that of tqdm does
+    monkeypatch.setattr(figures, "tqdm", bar)
+    model, images = RPFNet(channels=4, stages=2).eval(), torch.rand(2, 1, 1, 32, 32)
+    wanted = model(*images)
+    assert torch.equal(figures.forward(model, *images)[0], wanted)
+    assert bar.return_value.__enter__.return_value.update.call_count == 2
 
 
 def test_phase_changes_the_image_everywhere(folders, capsys):
@@ -192,3 +294,15 @@ def test_options_that_do_not_fit_are_refused_before_any_work(folders, monkeypatc
     monkeypatch.chdir(folders)
     assert run(folders, kind, *options) == 1
     assert message in capsys.readouterr().err and not (folders / "out").exists()
+
+
+@pytest.mark.parametrize("kind, options", [
+    ("sheet", ["--names", "smoke"]), ("features", ["--checkpoint", "tiny"]), ("spectrum", ["--count", "1"]),
+    ("tradeoff", ["--points", "points.csv"]), ("phase", [])])
+def test_each_kind_draws_the_samples(tmp_path, monkeypatch, kind, options):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "points.csv").write_text("method,quality,gflop,parameters\nA,7.4,100,72000\n")
+    assert figures.main([kind, "--dpi", "40", *options]) == 0
+    assert cv2.imread(str(tmp_path / "figures" / f"{kind}.png")).std() > 10
+    pdf = (tmp_path / "figures" / f"{kind}.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF")

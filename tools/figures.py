@@ -17,13 +17,14 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 try:
@@ -43,13 +44,14 @@ from images import DataError, luma, read_gray, read_vis
 from loss import adaptive_weight
 from measures.tables import Running
 from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused
-from net import AuxiliaryDecoder, RPFNet
+from net import AuxiliaryDecoder, Features, RPFNet
 from pipeline import PAIR_ERRORS
+from recipe import NO_TEACHER, TrainingError, completed
 from support.console import failed, finished, noted, positive
 from support.console import run as run_command
 from support.headers import SUFFIXES
 from support.outputs import OutputError, as_csv, check_place, refuse_input, write_atomically
-from weights import check_weights, find, load
+from weights import check_weights, find, load, read_json
 
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
 INSET = 0.36                        # side of a magnified crop as a share of the panel
@@ -57,6 +59,9 @@ PANEL = 2.4                         # width of a panel, inches
 MOST_ROWS = 50                      # of a sheet; all its images are in memory
 COLOUR_MAP = "turbo"                # colour map of feature maps and spectra
 GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
+SHARE: dict[str, Any] = {"cmap": COLOUR_MAP, "vmin": 0, "vmax": 1}
+SIGNED: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
+W_TITLES = {"printed": "w (Eq. 9 as printed)", "adaptive": "w (Eq. 9 with 1 + S)"}      # by --weight of train.py
 FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 # ---------------------------------------------------------------------------------------------
@@ -77,21 +82,22 @@ def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
     return [by_name[name] for name in args.names]
 
 
-def readable(pairs: Sequence[Pair], problems: list[str],
-             read: Reader) -> list[tuple[Pair, np.ndarray, np.ndarray]]:
+def readable(pairs: Sequence[Pair], problems: list[str], read: Reader) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
     """Each pair with its infrared and visible image. Pairs that cannot be read are left out, with a line in `problems`.
 
-    Raises DataError if no pair can be read.
+    Raises DataError at the end if no pair can be read.
     """
-    found = []
-    for pair in tqdm(pairs, desc="reading", unit="pair", leave=False, disable=None):
+    found = False
+    for pair in tqdm(pairs, desc="pairs", unit="pair", leave=False, disable=None):
         try:
-            found.append((pair, *read(pair)))
+            images = read(pair)
         except DataError as error:
             problems.append(str(error))
+            continue
+        found = True
+        yield pair, *images
     if not found:
         raise DataError("no pair can be drawn: " + "; ".join(problems[:3]))
-    return found
 
 
 def fused_images(args: argparse.Namespace, pairs: Sequence[Pair], problems: list[str]) -> dict[str, dict[str, Path]]:
@@ -160,7 +166,7 @@ def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
     chosen = chosen_pairs(args, problems)
     if len(chosen) > MOST_ROWS:
         raise DataError(f"{len(chosen)} pairs are too many for one sheet, which has at most {MOST_ROWS}; give --count or --names")
-    pairs = readable(chosen, problems, reader(args))
+    pairs = list(readable(chosen, problems, reader(args)))
     methods = fused_images(args, [pair for pair, *_ in pairs], problems)
     titles = ["infrared", "visible", *methods]
     heights = [ir.shape[0] / ir.shape[1] for _, ir, _ in pairs]
@@ -214,44 +220,69 @@ def draw_panel(axis: plt.Axes, image: np.ndarray | None, boxes: Sequence[Box]) -
 
 @torch.inference_mode()
 def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
-    """Sources, M, w, M' (if the checkpoint has the decoder), the result, and the mean features of each stage."""
-    model = RPFNet.from_pretrained(args.checkpoint)
+    """Sources, M, the result, w and M' if the weights were trained with them, and the mean features of each stage."""
+    model, path = RPFNet.from_pretrained(args.checkpoint), find(args.checkpoint)
+    about = description(path)
+    recipe = completed(about["recipe"], str(path)) if "recipe" in about else {}
     args.count = args.count or 1
-    pair, ir, vis = readable(chosen_pairs(args, problems), problems, reader(args))[0]
-    sources = [torch.from_numpy(x)[None, None].float() / 255 for x in (ir, luma(vis))]
-    fused, features = model(*sources, return_features=True)
-    decoder = auxiliary_decoder(args.checkpoint, model)
-    first = {"infrared": sources[0], "visible": sources[1], "M": sources[0] - sources[1],
-             "w": adaptive_weight(*sources), "fused": fused}
-    if decoder is not None and features[-1].residual is not None:
-        first["M'"] = decoder(features[-1].residual)
-    rows = [first, {f"F_F, stage {n}": f.fusion for n, f in enumerate(features)}]
-    if features[0].residual is not None:
-        rows.append({f"F_R, stage {n}": f.residual for n, f in enumerate(features)})
+    pair, *images = next(readable(chosen_pairs(args, problems), problems, reader(args)))
+    ir, vis = (torch.from_numpy(luma(x))[None, None].float() / 255 for x in images)
+    fused, features = forward(model, ir, vis)
+    residuals = [f.residual for f in features if f.residual is not None]
+    first = {"infrared": (ir, GRAY), "visible": (vis, GRAY), "M": (ir - vis, SIGNED), "fused": (fused, GRAY)}
+    if recipe.get("teacher") == NO_TEACHER:         # with a teacher, the loss has neither w nor M'
+        if recipe["weight"] in W_TITLES:
+            first[W_TITLES[recipe["weight"]]] = adaptive_weight(ir, vis, recipe["weight"] == "printed"), SHARE
+        if recipe["saliency"] and residuals and "decoder" in about:
+            first["M'"] = auxiliary_decoder(path, about["decoder"], model)(residuals[-1]), SHARE
+    rows = [{title: (values[0, 0].numpy(), style) for title, (values, style) in first.items()},
+            on_one_scale("F_F", [f.fusion for f in features])]
+    if residuals:
+        rows.append(on_one_scale("F_R", residuals))
     columns = max(map(len, rows))
     figure, axes = plt.subplots(len(rows), columns, squeeze=False, layout="constrained",
-                                figsize=(PANEL * columns, PANEL * len(rows) * ir.shape[0] / ir.shape[1]))
+                                figsize=(PANEL * columns, PANEL * len(rows) * ir.shape[2] / ir.shape[3]))
     for line, row in zip(axes, rows):
         for axis in line:
             axis.axis("off")
-        for axis, (title, maps) in zip(line, row.items()):
-            # An image keeps its gray levels. Features, as means over the channels, use the whole colour map.
-            style = dict(cmap="gray", vmin=0, vmax=1) if title in ("infrared", "visible", "fused") else dict(cmap=COLOUR_MAP)
-            axis.imshow(maps[0].mean(0).numpy(), **style)
+        for axis, (title, (values, style)) in zip(line, row.items()):
+            drawn = axis.imshow(values, **style)
             axis.set_title(title, fontsize=9)
-    figure.suptitle(pair.name, fontsize=9)
+            if style is not GRAY:
+                figure.colorbar(drawn, ax=axis).ax.tick_params(labelsize=6)
+    figure.suptitle(f"{pair.name}. F_F and F_R: means over the channels", fontsize=9)
     return figure
 
 
-def auxiliary_decoder(checkpoint: str, model: RPFNet) -> AuxiliaryDecoder | None:
-    """The auxiliary decoder of a last.pth; None for other checkpoints, which do not contain it."""
-    path = find(checkpoint)
+def forward(model: RPFNet, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, list[Features]]:
+    """The fused image and the features of each stage, with a progress bar if it takes more than two seconds."""
+    with tqdm(total=len(model.stages), desc="stages", unit="stage", delay=2, leave=False, disable=None) as bar:
+        def count(*_: object) -> None:      # tqdm.update returns a value, which would replace the output of the stage
+            bar.update()
+
+        for stage in model.stages:
+            stage.register_forward_hook(count)
+        return model(ir, vis_y, return_features=True)
+
+
+def on_one_scale(name: str, features: Sequence[Tensor]) -> dict[str, tuple[np.ndarray, dict]]:
+    """{title: (mean over the channels, style)} for the features of each stage, each (1, C, H, W), on a common scale."""
+    means = [values[0].mean(0).numpy() for values in features]
+    style = {"cmap": COLOUR_MAP, "vmin": min(map(np.min, means)), "vmax": max(map(np.max, means))}
+    return {f"{name}, stage {number}": (mean, style) for number, mean in enumerate(means)}
+
+
+def description(path: Path) -> dict:
+    """Content of a last.pth, or of the JSON file beside weights. Raises OSError, ValueError."""
     state = load(path)
-    if not isinstance(state, dict) or "decoder" not in state:
-        return None
+    return state if isinstance(state, dict) and "config" in state else read_json(path.with_suffix(".json"))
+
+
+def auxiliary_decoder(path: Path, weights: dict, model: RPFNet) -> AuxiliaryDecoder:
+    """The auxiliary decoder of a last.pth. Raises ValueError if the weights do not fit."""
     decoder = AuxiliaryDecoder(model.config["channels"]).eval()
-    check_weights(path, state["decoder"], decoder)
-    decoder.load_state_dict(state["decoder"])
+    check_weights(path, weights, decoder)
+    decoder.load_state_dict(weights)
     return decoder
 
 
@@ -272,26 +303,28 @@ def log_psd(image: np.ndarray) -> np.ndarray:
 def spectral_numbers(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> dict[str, float]:
     """Infrared and visible fidelity (correlations of log PSDs), and spectral entropy (PSD of the fused image, bits).
 
-    A fidelity is nan if one of its images is constant.
+    A fidelity is nan if one of its images is constant. All three are nan for a constant fused image: most probably the
+    fusion failed, and its entropy would be the maximum.
     """
     spectra = [log_psd(x) for x in (fused, ir, vis)]
+    constant = [np.ptp(x) == 0 for x in (fused, ir, vis)]       # the spectrum of such an image is rounding noise
     power = np.exp(spectra[0]) / np.exp(spectra[0]).sum()
 
-    def correlation(source: np.ndarray) -> float:
-        constant = np.ptp(spectra[0]) == 0 or np.ptp(source) == 0
-        return math.nan if constant else float(np.corrcoef(spectra[0].ravel(), source.ravel())[0, 1])
+    def fidelity(source: int) -> float:
+        undefined = constant[0] or constant[source]
+        return math.nan if undefined else float(np.corrcoef(spectra[0].ravel(), spectra[source].ravel())[0, 1])
 
-    return {"infrared fidelity": correlation(spectra[1]), "visible fidelity": correlation(spectra[2]),
-            "spectral entropy": float(-(power * np.log2(power)).sum())}
+    return {"infrared fidelity": fidelity(1), "visible fidelity": fidelity(2),
+            "spectral entropy": math.nan if constant[0] else float(-(power * np.log2(power)).sum())}
 
 
 def draw_spectrum(args: argparse.Namespace, problems: list[str]) -> Figure:
     """Spectra of the first pair, and means of `spectral_numbers` over all pairs. Writes --csv."""
-    pairs = readable(chosen_pairs(args, problems), problems, reader(args))
-    methods = fused_images(args, [pair for pair, *_ in pairs], problems)
+    pairs = chosen_pairs(args, problems)
+    methods = fused_images(args, pairs, problems)
     rows: list[dict] = []
     first: dict[str, np.ndarray] = {}
-    for pair, ir, colour in tqdm(pairs, desc="spectra", unit="pair", disable=None):
+    for pair, ir, colour in readable(pairs, problems, reader(args)):
         vis = luma(colour)
         images = {name: baseline(name, ir, vis) for name in BASELINES}
         for name, files in methods.items():
@@ -300,7 +333,7 @@ def draw_spectrum(args: argparse.Namespace, problems: list[str]) -> Figure:
                 images[name] = luma(fused)
         rows += [{"image": pair.name, "method": name} | spectral_numbers(image, ir, vis)
                  for name, image in images.items()]
-        first = first or {"infrared": ir, "visible": vis, **images}
+        first = first or {"infrared": ir, "visible": vis, **images}     # no other pair is kept in memory
     if args.csv:
         write_atomically(args.csv, as_csv(list(rows[0]), rows))
     return spectra_and_bars(first, rows)
@@ -314,10 +347,15 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
     numbers = [key for key in rows[0] if key not in ("image", "method")]
     figure = plt.figure(figsize=(PANEL * len(first), 2.1 * PANEL), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
-    for axis, (name, image) in zip(upper.subplots(1, len(first)), first.items()):
-        axis.imshow(log_psd(image), cmap=COLOUR_MAP)
+    spectra = {name: log_psd(image) for name, image in first.items()}
+    low, high = min(map(np.min, spectra.values())), max(map(np.max, spectra.values()))
+    axes = upper.subplots(1, len(spectra))
+    for axis, (name, spectrum) in zip(axes, spectra.items()):
+        drawn = axis.imshow(spectrum, cmap=COLOUR_MAP, vmin=low, vmax=high)
         axis.set(xticks=[], yticks=[])
         axis.set_title(name, fontsize=9)
+    upper.colorbar(drawn, ax=axes).ax.tick_params(labelsize=6)
+    upper.suptitle(f"{rows[0]['image']}: log power spectral density", fontsize=9)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for axis, number in zip(lower.subplots(1, len(numbers)), numbers):
         runnings = {method: Running() for method in methods}
@@ -331,7 +369,8 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
         axis.set_title(f"{number} (our definition)", fontsize=9)
         axis.tick_params(labelsize=7)
         axis.invert_yaxis()
-        print(f"{number}: " + ", ".join(f"{method} {mean:.3f}" for method, mean in zip(names, means)))
+        axis.margins(x=0.2)         # room for the numbers
+        print(f"{number} (our definition): " + ", ".join(f"{method} {mean:.3f}" for method, mean in zip(names, means)))
     return figure
 
 
@@ -431,7 +470,7 @@ def build_parser() -> argparse.ArgumentParser:
     other.add_argument("--box", nargs="+", default=["auto"], metavar="X,Y,W,H", help="sheet: one or two boxes to "
                        "magnify, auto (a hot target and a textured region) or none; phase: box in the centred spectrum")
     other.add_argument("--checkpoint", default="contrast", metavar="NAME|FILE", help="features: the network; a "
-                       "last.pth of train.py also holds the auxiliary decoder, which computes M'")
+                       "last.pth of train.py also gives M', the output of the auxiliary decoder, if L_SS trained it")
     other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image to this file")
     other.add_argument("--points", type=Path, help="tradeoff: CSV file with method, quality, gflop, parameters")
     other.add_argument("--quality", default="EN", help="tradeoff: name of the quality, for the axis")
@@ -467,7 +506,7 @@ def files_of(out: Path) -> list[Path]:
 def save(figure: Figure, out: Path, dpi: int) -> None:
     """Write the files of `out`, each atomically. Raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    for path in files_of(out):
+    for path in tqdm(files_of(out), desc="writing", unit="file", leave=False, disable=None):
         data = io.BytesIO()
         # No creation date, so that the same figure gives the same file.
         dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix.lower())
@@ -485,7 +524,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_options(args, parser)
         save(KINDS[args.kind](args, problems), args.out, args.dpi)
-    except (OutputError, *PAIR_ERRORS) as error:
+    except (OutputError, TrainingError, *PAIR_ERRORS) as error:
         return failed("figures.py", error)
     print(", ".join(map(str, files_of(args.out))))
     return finished(problems)
