@@ -1,5 +1,6 @@
 """tools/figures.py on the samples and on images with known answers."""
 import csv
+import re
 from unittest.mock import MagicMock
 
 import cv2
@@ -60,6 +61,53 @@ def drawn(folders, kind, *options):
     args = figures.build_parser().parse_args(
         [kind, "--ir", str(folders / "ir"), "--vis", str(folders / "vis"), "--out", "x", *map(str, options)])
     return figures.KINDS[kind](args, [])
+
+
+def test_the_crops_show_the_boxes(folders):
+    ir = cv2.imread(str(folders / "ir" / "a.png"), 0)
+    panel = drawn(folders, "sheet", "--names", "a", "--box", "2,3,10,8", "20,20,9,9").axes[0]
+    boxes = [(*patch.get_xy(), patch.get_width(), patch.get_height()) for patch in panel.patches]
+    assert boxes == [(2, 3, 10, 8), (20, 20, 9, 9)]
+    crops = [inset.images[0].get_array() for inset in panel.child_axes]
+    assert (crops[0] == ir[3:11, 2:12]).all() and (crops[1] == ir[20:29, 20:29]).all()
+
+
+@pytest.mark.parametrize("boxes", [["1,38,12,9"], ["40,30,15,12", "1,30,10,10"], ["1,1,8,8", "50,1,8,8"]])
+def test_no_crop_covers_a_box_and_all_columns_are_alike(folders, boxes):
+    figure = drawn(folders, "sheet", "--names", "a", "--fused", f"Same={folders / 'same'}", "--box", *boxes)
+    figure.canvas.draw()
+    panels = figure.axes
+    for panel in panels:
+        insets = [inset.get_window_extent() for inset in panel.child_axes]
+        assert len(insets) == len(boxes)
+        assert not any(inset.overlaps(box.get_window_extent()) for inset in insets for box in panel.patches)
+    assert len({tuple(inset.get_anchor() for inset in panel.child_axes) for panel in panels}) == 1
+
+
+def test_two_boxes_of_a_quarter_leave_room_for_their_crops():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        boxes = [(*rng.integers(0, (76, 61)), *rng.integers(1, (25, 20))) for _ in range(2)]
+        corners = figures.inset_corners(boxes, (80, 100))
+        insets = [figures.inset_place(box, corner, (80, 100)) for box, corner in zip(boxes, corners)]
+        assert corners[0] != corners[1] and not any(figures.overlap(i, box) for i in insets for box in boxes)
+
+
+def test_a_crop_keeps_the_levels_of_its_pixels(folders):
+    levels = np.random.default_rng(0).choice(np.uint8([60, 200]), (48, 64))
+    cv2.imwrite(str(folders / "ir" / "a.png"), levels)
+    figure = drawn(folders, "sheet", "--names", "a", "--box", "10,4,40,30")
+    figure.canvas.draw()
+    (inset,) = figure.axes[0].child_axes
+    x0, y0, x1, y1 = np.round(inset.get_window_extent().extents).astype(int)
+    pixels = np.asarray(figure.canvas.buffer_rgba())[::-1][y0 + 3:y1 - 3, x0 + 3:x1 - 3, 0]
+    assert {*np.unique(pixels)} == {60, 200}
+
+
+def test_a_pdf_holds_the_original_pixels(folders):
+    assert run(folders, "sheet", "--names", "a", "--box", "2,3,10,8") == 0
+    sizes = re.findall(rb"/Width (\d+) /Height (\d+)", (folders / "out" / "sheet.pdf").read_bytes())
+    assert {*sizes} == {(b"64", b"48"), (b"10", b"8")}
 
 
 def test_a_suffix_names_the_only_file_and_none_draws_no_box(folders):

@@ -18,6 +18,7 @@ import io
 import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ try:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
     from matplotlib.patches import Rectangle
 except ModuleNotFoundError:
     sys.exit("figures.py: matplotlib is missing; python -m pip install -r requirements-figures.txt")
@@ -54,6 +56,7 @@ from support.outputs import OutputError, as_csv, check_place, refuse_input, writ
 from weights import check_weights, find, load, read_json
 
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
+Corner = tuple[int, int]            # right, top: 0 or 1 each
 INSET = 0.36                        # side of a magnified crop as a share of the panel
 PANEL = 2.4                         # width of a panel, inches
 MOST_ROWS = 50                      # of a sheet; all its images are in memory
@@ -127,7 +130,7 @@ def auto_boxes(ir: np.ndarray, vis: np.ndarray) -> list[Box]:
 
     def best(score: np.ndarray) -> Box:
         sums = cv2.boxFilter(score.astype(np.float32), -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
-        # The search is limited to the part above the lower corners, which the magnified crops cover.
+        # The search is limited to the part above the lower corners, where the magnified crops go first.
         inside = sums[:max(1, int(height * (1 - INSET)) - side), :width - side + 1]
         y, x = np.unravel_index(np.argmax(inside), inside.shape)
         return int(x), int(y), side, side
@@ -172,11 +175,12 @@ def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
     heights = [ir.shape[0] / ir.shape[1] for _, ir, _ in pairs]
     figure, axes = plt.subplots(len(pairs), len(titles), squeeze=False, layout="constrained",
                                 figsize=(PANEL * len(titles), PANEL * sum(heights)), height_ratios=heights)
-    for row, (pair, ir, vis) in zip(axes, pairs):
+    for row, (pair, ir, vis) in zip(axes, tqdm(pairs, desc="drawing", unit="row", leave=False, disable=None)):
         boxes = chosen_boxes(args.box, ir, luma(vis))
+        corners = inset_corners(boxes, ir.shape)
         images = [ir, vis, *(method_image(files.get(pair.name), ir.shape, problems) for files in methods.values())]
         for axis, title, image in zip(row, titles, images):
-            draw_panel(axis, image, boxes)
+            draw_panel(axis, image, boxes, corners)
             if pair is pairs[0][0]:
                 axis.set_title(title, fontsize=9)
         row[0].set_ylabel(pair.name, fontsize=8)
@@ -198,18 +202,45 @@ def method_image(path: Path | None, size: tuple[int, int], problems: list[str]) 
     return image
 
 
-def draw_panel(axis: plt.Axes, image: np.ndarray | None, boxes: Sequence[Box]) -> None:
-    """Draw an image with its boxes, and each box magnified in a lower corner."""
+def inset_corners(boxes: Sequence[Box], size: tuple[int, int]) -> tuple[Corner, ...]:
+    """A corner for the magnified crop of each box, such that the crops cover as little as possible of all boxes.
+
+    They cover nothing if the sides of the boxes are below a quarter of those of the image, (H, W) = size. Lower corners
+    go first.
+    """
+    def covered(corners: tuple[Corner, ...]) -> float:
+        insets = [inset_place(box, corner, size) for box, corner in zip(boxes, corners)]
+        return sum(overlap(inset, box) for inset in insets for box in boxes)
+
+    return min(permutations([(0, 0), (1, 0), (0, 1), (1, 1)], len(boxes)), key=covered)
+
+
+def inset_place(box: Box, corner: Corner, size: tuple[int, int]) -> tuple[float, ...]:
+    """x, y, width, height of a magnified crop in pixels of the image (H, W) = size."""
+    scale = INSET * min(size[1] / box[2], size[0] / box[3])
+    width, height = scale * box[2], scale * box[3]
+    return corner[0] * (size[1] - width), (1 - corner[1]) * (size[0] - height), width, height
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Area that two rectangles x, y, width, height share."""
+    sides = (min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    return math.prod(max(0, side) for side in sides)
+
+
+def draw_panel(axis: plt.Axes, image: np.ndarray | None, boxes: Sequence[Box], corners: Sequence[Corner]) -> None:
+    """Draw an image with its boxes, and each box magnified in its corner."""
     axis.set(xticks=[], yticks=[])
     if image is None:
         axis.text(0.5, 0.5, "missing", ha="center", va="center", transform=axis.transAxes)
         return
     axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-    for number, (x, y, width, height) in enumerate(boxes):
+    for (x, y, width, height), (right, top) in zip(boxes, corners):
         axis.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="red", linewidth=0.8))
-        inset = axis.inset_axes((0 if number == 0 else 1 - INSET, 0, INSET, INSET))
-        inset.imshow(image[y:y + height, x:x + width], cmap="gray", vmin=0, vmax=255)
-        inset.set(xticks=[], yticks=[], anchor="SW" if number == 0 else "SE")
+        inset = axis.inset_axes((right * (1 - INSET), top * (1 - INSET), INSET, INSET))
+        # Any other filter would blur the details that the reader is to judge.
+        inset.imshow(image[y:y + height, x:x + width], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        inset.set(xticks=[], yticks=[], anchor=("S", "N")[top] + ("W", "E")[right])
         for spine in inset.spines.values():
             spine.set(edgecolor="red", linewidth=0.8)
 
@@ -507,6 +538,9 @@ def save(figure: Figure, out: Path, dpi: int) -> None:
     """Write the files of `out`, each atomically. Raises OSError."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for path in tqdm(files_of(out), desc="writing", unit="file", leave=False, disable=None):
+        if path.suffix.lower() in (".pdf", ".svg"):
+            for image in figure.findobj(AxesImage):
+                image.set_interpolation("none")     # the file holds the original pixels
         data = io.BytesIO()
         # No creation date, so that the same figure gives the same file.
         dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix.lower())
