@@ -1,6 +1,7 @@
 """tools/figures.py on the samples and on images with known answers."""
 import csv
 import re
+import shlex
 from unittest.mock import MagicMock
 
 import cv2
@@ -354,3 +355,15 @@ def test_each_kind_draws_the_samples(tmp_path, monkeypatch, kind, options):
     assert cv2.imread(str(tmp_path / "figures" / f"{kind}.png")).std() > 10
     pdf = (tmp_path / "figures" / f"{kind}.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF")
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/figures.md"])
+def test_documented_commands_are_understood(document):
+    found = re.findall(r"^python tools/figures\.py (.*?)(?:\s+#.*)?$", (figures.ROOT / document).read_text(), re.MULTILINE)
+    parser = figures.build_parser()
+    for line in found:
+        args = parser.parse_args([*shlex.split(line), "--out", "x"])
+        args.csv = None         # the folder of the file need not exist here
+        figures.check_options(args, parser)
+    kinds = {line.split()[0] for line in found}
+    assert kinds == ({*figures.KINDS} if document.startswith("docs") else {"sheet"})
