@@ -299,7 +299,8 @@ def forward(model: RPFNet, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, list[Feat
 def on_one_scale(name: str, features: Sequence[Tensor]) -> dict[str, tuple[np.ndarray, dict]]:
     """{title: (mean over the channels, style)} for the features of each stage, each (1, C, H, W), on a common scale."""
     means = [values[0].mean(0).numpy() for values in features]
-    style = {"cmap": COLOUR_MAP, "vmin": min(map(np.min, means)), "vmax": max(map(np.max, means))}
+    low, high = np.quantile(means, (0.005, 0.995))      # of all stages; one lamp would otherwise set the scale
+    style = {"cmap": COLOUR_MAP, "vmin": low, "vmax": high}
     return {f"{name}, stage {number}": (mean, style) for number, mean in enumerate(means)}
 
 
@@ -466,7 +467,7 @@ def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
     box, = given_boxes(texts, image.shape, most=1)
     changed = turn_phase(image, box)
     magnitude = np.abs(np.fft.fftshift(np.fft.fft2(image)))
-    panels = {"image": image, "log magnitude, box of changed phase": np.log(magnitude + 1e-3),
+    panels = {"image": image, "log magnitude; boxes of changed phase": np.log(magnitude + 1e-3),
               "after the inverse FFT": changed, "difference": np.abs(changed - image)}
     figure, axes = plt.subplots(1, 4, layout="constrained",
                                 figsize=(PANEL * 4, PANEL * image.shape[0] / image.shape[1] + 0.3))
@@ -475,7 +476,9 @@ def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
         axis.imshow(values, **style)
         axis.set(xticks=[], yticks=[])
         axis.set_title(title, fontsize=8)
-    axes[1].add_patch(Rectangle(box[:2], *box[2:], fill=False, edgecolor="red"))
+    mirrored = [2 * (length // 2) - start - side + 1 for start, side, length in zip(box, box[2:], image.shape[::-1])]
+    for corner, line in ((box[:2], "-"), (mirrored, "--")):
+        axes[1].add_patch(Rectangle(corner, *box[2:], fill=False, edgecolor="red", linestyle=line))
     print(f"pixels that change by more than one level: {(np.abs(changed - image) > 1 / 255).mean():.1%}")
     return figure
 
