@@ -270,7 +270,7 @@ class Page:
 
     def address(self):
         """The address, after it has been brought up to date."""
-        time.sleep(2 * self.run("return SETTLED") / 1000)
+        self.wait("!writing")
         return self.browser.current_url
 
     def images(self):

@@ -397,6 +397,13 @@ def test_parts_are_recorded_and_printed(trained, data, tmp_path, monkeypatch, ca
         for part in ("whole", "spectrum off", "CPM off", "sources exchanged")]
     assert {row["dataset"] for row in rows} == {"FLIR-val"}
     assert tables.main(options) == 0 and capsys.readouterr().out.count("spectrum off") == 2
+    assert tables.main([*options, "--datasets", "MRI-PET"]) == 0 and "add --run" in capsys.readouterr().out
+
+
+def test_parts_need_only_the_pairs_of_the_named_networks(trained, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", trained[0] / "runs" / "stages_1" / "best.pth")
+    options = ["--table", "parts", "--data", str(data), "--results", str(tmp_path), "--run"]      # without Harvard/
+    assert tables.main([*options, "--rows", "ours, recipe contrast"]) == 0, capsys.readouterr().err
 
 
 def test_weights_without_their_training_are_named(trained, tmp_path):

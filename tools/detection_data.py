@@ -200,7 +200,7 @@ def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[
              classes: Sequence[str], present: Mapping[str, Path], problems: list[str]) -> dict[str, list[Box]]:
     """{name: boxes} of the names whose label and images can be used. Others are left out, with a line in `problems`.
 
-    Raises DataError if too few remain for a split, or if one of them is present in the data set.
+    Raises DataError if too few remain for a split, or if a name that cannot be used is present in the data set.
     """
     boxes = {}
     for name in tqdm(names, desc="checking", unit="image", leave=False, disable=None):

@@ -253,8 +253,8 @@ def draw_panel(axis: plt.Axes, image: np.ndarray | None, boxes: Sequence[Box], c
 def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
     """Sources, M, the result, w and M' if the weights were trained with them, and the mean features of each stage."""
     model, path = RPFNet.from_pretrained(args.checkpoint), find(args.checkpoint)
-    about = description(path)
-    recipe = completed(about["recipe"], str(path)) if "recipe" in about else {}
+    about, described = description(path)
+    recipe = completed(about["recipe"], str(described)) if "recipe" in about else {}
     args.count = args.count or 1
     pair, *images = next(readable(chosen_pairs(args, problems), problems, reader(args)))
     ir, vis = (torch.from_numpy(luma(x))[None, None].float() / 255 for x in images)
@@ -304,10 +304,10 @@ def on_one_scale(name: str, features: Sequence[Tensor]) -> dict[str, tuple[np.nd
     return {f"{name}, stage {number}": (mean, style) for number, mean in enumerate(means)}
 
 
-def description(path: Path) -> dict:
-    """Content of a last.pth, or of the JSON file beside weights. Raises OSError, ValueError."""
-    state = load(path)
-    return state if isinstance(state, dict) and "config" in state else read_json(path.with_suffix(".json"))
+def description(path: Path) -> tuple[dict, Path]:
+    """Content of a last.pth, or of the JSON file beside weights, and this file. Raises OSError, ValueError."""
+    state, beside = load(path), path.with_suffix(".json")
+    return (state, path) if isinstance(state, dict) and "config" in state else (read_json(beside), beside)
 
 
 def auxiliary_decoder(path: Path, weights: dict, model: RPFNet) -> AuxiliaryDecoder:

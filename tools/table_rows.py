@@ -523,13 +523,15 @@ def run_parts(args: argparse.Namespace, problems: list[str]) -> None:
     One line in `problems` for each data set without pairs and each checkpoint that cannot be loaded.
     """
     for dataset in args.datasets or TABLES["parts"]:
-        checkpoints = MEDICAL if dataset in TABLES["6"] else SHIPPED | STUDENTS
+        shipped = load_shipped(MEDICAL if dataset in TABLES["6"] else SHIPPED | STUDENTS, args, problems)
+        if not shipped:
+            continue        # --rows names none of its networks, so its pairs are not needed
         try:
             pairs = pairs_of(dataset, args)
         except DataError as error:
             problems.append(f"{dataset}: {first_line(error)}")
             continue
-        for method, (model, training) in load_shipped(checkpoints, args, problems).items():
+        for method, (model, training) in shipped.items():
             about = {"images": str(len(pairs)), "source": training["source"]} | provenance(args)
             rows = [{"dataset": dataset, "method": method, "part": part} | digits(means) | about
                     for part, means in score_parts(model, pairs, f"{dataset}, {method}").items()]

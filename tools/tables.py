@@ -256,11 +256,12 @@ def write_lines(path: Path, table: str, names: Sequence[str], lines: Sequence[tu
 
 
 def print_parts(args: argparse.Namespace) -> None:
-    rows = read_rows(args.results / "parts.csv", PARTS_COLUMNS)
+    rows = [row for row in read_rows(args.results / "parts.csv", PARTS_COLUMNS)
+            if row["dataset"] in (args.datasets or TABLES["parts"])]
     if not rows:
         print("No rows have been measured here yet: add --run.")
         return
-    for dataset in args.datasets or dict.fromkeys(row["dataset"] for row in rows):
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
         cells, previous = [["method", "part", *PARTS_METRICS]], None
         chosen = [row for row in rows if row["dataset"] == dataset]
         for row in chosen:

@@ -42,8 +42,8 @@ class FrameFolder:
 class VideoFile:
     """Writes a video file. It has a temporary name until the end of the `with` block.
 
-    After an error, Ctrl-C or lost frames (full disk), the frames so far are kept. If there was a file at `path`, it is not
-    replaced then, and the frames are in NAME.partial.SUFFIX beside it.
+    After an error, Ctrl-C or lost frames (full disk), the frames so far are kept if they can be read. If there was a file
+    at `path`, it is not replaced then, and the frames are in NAME.partial.SUFFIX beside it.
 
     Attributes:
         path: the file that holds the frames after the block.

@@ -31,6 +31,7 @@ const address = (pair, source) => `images/${sources[source].folder}/${pair.file}
 // Images
 
 let painted = 0, asked = 0;
+let shown = pairs[0];               // the pair whose images are on the screen
 let ahead = [];
 
 function pane(pair, source, side) {
@@ -49,6 +50,7 @@ async function paint() {
   await Promise.allSettled(images.map(image => image.decode()));
   if (number < painted) return;     // a later call has already painted
   painted = number;
+  shown = pair;
   screen_.replaceChildren(...panes);
   stage.classList.toggle("grid", state.grid);
   arrange();
@@ -66,7 +68,7 @@ function fetchAhead() {
 
 /** Columns of the side-by-side view that make the images largest, then the zoom for the new sizes. */
 function arrange() {
-  const {width, height} = pairs[state.pair], count = screen_.children.length;
+  const {width, height} = shown, count = screen_.children.length;
   let best = 0;
   for (let columns = 1; state.grid && columns <= count; columns++) {
     const rows = Math.ceil(count / columns);
@@ -90,13 +92,13 @@ function paneSize() {
 
 /** Screen pixels for each image pixel at zoom 1. */
 function fitted() {
-  const {across, down} = paneSize(), {width, height} = pairs[state.pair];
+  const {across, down} = paneSize(), {width, height} = shown;
   return Math.min(across / width, down / height);
 }
 
 /** Lay out the images. They begin at whole screen pixels, because browsers blur what begins between two. */
 function transform(size) {
-  const {across, down} = paneSize(), {width, height} = pairs[state.pair];
+  const {across, down} = paneSize(), {width, height} = shown;
   const left = Math.round(across * (view.x + view.scale / 2) - size * width / 2);
   const top = Math.round(down * (view.y + view.scale / 2) - size * height / 2);
   const css = pixels => `${pixels / devicePixelRatio}px`;
@@ -420,6 +422,7 @@ function follow() {
   update(changes);
   if (!problem) return;
   clearTimeout(writing);            // the address stays as it was given
+  writing = 0;
   $("status").textContent = problem;
 }
 
@@ -429,7 +432,10 @@ let writing = 0;
 function writeAddress() {
   const [left, right] = [state.left, state.right].map(source => sources[source].label);
   clearTimeout(writing);
-  writing = setTimeout(() => history.replaceState(null, "", linkTo(state.pair, {left, right})), SETTLED);
+  writing = setTimeout(() => {
+    writing = 0;
+    history.replaceState(null, "", linkTo(state.pair, {left, right}));
+  }, SETTLED);
 }
 
 function step(direction) {
