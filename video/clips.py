@@ -159,9 +159,10 @@ class CaptureClip:
         if self.ir.length is not None and self.length is not None:
             _check_lengths((self.ir.name, self.ir.length), (self.vis.name, self.length))
         if not args.fps and abs(self.ir.rate - self.vis.rate) > SAME_RATE:
+            remedy = ("give --fps, the rate at which frames are fused" if self.vis.is_camera else
+                      "convert both to one rate, or give --fps if their frames match one by one")
             raise DataError(f"{self.ir.name} has {self.ir.rate:.6g} frames a second and {self.vis.name} "
-                            f"{self.vis.rate:.6g}; convert both to one rate, or give --fps if their frames match one "
-                            "by one")
+                            f"{self.vis.rate:.6g}; {remedy}")
         if not self.rate:
             raise DataError(f"{self.vis.name}: has no frame rate; give --fps")
 
