@@ -186,7 +186,7 @@ def _performance_options(parser: argparse.ArgumentParser) -> None:
     performance = parser.add_argument_group("performance")
     performance.add_argument("--device", type=device, default=default_device(), help="cuda, cuda:1 or cpu")
     performance.add_argument("--amp", action=FLAG, help="bfloat16, for NVIDIA GPUs from Ampere on and CPUs with "
-                             "AVX-512 BF16 or AMX, ignored on others; the spectral branch, the last convolution, the "
+                             "AVX-512 BF16, AMX or ARM BF16, ignored on others; the spectral branch, the last convolution, the "
                              "decoder and the losses stay in float32")
     performance.add_argument("--workers", type=count(0, 256), default=0, help="data loader processes; the images are "
                              "in memory, so 0 is usually as fast")
