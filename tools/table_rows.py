@@ -423,18 +423,25 @@ def pairs_of(dataset: str, args: argparse.Namespace) -> list[Pair]:
     return named_pairs(layout, args.data / folder)
 
 
+def found_pairs(datasets: Sequence[str], args: argparse.Namespace,
+                problems: list[str]) -> Iterator[tuple[str, list[Pair]]]:
+    """Yield each data set that has pairs, and its pairs. One line in `problems` for each other data set."""
+    for dataset in datasets:
+        try:
+            pairs = pairs_of(dataset, args)
+        except DataError as error:
+            problems.append(f"{dataset}: {first_line(error)}")
+            continue
+        yield dataset, pairs
+
+
 def run_shipped(args: argparse.Namespace, problems: list[str]) -> None:
     """Fuse and score with the shipped weights; also score baselines and images of other methods.
 
     One line in `problems` for each data set or method that cannot be measured.
     """
     shipped = load_shipped(MEDICAL if args.table == "6" else SHIPPED, args, problems)
-    for dataset in args.datasets or TABLES[args.table]:
-        try:
-            pairs = pairs_of(dataset, args)
-        except DataError as error:
-            problems.append(f"{dataset}: {first_line(error)}")
-            continue
+    for dataset, pairs in found_pairs(args.datasets or TABLES[args.table], args, problems):
         for method, use, fuse, about in ways(shipped, dataset, pairs, args, problems):
             label = ", ".join(filter(None, (dataset, method, use.use)))
             print(label, flush=True)
@@ -522,20 +529,17 @@ def run_parts(args: argparse.Namespace, problems: list[str]) -> None:
 
     One line in `problems` for each data set without pairs and each checkpoint that cannot be loaded.
     """
-    for dataset in args.datasets or TABLES["parts"]:
-        shipped = load_shipped(MEDICAL if dataset in TABLES["6"] else SHIPPED | STUDENTS, args, problems)
-        if not shipped:
-            continue        # --rows names none of its networks, so its pairs are not needed
-        try:
-            pairs = pairs_of(dataset, args)
-        except DataError as error:
-            problems.append(f"{dataset}: {first_line(error)}")
-            continue
-        for method, (model, training) in shipped.items():
-            about = {"images": str(len(pairs)), "source": training["source"]} | provenance(args)
-            rows = [{"dataset": dataset, "method": method, "part": part} | digits(means) | about
-                    for part, means in score_parts(model, pairs, f"{dataset}, {method}").items()]
-            record(args.results / "parts.csv", PARTS_COLUMNS, rows, lambda row: tuple(row[key] for key in PARTS_IDENTITY))
+    wanted = args.datasets or TABLES["parts"]
+    for checkpoints, datasets in ((SHIPPED | STUDENTS, TABLES["main"]), (MEDICAL, TABLES["6"])):
+        chosen = [dataset for dataset in wanted if dataset in datasets]
+        shipped = load_shipped(checkpoints, args, problems) if chosen else {}
+        # If --rows names none of these networks, their pairs are not needed.
+        for dataset, pairs in found_pairs(chosen if shipped else [], args, problems):
+            for method, (model, training) in shipped.items():
+                about = {"images": str(len(pairs)), "source": training["source"]} | provenance(args)
+                rows = [{"dataset": dataset, "method": method, "part": part} | digits(means) | about
+                        for part, means in score_parts(model, pairs, f"{dataset}, {method}").items()]
+                record(args.results / "parts.csv", PARTS_COLUMNS, rows, lambda row: tuple(row[key] for key in PARTS_IDENTITY))
 
 
 def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:
