@@ -3,6 +3,7 @@ import csv
 import importlib
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,19 +19,27 @@ def tables(text: str) -> list[list[list[str]]]:
     return [[[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()] for table in found]
 
 
+@cache
+def csv_rows() -> list[list[str]]:
+    """The rows of all CSV files in results/."""
+    rows = []
+    for path in (ROOT / "results").glob("*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows += csv.reader(file)
+    return rows
+
+
+@cache
 def recorded_values() -> set[str]:
     """Every number in results/, as written, and rounded to 1 to 3 digits."""
     values = set()
     for path in (ROOT / "results").glob("*.json"):
         for number in re.findall(r"\d+\.\d+", path.read_text()):
             values |= {f"{float(number):.{digits}f}" for digits in (1, 2, 3)}
-    for path in (ROOT / "results").glob("*.csv"):
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.reader(file):
-                for cell in row:
-                    values.add(cell)
-                    if re.fullmatch(r"-?\d+\.\d+", cell):
-                        values |= {f"{float(cell):.{digits}f}" for digits in (1, 2, 3)}
+    for cell in (cell for row in csv_rows() for cell in row):
+        values.add(cell)
+        if re.fullmatch(r"-?\d+\.\d+", cell):
+            values |= {f"{float(cell):.{digits}f}" for digits in (1, 2, 3)}
     return values
 
 
@@ -43,13 +52,10 @@ def test_measured_numbers_are_recorded(path):
     assert [number for number in numbers if number not in known] == []
 
 
+@cache
 def recorded_rows() -> list[set[str]]:
     """Each row of the CSV files in results/: its numbers, rounded to three digits."""
-    rows = []
-    for path in (ROOT / "results").glob("*.csv"):
-        with path.open(newline="", encoding="utf-8") as file:
-            rows += [{f"{float(cell):.3f}" for cell in row if re.fullmatch(r"-?\d+\.\d+", cell)} for row in csv.reader(file)]
-    return rows
+    return [{f"{float(cell):.3f}" for cell in row if re.fullmatch(r"-?\d+\.\d+", cell)} for row in csv_rows()]
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "speed.md"], ids=lambda path: path.name)
