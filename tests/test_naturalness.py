@@ -124,6 +124,18 @@ def test_hot_leaves_out_what_is_brighter_in_the_visible_image():
     assert naturalness(fused, ir, vis)["hot"] == 1
 
 
+def test_bright_leaves_out_targets_that_are_only_warm():
+    """A warm facade fades, a person does not."""
+    ir, vis = flat(10), flat(5)
+    ir[:8, :16], ir[8:16, :16] = 149, 150
+    fused = ir.copy()
+    fused[:8, :16] = 0
+    assert naturalness(fused, ir, vis)["bright"] == 1
+    assert naturalness(fused, ir, vis)["hot"] == pytest.approx(150 / 299)
+    ir[8:16, :16] = 149
+    assert math.isnan(naturalness(fused, ir, vis)["bright"])
+
+
 def test_hot_is_undefined_without_targets():
     ir, vis = flat(50), flat(40)
     assert math.isnan(naturalness(flat(50), ir, vis)["hot"])

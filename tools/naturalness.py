@@ -54,6 +54,7 @@ MEASURES = {
     "lift": "dark minus the mean of the brighter source on dark pixels, gray levels; natural: near 0",
     "noise": "fine noise of F / fine noise of the noisier source, on dark pixels; natural: at most near 1",
     "hot": "mean of F / mean of IR on infrared targets; natural: near 1",
+    "bright": "the same on bright targets (IR at least 150)",
     "day": "mean of F / mean of VIS on the background, daytime images; natural: near 1",
     "night": "mean of F / mean of VIS on the background, night images",
     "black": "mean of F on black pixels (both sources at most 2), gray levels; natural: near 0",
@@ -64,6 +65,7 @@ FLICKER_MEASURES = {
 }
 
 DARK = 25           # gray levels; pixels below this are dark
+BRIGHT = 150        # gray levels; targets from this level are bright, such as persons and engines
 BLACK = 2           # gray levels; pixels up to this are black, such as the surroundings of a head in medical images
 DAY = 60.0          # gray levels; a visible image with at least this mean is a daytime image
 MIN_SHARE = 0.01    # smallest share of dark (or black) pixels in an image for which their mean is computed
@@ -97,7 +99,7 @@ def naturalness(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, day: float =
         day: a visible image with at least this mean, in gray levels, is a daytime image.
     Returns:
         {name: value} for the names in `MEASURES`. nan if fewer than 1 % of the pixels are dark or black, fewer than
-        0.1 % are targets, the sources have no noise, or the visible background is entirely 0.
+        0.1 % are (bright) targets, the sources have no noise, or the visible background is entirely 0.
     Raises:
         ValueError: not uint8 (H, W), or different sizes.
     """
@@ -111,7 +113,8 @@ def naturalness(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, day: float =
         "dark": dark_level,
         "lift": dark_level - max(_mean(ir, dark), _mean(vis, dark)),
         "noise": _noise_ratio(fused, ir, vis, dark),
-        "hot": _ratio(_mean(fused, hot, MIN_HOT), _mean(ir, hot, MIN_HOT)),
+        "hot": _level_ratio(fused, ir, hot),
+        "bright": _level_ratio(fused, ir, hot & (ir >= BRIGHT)),
         "day": background_ratio if by_day else math.nan,
         "night": math.nan if by_day else background_ratio,
         "black": _mean(fused, black),
@@ -140,6 +143,10 @@ def _mean(image: np.ndarray, where: np.ndarray, share: float = MIN_SHARE) -> flo
 
 def _ratio(value: float, reference: float) -> float:
     return value / reference if reference > 0 else math.nan
+
+
+def _level_ratio(fused: np.ndarray, ir: np.ndarray, targets: np.ndarray) -> float:
+    return _ratio(_mean(fused, targets, MIN_HOT), _mean(ir, targets, MIN_HOT))
 
 
 def _noise_ratio(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, where: np.ndarray) -> float:
