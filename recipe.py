@@ -154,19 +154,19 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--stages", type=count(*LIMITS["stages"]), help="number of iterations n (Table 1)")
     network.add_argument("--sharing", choices=("convolutions", "none"), help="what the iterations share")
     network.add_argument("--global-branch", choices=tuple(GLOBAL_BRANCHES), help="transformer: Table 3, case 6")
-    network.add_argument("--cpm", action=FLAG, help="the CPM; no: Table 3, case 7")
-    network.add_argument("--prior", action=FLAG, help="the residual branch and L_SS; no: Table 3, case 8")
+    network.add_argument("--cpm", action=FLAG, help="the cross promotion module (CPM); --no-cpm: Table 3, case 7")
+    network.add_argument("--prior", action=FLAG, help="the residual branch and L_SS; --no-prior: Table 3, case 8")
 
 
 def _loss_options(parser: argparse.ArgumentParser) -> None:
     loss = parser.add_argument_group("loss")
     loss.add_argument("--lambda-1", type=number(0), help="weight of the texture term of Eq. 6")
-    loss.add_argument("--saliency", action=FLAG, help="L_SS and the auxiliary decoder; no: Table 3, case 5")
+    loss.add_argument("--saliency", action=FLAG, help="L_SS and the auxiliary decoder; --no-saliency: Table 3, case 5")
     loss.add_argument("--saliency-form", choices=("l2", "mean"), help="norms of Eq. 6 and 7: l2 as printed, or means")
     loss.add_argument("--weight", choices=("printed", "adaptive", "none"), help="w of Eq. 9 in L_c; printed: as in the "
                       "paper; adaptive: with 1 + S, which covers the hot targets; none: Table 3, case 4. The luminance term "
                       "always uses adaptive")
-    loss.add_argument("--contrast", action=FLAG, help="negative pairs in L_c; no: l1 norm only, Table 3, case 2")
+    loss.add_argument("--contrast", action=FLAG, help="negative pairs in L_c; --no-contrast: l1 norm only, Table 3, case 2")
     loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), help="domain of L_c; spatial: Table 3, "
                       "case 3")
     loss.add_argument("--lambda-2", type=number(0), help="weight of L_s in Eq. 8 (Table 2); 0: Table 3, case 1")

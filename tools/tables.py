@@ -15,8 +15,8 @@ Table 5, detection, is printed by tools/detection.py.
 
 A network is used in two ways: "eval" with the running statistics of training, "as published" with the statistics of
 each image and the studio-range stretch. Options after -- are passed on to train.py. After Ctrl-C, the same command
-continues the trainings of Tables 1 to 3 and contrast. The other tables keep their complete rows; --datasets and --rows
-measure what is missing.
+continues the trainings of Tables 1 to 3 and contrast. The other tables also keep their complete rows, but the same command
+measures them again. --datasets and --rows measure only what is missing.
 
 Files in results/: tables.csv and parts.csv hold the rows measured here (columns: tools/table_rows.py). paper_tables.csv
 holds the rows of the paper. released.csv holds rows of the authors' published weights, measured outside this repository.
