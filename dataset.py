@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -185,6 +186,18 @@ def resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
+def _read_all(pairs: Iterable[Pair], read: Reader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the images of all pairs. At the end, a DataError lists all pairs that could not be read."""
+    problems, number = [], 0
+    for number, pair in enumerate(pairs, 1):
+        try:
+            yield read(pair)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError(listing(f"{len(problems)} of {number} pairs cannot be used", problems))
+
+
 class PairDataset:
     """Full-size gray pairs. They are decoded once and kept in memory as uint8. It works with PyTorch's DataLoader.
 
@@ -199,18 +212,9 @@ class PairDataset:
     """
 
     def __init__(self, pairs: Sequence[Pair], progress: bool = False, read: Reader = load_pair):
-        problems = []
-        self.names, self.items = [], []
-        for pair in tqdm(pairs, desc="reading pairs", unit="pair", leave=False, disable=not progress):
-            try:
-                ir, vis = read(pair)
-            except DataError as error:
-                problems.append(str(error))
-                continue
-            self.names.append(pair.name)
+        self.names, self.items = [pair.name for pair in pairs], []
+        for ir, vis in _read_all(tqdm(pairs, desc="reading pairs", unit="pair", leave=False, disable=not progress), read):
             self.items.append(tuple(np.ascontiguousarray(x)[None] for x in (ir, luma(vis))))
-        if problems:
-            raise DataError(listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -275,6 +279,8 @@ def darkened(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _mirrored(image: np.ndarray, size: int) -> np.ndarray:
     """Pad with the mirror image: (1, H, W) -> at least (1, size, size)."""
     height, width = (max(size - length, 0) for length in image.shape[1:])
+    if not (height or width):
+        return image            # np.pad would copy it, and the whole training set would be held twice
     return np.pad(image, ((0, 0), (0, height), (0, width)), "symmetric")
 
 
@@ -376,18 +382,11 @@ def reader(args: argparse.Namespace) -> Reader:
 
 def describe(pairs: Sequence[Pair]) -> str:
     """Describe the pairs in one line: number, sizes, colour. Raises DataError that lists the pairs with errors."""
-    sizes, colour, problems = [], 0, []
-    for pair in tqdm(pairs, desc="checking", unit="pair", leave=False):
-        try:
-            ir, vis = load_pair(pair)
-        except DataError as error:
-            problems.append(str(error))
-            continue
+    sizes, colour = [], 0
+    for ir, vis in _read_all(tqdm(pairs, desc="checking", unit="pair", leave=False), load_pair):
         sizes.append(ir.shape[::-1])
         colour += vis.ndim == 3
-    if problems:
-        raise DataError(listing(f"{len(problems)} of {len(pairs)} pairs cannot be used", problems))
-    low, high = min(sizes), max(sizes)
+    low, high = (pick(sizes, key=math.prod) for pick in (min, max))
     span = "{}x{}".format(*low) + ("" if low == high else " to {}x{}".format(*high))
     return f"{len(pairs)} pairs, {span}, visible in colour: {colour}"
 

@@ -232,18 +232,22 @@ class FrequencyContrastiveLoss(ImageLoss):
         with torch.autocast(ir.device.type, enabled=False):
             fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
             if self.weight == "none":
-                positive = self.distance(fused, ir) + self.distance(fused, vis_y)
-                return positive.mean(), {"L_c": positive.mean(), "D_pos": positive.mean()}
+                return self._positive_alone(self.distance(fused, ir) + self.distance(fused, vis_y))
             w = adaptive_weight(ir, vis_y, printed=self.weight == "printed")
             rest = 1 - w
             background = self.distance(fused * rest, vis_y * rest)
             positive = self.distance(fused * w, ir * w) + background                       # Eq. 11
             if not self.contrast:
-                return positive.mean(), {"L_c": positive.mean(), "D_pos": positive.mean()}
+                return self._positive_alone(positive)
             negative = (self.distance(fused * w, ir * rest) + self.distance(fused * w, vis_y * w)
                         + self.distance(fused * rest, ir * w) + background)                # Eq. 12
             loss = (positive / (negative + EPSILON)).mean()                                # Eq. 10
         return loss, {"L_c": loss, "D_pos": positive.mean(), "D_neg": negative.mean()}
+
+    @staticmethod
+    def _positive_alone(positive: Tensor) -> tuple[Tensor, Terms]:
+        loss = positive.mean()
+        return loss, {"L_c": loss, "D_pos": loss}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -297,8 +301,8 @@ class SSIMLoss(ImageLoss):
         weighted: False is (1 - SSIM(F, IR)) + (1 - SSIM(F, VIS)), Eq. 13. True is ours: 1 - `weighted_ssim`, where each
             window weights the sources by their variance. With equal weights, a flat source flattens the texture of the
             other.
-        whole: True is ours: half of the loss is 1 - `global_ssim`, which uses the whole image as one window. Small
-            windows alone do not ask for contrast between regions.
+        whole: True is ours: 1 - `global_ssim`, which uses the whole image as one window, is added, and the sum is
+            halved. Small windows alone do not ask for contrast between regions.
     Raises:
         ValueError: the window is not an odd number from 3.
     """
@@ -361,7 +365,7 @@ class LuminanceLoss(ImageLoss):
         return loss, {"L_l": loss}
 
 
-class DistillationLoss(nn.Module):
+class DistillationLoss(ImageLoss):
     """Ours, for small networks: distance to the output T of a teacher network, mean |F - T| + 1 - SSIM(F, T).
 
     The interface is that of FusionLoss. M' is ignored. The sources are used only as input of the teacher.
@@ -375,9 +379,11 @@ class DistillationLoss(nn.Module):
     def __init__(self, teacher: nn.Module, window: int = 11):
         super().__init__()
         self.teacher, self.window = teacher.eval(), window
+        self.smallest = window
 
     def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
-        """Arguments and result as for `FusionLoss.fusion`."""
+        """Arguments, result and errors as for `FusionLoss.fusion`."""
+        self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.no_grad():
             wanted = self.teacher(ir, vis_y)
         with torch.autocast(ir.device.type, enabled=False):

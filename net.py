@@ -98,7 +98,10 @@ class CPM(nn.Module):
 
 
 class RPM(nn.Module):
-    """Residual Prior Module: attention, then the sum of dilated convolutions with rates 1, 3, 5 (Eq. 3)."""
+    """Residual Prior Module: attention, then the sum of dilated convolutions with rates 1, 3, 5 (Eq. 3).
+
+    Input and output are (B, C, H, W).
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -116,7 +119,8 @@ class FDFM(nn.Module):
     """Frequency-Domain Fusion Module: a 1 x 1 block on the spectrum sees the whole image at each pixel (Eq. 4).
 
     Eq. 4 prints CB_3x3(F) twice. Here both are the same block, so the sum is the residual connection of the paper's
-    text. The spectral branch is computed in float32, also under autocast.
+    text. The spectral branch is computed in float32, also under autocast. On GPUs, its convolution uses TF32 unless that
+    is turned off. Input and output are (B, C, H, W).
     """
 
     def __init__(self, channels: int):
@@ -140,6 +144,7 @@ class Features(NamedTuple):
     residual: Tensor | None     # F_R; None if the network has no residual prior
 
     def cropped(self, place: tuple) -> Features:
+        """The same region of both; place: an index of (B, C, H, W)."""
         return Features(self.fusion[place], None if self.residual is None else self.residual[place])
 
 
@@ -292,7 +297,11 @@ class RPFNet(nn.Module):
             compiled: use torch.compile with CUDA graphs. Meant for many images of one size on a GPU; no gain on
                 CPUs. The first image of each size takes a minute. After eight sizes PyTorch stops compiling. The next
                 forward pass overwrites the returned tensor, so clone what you keep.
+        Raises:
+            ValueError: after `use_image_statistics`.
         """
+        if any(norm.image_statistics for norm in self._norms()):
+            raise ValueError("image statistics cannot be folded into the convolutions; use the network without optimize()")
         fold_batch_norm(self.eval().requires_grad_(False))
         self.uses_bfloat16 = bfloat16
         if compiled:

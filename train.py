@@ -60,7 +60,7 @@ from trainer import (
     write_or_warn,
 )
 
-# Notebooks import these names from here.
+# The API of this module: `main` for notebooks, the others for tests.
 __all__ = ["RECIPE", "VERSION", "Trainer", "TrainingError", "build_loss", "build_network", "build_parser", "commit",
            "device_name", "learning_rate", "main", "parse", "read_recipe", "whole"]
 
@@ -149,7 +149,7 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
         for line in grouped(notes):
             say(f"note: {printable(line)}", sys.stderr)
     check_memory(args)
-    trainer = Trainer(args)
+    trainer = Trainer(args, pairs.names)
     if state:
         trainer.load(state, args.out / "last.pth")
     elif args.init:

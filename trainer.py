@@ -28,7 +28,7 @@ from net import AuxiliaryDecoder, RPFNet
 from recipe import NO_TEACHER, VERSION, TrainingError, recipe
 from support.console import INTERRUPTED
 from support.outputs import as_csv, write_atomically
-from support.records import device_name, packages
+from support.records import device_name, packages, short_hash
 from support.runtime import has_bfloat16, team
 from weights import check_weights, find, load
 
@@ -92,9 +92,10 @@ class Trainer:
 
     Args:
         args: options of train.py, from `recipe.parse`.
+        names: names of the training pairs. A run can only be resumed with the same ones, because crops are numbered.
     """
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, names: Sequence[str] = ()):
         self.args, self.device, self.bfloat16 = args, torch.device(args.device), uses_bfloat16(args)
         torch.manual_seed(args.seed)
         # channels_last is faster on tensor cores and on CPUs. It changes no value.
@@ -105,6 +106,7 @@ class Trainer:
         self.optimisers = [torch.optim.Adam(net.parameters(), args.lr) for net in (self.model, self.decoder)]
         self.per_epoch = math.ceil(args.crops / args.batch)
         self.total = args.steps or args.epochs * self.per_epoch
+        self.pairs = short_hash("\n".join(names).encode())
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.unwritten: dict[Path, bytes] = {}  # best.pth and best.json, until they are on the disk
         self.sums: dict[str, Tensor] = {}       # sums of this epoch's loss terms over the crops of this process
@@ -250,16 +252,16 @@ class Trainer:
     def save(self, write: Callable[[Path, bytes], bool]) -> None:
         """Write last.pth with everything that --resume needs. Raises TrainingError if training has diverged.
 
-        write: `write_once`, or `write_or_warn` to continue if the disk is full.
+        write: `write_once`, which raises OSError, or `write_or_warn` to continue if the disk is full.
         """
         if self.sums:
             self.means()
         self._write_best(write)
-        best = math.inf if self.unwritten else self.best
+        best = math.inf if self.unwritten else self.best        # inf: after --resume, the next validation writes best.pth
         state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
                  "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                  "version": VERSION, "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(),
-                 "best": best, "sums": over_all(self.sums), "history": self.history, "runs": self.runs}
+                 "pairs": self.pairs, "best": best, "sums": over_all(self.sums), "history": self.history, "runs": self.runs}
         write(self.args.out / "last.pth", serialised(state))
 
     def rescue(self) -> None:
@@ -278,8 +280,9 @@ class Trainer:
         start, path = RPFNet.from_pretrained(name), find(name)
         other = {key: value for key, value in start.config.items() if value != self.model.config[key]}
         if other:       # the weights alone do not show all differences, for example that of `border`
+            remedy = "it cannot be trained here" if "border" in other else "give the same options"
             raise TrainingError(f"--init {path}: its network has "
-                                f"{', '.join(f'{key} {value}' for key, value in other.items())}; give the same options")
+                                f"{', '.join(f'{key} {value}' for key, value in other.items())}; {remedy}")
         self.model.load_state_dict(start.state_dict())
         state = load(path)
         if "decoder" in state:
@@ -290,6 +293,8 @@ class Trainer:
         """Continue from `state`, the content of `path` (see recipe.read_state). Raises TrainingError, ValueError."""
         if state["config"] != self.model.config:
             raise TrainingError(f"{path}: its network is not that of its recipe; it cannot be resumed")
+        if state.get("pairs", self.pairs) != self.pairs:        # older files have none
+            raise TrainingError(f"{path}: the training pairs have changed, so its crops would be others; give the same pairs")
         for network, weights in ((self.model, state["model"]), (self.decoder, state["decoder"])):
             check_weights(path, weights, network)
             network.load_state_dict(weights)
@@ -304,6 +309,8 @@ class Trainer:
                              for key, value in row.items()} for row in state["history"]]
             earlier = state.get("runs", [{}])       # older files have none, or fewer values
             self.runs = [{key: _as_text(run.get(key, "unknown")) for key in self.runs[0]} for run in earlier] + self.runs
+        except torch.OutOfMemoryError:      # it is a RuntimeError, but says nothing about the file
+            raise
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = type(error).__name__
             raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
@@ -340,7 +347,10 @@ class Trainer:
     # --- one epoch's end ---
 
     def end_epoch(self, crops: CropDataset, val: PairDataset | None) -> None:
-        """Log the epoch, validate if it is due, and save the weights if they are the best so far."""
+        """Log the epoch, validate if it is due, and save the weights if they are the best so far.
+
+        Raises TrainingError if the training has diverged, and OSError if the last best.pth cannot be written.
+        """
         number = len(self.history) + 1
         due = self.finished or val is not None and number % self.args.val_every == 0
         if due and not self.fixed:
@@ -350,6 +360,8 @@ class Trainer:
         if val is not None and due:
             row |= validate(self.model, self.loss, val, self.device)
             self.set_training()
+            if math.isnan(row["val_loss"]):
+                raise TrainingError(f"step {self.step}: the validation loss is not a number; {self._remedy}")
             if row["val_loss"] < self.best:
                 self.best = row["val_loss"]
                 self.take_as_best({k: row[k] for k in ("val_loss", *VALIDATION_METRICS)})
@@ -379,8 +391,8 @@ def _load_moments(optimiser: torch.optim.Optimizer, stored: dict) -> None:
 class Stop:
     """True after Ctrl-C, SIGTERM or SIGHUP. The current step is then finished and saved.
 
-    A second Ctrl-C raises KeyboardInterrupt, a third one ends the process at once. Under nohup, SIGHUP is still
-    ignored. With several processes it becomes true in all of them at the same step (`Trainer.agree`). Further signals
+    A Ctrl-C after the first signal raises KeyboardInterrupt, the next one ends the process at once. Signals that the
+    shell ignores (SIGHUP under nohup, SIGINT of a background job) are still ignored. With several processes it becomes true in all of them at the same step (`Trainer.agree`). Further signals
     are then ignored, because torchrun may pass on a signal twice.
 
     As a context manager, it restores the former signal handlers at the end.
@@ -391,7 +403,7 @@ class Stop:
         self._former = {}
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)        # Windows has no SIGHUP
-            if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+            if number and signal.getsignal(number) is not signal.SIG_IGN:
                 self._former[number] = signal.signal(number, self._set)
 
     def __enter__(self) -> Stop:
@@ -402,10 +414,11 @@ class Stop:
             signal.signal(number, handler)
 
     def _set(self, number: int, frame: object) -> None:
-        if self.received and team.world == 1:
+        # A closed terminal can send SIGHUP twice, and a supervisor repeats SIGTERM. Only a person repeats Ctrl-C.
+        if self.received and number == signal.SIGINT and team.world == 1:
             signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
             raise KeyboardInterrupt
-        self.received = number
+        self.received = self.received or number
 
     @property
     def signal(self) -> int:

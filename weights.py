@@ -109,7 +109,8 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
-            damaged = archive.testzip()
+            compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+            damaged = None if compressed else archive.testzip()     # it would decompress a zip bomb
     except Exception as error:      # noqa: BLE001  zipfile raises many types for damaged files
         raise ValueError(f"{path}: damaged or incomplete ({printable(first_line(error))}); "
                          "copy or download it again") from None
@@ -120,7 +121,7 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
         raise ValueError(f"{path}: not weights, but a TorchScript program")
     if not any(name.endswith("data.pkl") for name in names):
         raise ValueError(f"{path}: not weights, but a zip file of something else")
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):     # a zip bomb could fill the memory
+    if compressed:
         raise ValueError(f"{path}: compressed, which torch.save never does; it is not read")
 
 

@@ -198,8 +198,14 @@ def note(what: str, name: object) -> None:
 
 @contextmanager
 def collected(notes: list[tuple[str, ...]]) -> Iterator[None]:
-    """Collect the warnings of the block in `notes`, for `grouped`. They are not printed."""
+    """Collect the warnings of the block in `notes`, for `grouped`. They are not printed.
+
+    Pillow's warnings about odd headers are left out. The filters are those of the whole process, so the threads of the
+    block must not change them.
+    """
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ImageWarning)       # also with PYTHONWARNINGS=ignore
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             yield
         finally:

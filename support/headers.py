@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 import zlib
 from collections.abc import Iterator
 
@@ -59,7 +58,7 @@ def pages(data: bytes) -> int:
 
     number = 0
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as image:
             for index in range(getattr(image, "n_frames", 1)):
                 image.seek(index)
                 number += not getattr(image, "tag_v2", {}).get(SUBFILE_TYPE, 0) & REDUCED
@@ -77,7 +76,7 @@ def _tags(data: bytes) -> dict[int, object]:
     from PIL import Image  # imported here, because most files need none of it
 
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as image:
             if _is_tiff(data):
                 return dict(getattr(image, "tag_v2", {}))
             if "exif" not in image.info:

@@ -14,7 +14,7 @@ from pathlib import Path
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO} | {getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-# Files that systems add to folders, and the temporary files of a killed run.
+# Files that systems add to folders.
 STRAY_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def test_a_closed_pipe_is_no_error_of_a_file(capsys):
         console.failed("x.py", BrokenPipeError(32, "Broken pipe"))
     assert console.failed("x.py", "two\n  lines\x1b") == 1
     assert capsys.readouterr().err == "x.py: two\n  lines\\x1b\n"
+
+
+def test_notes_are_collected_whatever_the_filters_of_warnings():
+    notes = []
+    with warnings.catch_warnings(action="ignore"), console.collected(notes):
+        console.note("flat", "a.png")
+        warnings.warn_explicit("odd header", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin")
+    assert notes == [("flat", "a.png")]
 
 
 def test_an_error_of_a_file_names_the_file_and_keeps_the_output():

@@ -221,6 +221,14 @@ def test_items_are_gray_pairs_as_the_files_have_them(tmp_path):
     assert torch.equal(batch, torch.from_numpy(ir)[None, None])
 
 
+def test_crops_hold_no_second_copy_of_the_images(tmp_path):
+    save(tmp_path / "ir" / "a.png", gray(16, 30))
+    save(tmp_path / "vi" / "a.png", gray(16, 30))
+    pairs = PairDataset(match_pairs(tmp_path / "ir", tmp_path / "vi"))
+    assert all(np.shares_memory(*images) for images in zip(CropDataset(pairs, 16).items[0], pairs.items[0]))
+    assert CropDataset(pairs, 20).items[0][0].shape == (1, 20, 30)
+
+
 def test_crops_are_aligned_windows_of_both_sources(pairs):
     pairs.items = [(ir, 255 - ir) for ir, _ in pairs.items]
     for number in range(20):

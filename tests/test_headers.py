@@ -23,6 +23,18 @@ def stored(image, kind, **options):
     return buffer.getvalue()
 
 
+def test_reading_a_header_loses_no_note_of_another_thread(monkeypatch):
+    """The filters of warnings are those of all threads: with "ignore" in one thread, the notes of all are lost."""
+    from support import console
+
+    data, opened, notes = stored(smooth(), "TIFF"), Image.open, []
+    monkeypatch.setattr(Image, "open", lambda file: console.note("as of another thread", "a.png") or opened(file))
+    with console.collected(notes):
+        headers.pages(data)
+        headers.min_is_white(data)
+    assert notes == [("as of another thread", "a.png")] * 2
+
+
 # --- orientation ---
 
 
@@ -41,6 +53,7 @@ def test_images_are_upright_as_opencv_shows_them(tmp_path, kind, orientation):
         assert read_ir(path).shape == read_gray(path).shape == ((60, 40) if orientation >= 5 else (40, 60))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")     # of Pillow; commands leave it out of their notes
 @pytest.mark.parametrize("exif", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"nothing",
                                   b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0"])
 def test_damaged_or_senseless_exif_is_upright(exif):
@@ -73,6 +86,7 @@ def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(tmp_path):
 # --- pages ---
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")     # of Pillow; commands leave it out of their notes
 def test_further_pages_of_a_tiff_are_mentioned_and_thumbnails_are_not(tmp_path):
     page, small = (Image.fromarray(smooth(side, side)) for side in (64, 16))
     small.encoderinfo = {"tiffinfo": {254: 1}}      # a reduced copy

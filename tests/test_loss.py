@@ -354,6 +354,8 @@ def test_distillation_is_the_distance_to_the_teachers_picture():
     total.backward()
     assert fused.grad.abs().sum() > 0 and vis.grad is None          # nothing is taught to the teacher
     assert loss(vis, None, ir, vis)[0] < 1e-6
+    with pytest.raises(ValueError, match="divide 8-bit images by 255"):
+        loss.fusion(fused, 255 * ir, vis)
 
 
 def test_total_is_the_weighted_sum_and_none_switches_a_term_off():

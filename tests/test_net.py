@@ -361,6 +361,12 @@ def test_the_compiler_sees_one_graph_with_the_same_picture(monkeypatch):
         torch.testing.assert_close(network.optimize(compiled=True)(*pair), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_image_statistics_are_not_folded(model):
+    """The running statistics would be used, without a message."""
+    with pytest.raises(ValueError, match="image statistics"):
+        model.use_image_statistics().optimize()
+
+
 def test_optimized_network_gives_the_same_picture_of_real_pairs(data_root):
     pairs = PairDataset(named_pairs("roadscene", data_root / "RoadScene", "val")[:2])
     plain, fast = RPFNet.from_pretrained(), RPFNet.from_pretrained().optimize(bfloat16=True)

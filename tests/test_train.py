@@ -81,6 +81,28 @@ def test_a_run_leaves_the_signal_handlers_as_they_were(folders, tmp_path):
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_a_repeated_signal_of_the_system_still_saves(folders, tmp_path):
+    """A terminal that is closed can send SIGHUP twice. Only Ctrl-C after another signal ends at once."""
+    with trainer.Stop() as stop:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert stop.signal == signal.SIGHUP
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_signals_that_the_shell_ignores_stay_ignored():
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with trainer.Stop() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
 def test_the_record_of_a_resumed_run_names_all_its_commands(folders, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(1, patch)

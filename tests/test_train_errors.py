@@ -2,6 +2,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,19 @@ def test_own_pairs_may_move_but_not_become_a_data_set(half, tmp_path, folders, c
             train.main(["--resume", *argv, "--out", str(half.parent)])
         assert "was trained on --ir and --vis" in capsys.readouterr().err
     assert train.parse(["--resume", "--ir", "moved", "--out", str(half.parent)]).ir == "moved"
+
+
+def test_a_run_is_not_resumed_with_other_pairs(half, tmp_path, folders, capsys):
+    """Crops are numbered in the list of pairs, so another list gives other crops."""
+    more = {option: shutil.copytree(folder, tmp_path / option) for option, folder in zip(folders[::2], folders[1::2])}
+    for folder in more.values():
+        first = sorted(folder.iterdir())[0]
+        shutil.copy(first, folder / f"another{first.suffix}")
+    out = tmp_path / "run"
+    shutil.copytree(half.parent, out)
+    argv = [str(text) for pair in more.items() for text in pair]
+    assert train.main(["--resume", *argv, "--out", str(out)]) == 1
+    assert "the training pairs have changed" in capsys.readouterr().err
 
 
 def test_notes_name_what_was_taken_another_way(tmp_path, capsys):
