@@ -188,14 +188,15 @@ def resized(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _read_all(pairs: Iterable[Pair], read: Reader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the images of all pairs. At the end, a DataError lists all pairs that could not be read."""
-    problems, number = [], 0
-    for number, pair in enumerate(pairs, 1):
+    problems, count = [], 0
+    for pair in pairs:
+        count += 1
         try:
             yield read(pair)
         except DataError as error:
             problems.append(str(error))
     if problems:
-        raise DataError(listing(f"{len(problems)} of {number} pairs cannot be used", problems))
+        raise DataError(listing(f"{len(problems)} of {count} pairs cannot be used", problems))
 
 
 class PairDataset:

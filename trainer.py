@@ -392,8 +392,9 @@ class Stop:
     """True after Ctrl-C, SIGTERM or SIGHUP. The current step is then finished and saved.
 
     A Ctrl-C after the first signal raises KeyboardInterrupt, the next one ends the process at once. Signals that the
-    shell ignores (SIGHUP under nohup, SIGINT of a background job) are still ignored. With several processes it becomes true in all of them at the same step (`Trainer.agree`). Further signals
-    are then ignored, because torchrun may pass on a signal twice.
+    shell ignores (SIGHUP under nohup, SIGINT of a background job) are still ignored. With several processes it becomes
+    true in all of them at the same step (`Trainer.agree`). Further signals are then ignored, because torchrun may pass
+    on a signal twice.
 
     As a context manager, it restores the former signal handlers at the end.
     """
