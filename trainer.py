@@ -28,7 +28,7 @@ from net import AuxiliaryDecoder, RPFNet
 from recipe import NO_TEACHER, VERSION, TrainingError, recipe
 from support.console import INTERRUPTED
 from support.outputs import as_csv, write_atomically
-from support.records import device_name, packages, short_hash
+from support.records import device_name, hashed_name, packages, short_hash
 from support.runtime import has_bfloat16, team
 from weights import check_weights, find, load
 
@@ -114,7 +114,8 @@ class Trainer:
         # What made each part of the run: the start and each --resume.
         self.runs = [{"command": getattr(args, "command", ""), "commit": getattr(args, "commit", ""),
                       "device": device_name(self.device), "precision": "bfloat16" if self.bfloat16 else "float32",
-                      "packages": packages()}]
+                      "packages": packages(),
+                      **({"teacher": hashed_name(find(args.teacher))} if args.teacher != NO_TEACHER else {})}]
         self.edge: Tensor | None = None         # M_edge of the last step; a mean over the epoch would hide a collapse
         self.finished = False
         # The step at which the statistics of BatchNorm are fixed; None: never.
@@ -308,6 +309,7 @@ class Trainer:
             self.history = [{str(key): float(value) if isinstance(value, float) else int(value)
                              for key, value in row.items()} for row in state["history"]]
             earlier = state.get("runs", [{}])       # older files have none, or fewer values
+            self._check_teacher(path, earlier[-1].get("teacher", "unknown"))
             self.runs = [{key: _as_text(run.get(key, "unknown")) for key in self.runs[0]} for run in earlier] + self.runs
         except torch.OutOfMemoryError:      # it is a RuntimeError, but says nothing about the file
             raise
@@ -321,6 +323,12 @@ class Trainer:
         lowest = 1 - self.per_epoch if self.finished else 0     # a last, shorter epoch has its row already
         if not (0 <= self.seconds < math.inf and lowest <= self.done <= self.per_epoch):
             raise TrainingError(f"{path}: its steps, epochs and seconds do not fit together; it cannot be resumed")
+
+    def _check_teacher(self, path: Path, stored: str) -> None:
+        now = self.runs[0].get("teacher", "unknown")
+        if stored not in (now, "unknown"):
+            raise TrainingError(f"{path}: its teacher was {stored}, and --teacher {self.args.teacher} is now {now}; "
+                                "restore this file, or start a new run")
 
     def take_as_best(self, scores: dict[str, float]) -> None:
         """Make best.pth, a plain state dict, and best.json, with the recipe and the scores, for `_write_best`."""

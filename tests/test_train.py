@@ -373,7 +373,7 @@ def test_fixed_statistics_stay_and_survive_a_kill(folders, tmp_path, monkeypatch
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_student_learns_the_picture_of_its_teacher(folders, tmp_path):
+def test_a_student_learns_the_picture_of_its_teacher(folders, tmp_path, capsys):
     """A kill in the middle changes nothing; the teacher is neither trained nor stored."""
     torch.manual_seed(1)
     network = RPFNet(channels=4, stages=2)
@@ -390,6 +390,11 @@ def test_a_student_learns_the_picture_of_its_teacher(folders, tmp_path):
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
     stored = torch.load(tmp_path / "whole" / "last.pth", weights_only=True)
     assert stored["model"].keys() == network.state_dict().keys()
+    about = json.loads((tmp_path / "parts" / "best.json").read_text())
+    assert about["teacher"] == about["resumed"][0]["teacher"] == records.hashed_name(tmp_path / "teacher.pth")
+    torch.save(RPFNet(channels=4, stages=2).state_dict(), tmp_path / "teacher.pth")
+    assert train.main(["--resume", "--out", str(tmp_path / "parts")]) == 1
+    assert f"its teacher was {about['teacher']}" in capsys.readouterr().err
 
 
 def test_a_diverged_run_ends_with_an_error(folders, tmp_path, monkeypatch, capsys):
