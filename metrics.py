@@ -38,7 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import Reader, add_reading_options, add_source_options, find_sources, list_images, reader
-from images import DataError, luma, read_gray
+from images import DataError, luma, read_gray, read_vis
 from measures import (
     AG,
     CC,
@@ -288,6 +288,18 @@ def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[st
         else:
             missing.append(f"{folder}: no fused image for {pair.name}")
     return matched, missing, [f"{path}: no pair of this name" for path in found.values()]
+
+
+def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Read a fused image: uint8, (H, W) or (H, W, 3) RGB.
+
+    Raises DataError that names the file, also if its size is not `size`, the (H, W) of its sources.
+    """
+    image = read_vis(path)
+    if image.shape[:2] != size:
+        raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]} and its sources are {size[1]}x{size[0]}; "
+                        "fuse them again at that size")
+    return image
 
 
 def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: Sequence[str],

@@ -40,13 +40,14 @@ def test_measured_rows_are_recorded_and_a_missing_data_set_is_one_line(pairs, tm
     def pairs_of(dataset, args):
         if dataset == "TNO":
             raise students.DataError("TNO: no such folder")
-        return pairs
+        return [*pairs, pairs[0]._replace(ir=tmp_path / "absent.png")] if dataset == "MSRS" else pairs
     monkeypatch.setattr(students, "pairs_of", pairs_of)
     monkeypatch.setattr(students, "TEACHER", write_weights(tmp_path / "teacher.pth", trained(stages=2)))
     student = write_weights(tmp_path / "student.pth", trained(stages=1))
-    options = ["--datasets", "FLIR-val", "TNO", "--students", student, "--csv", str(tmp_path / "rows.csv")]
+    options = ["--datasets", "MSRS", "FLIR-val", "TNO", "--students", student, "--csv", str(tmp_path / "rows.csv")]
     assert students.main(options) == 1
-    assert "not measured: TNO: TNO: no such folder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "not measured: TNO: TNO: no such folder" in error and f"not measured: MSRS: {tmp_path / 'absent.png'}: " in error
     with (tmp_path / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["dataset"] for row in rows] == ["FLIR-val"] * 2 and rows[0]["images"] == "2"

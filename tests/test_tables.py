@@ -304,22 +304,27 @@ def test_the_full_model_is_trained_once_for_its_tables(trained, data, tmp_path):
 # --- shipped weights ---
 
 
-def test_a_missing_checkpoint_is_one_line_and_the_others_go_on(trained, data, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_measured_is_one_line_and_the_others_go_on(trained, data, tmp_path, monkeypatch, capsys):
     place, _ = trained
     monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe paper", tmp_path / "absent.pth")
     monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", place / "runs" / "stages_1" / "best.pth")
-    folders = {"Whole": 4, "Part": 3}
+    folders = {"Broken": 4, "Small": 4, "Whole": 4, "Part": 3}
     pairs = named_pairs("roadscene", data / "RoadScene")[:4]
     for name, count in folders.items():
         (tmp_path / "FLIR-val" / name).mkdir(parents=True)
         for pair in pairs[:count]:
             shutil.copy(pair.ir, tmp_path / "FLIR-val" / name)
+    bad = [tmp_path / "FLIR-val" / name / pairs[1].ir.name for name in ("Broken", "Small")]
+    bad[0].write_bytes(b"no image")
+    cv2.imwrite(str(bad[1]), np.zeros((48, 40), np.uint8))
     options = ["--table", "main", "--data", str(data), "--results", str(tmp_path)]
     fused = [f"{name}={tmp_path}/{{dataset}}/{name}" for name in folders]
     assert tables.main([*options, "--run", "--fused", *fused]) == 1
     out, error = capsys.readouterr()
     assert f"ours, recipe paper: {tmp_path / 'absent.pth'}: no such checkpoint" in error
-    assert "has 3 of 4 images of FLIR-val" in error and len(error.split("not measured: ")) == 3
+    assert "has 3 of 4 images of FLIR-val" in error and len(error.split("not measured: ")) == 5
+    assert f"FLIR-val, Broken: {bad[0]}: not an image" in error
+    assert f"FLIR-val, Small: {bad[1]}: is 40x48 and its sources are 48x48" in error
     rows = {(row["method"], row["use"]): row for row in rows_in(tmp_path / "tables.csv") if row["protocol"] == "paper"}
     assert list(rows) == [("ours, recipe contrast", "eval"), ("ours, recipe contrast", "as published"), ("average", ""),
                           ("maximum", ""), ("Whole", "")]
@@ -398,6 +403,22 @@ def test_parts_are_recorded_and_printed(trained, data, tmp_path, monkeypatch, ca
     assert {row["dataset"] for row in rows} == {"FLIR-val"}
     assert tables.main(options) == 0 and capsys.readouterr().out.count("spectrum off") == 2
     assert tables.main([*options, "--datasets", "MRI-PET"]) == 0 and "add --run" in capsys.readouterr().out
+
+
+def test_parts_that_cannot_be_measured_are_one_line(trained, data, tmp_path, monkeypatch, capsys):
+    score = table_rows.score_parts
+
+    def broken(model, pairs, label):
+        if "contrast" in label:
+            raise RuntimeError("not enough memory")
+        return score(model, pairs, label)
+    monkeypatch.setattr(table_rows, "score_parts", broken)
+    for name in ("recipe paper", "recipe contrast"):
+        monkeypatch.setitem(table_rows.SHIPPED, f"ours, {name}", trained[0] / "runs" / "stages_1" / "best.pth")
+    assert tables.main(["--table", "parts", "--data", str(data), "--results", str(tmp_path), "--run", "--rows",
+                        "ours, recipe contrast", "ours, recipe paper"]) == 1
+    assert capsys.readouterr().err.endswith("not measured: FLIR-val, ours, recipe contrast: not enough memory\n")
+    assert {row["method"] for row in rows_in(tmp_path / "parts.csv")} == {"ours, recipe paper"}
 
 
 def test_parts_need_only_the_pairs_of_the_named_networks(trained, data, tmp_path, monkeypatch, capsys):

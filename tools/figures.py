@@ -42,10 +42,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dataset import Pair, Reader, reader, sources_or_samples
-from images import DataError, luma, read_gray, read_vis
+from images import DataError, luma, read_gray
 from loss import adaptive_weight
 from measures.tables import Running
-from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused
+from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused, read_fused
 from net import AuxiliaryDecoder, Features, RPFNet
 from pipeline import PAIR_ERRORS
 from recipe import NO_TEACHER, TrainingError, completed
@@ -192,14 +192,10 @@ def method_image(path: Path | None, size: tuple[int, int], problems: list[str]) 
     if path is None:
         return None
     try:
-        image = read_vis(path)
+        return read_fused(path, size)
     except DataError as error:
         problems.append(str(error))
         return None
-    if image.shape[:2] != size:
-        problems.append(f"{path}: {image.shape[1]}x{image.shape[0]}, its sources {size[1]}x{size[0]}")
-        return None
-    return image
 
 
 def inset_corners(boxes: Sequence[Box], size: tuple[int, int]) -> tuple[Corner, ...]:

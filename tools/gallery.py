@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dataset import Pair, Reader, reader, sources_or_samples
-from images import DataError, luma, read_vis, write_image
+from images import DataError, luma, write_image
 from metrics import (
     BASELINES,
     LOWER_IS_BETTER,
@@ -45,6 +45,7 @@ from metrics import (
     cores,
     match_methods,
     rank_of_ranks,
+    read_fused,
 )
 from support.console import complain, failed, finished, noted, positive, printable
 from support.console import run as run_command
@@ -245,15 +246,6 @@ class Gallery:
         sources = [{"label": printable(label), "folder": folder} for label, folder in zip(self.labels, self.folders)]
         data = json.dumps({"sources": sources, **rest, "pairs": pairs})
         write_atomically(self.out / "data.js", (DATA_HEAD + data + DATA_END).encode())
-
-
-def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read a fused image, gray or RGB. Raises DataError if its size is not `size`, the (H, W) of its sources."""
-    image = read_vis(path)
-    if image.shape[:2] != size:
-        raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]} and its sources are {size[1]}x{size[0]}; "
-                        "fuse them again at that size")
-    return image
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

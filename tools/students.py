@@ -32,6 +32,7 @@ import metrics
 from dataset import Pair
 from images import DataError
 from net import RPFNet
+from pipeline import PAIR_ERRORS
 from support.console import complain, failed, finished, first_line, given, noted
 from support.console import run as run_command
 from support.records import commit
@@ -83,7 +84,7 @@ def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> d
 
 
 def measure(args: argparse.Namespace, problems: list[str]) -> None:
-    """Measure and record the rows of each data set. One line in `problems` for each data set that cannot be read.
+    """Measure and record the rows of each data set. One line in `problems` for each data set that cannot be measured.
 
     Raises OSError, ValueError: a checkpoint cannot be read.
     """
@@ -91,12 +92,13 @@ def measure(args: argparse.Namespace, problems: list[str]) -> None:
     for dataset in args.datasets:
         try:
             pairs = pairs_of(dataset, args)
-        except DataError as error:
+            measured = compare(networks, pairs, dataset)
+        except PAIR_ERRORS as error:
             problems.append(f"{dataset}: {first_line(error)}")
             continue
         about = {"dataset": dataset, "images": str(len(pairs))} | provenance(args)
         rows = [dict.fromkeys(COLUMNS, "") | about | {"network": name} | digits(means)
-                for name, means in compare(networks, pairs, dataset).items()]
+                for name, means in measured.items()]
         record(args.csv, COLUMNS, rows, lambda row: (row["dataset"], row["network"]))
 
 

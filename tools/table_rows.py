@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 import metrics
 from dataset import Pair, load_pair, named_pairs
-from images import DataError, luma, read_gray
+from images import DataError, luma
 from net import RPFNet
+from pipeline import PAIR_ERRORS
 from recipe import RECIPE, TrainingError, completed, is_current, parse, read_state
 from support.console import first_line
 from support.outputs import as_csv, write_atomically
@@ -229,8 +230,8 @@ def of_baseline(name: str) -> Fuse:
 
 
 def of_files(files: dict[str, Path]) -> Fuse:
-    """Read fused images of another method."""
-    return lambda pair, ir, vis: read_gray(files[pair.name])
+    """Read fused images of another method. The function raises DataError, also for an image of another size."""
+    return lambda pair, ir, vis: luma(metrics.read_fused(files[pair.name], ir.shape))
 
 
 def gray_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -239,7 +240,7 @@ def gray_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score(pairs: Sequence[Pair], fuse: Fuse, label: str) -> dict[str, dict[str, float]]:
-    """Means over the pairs, {protocol: {metric: mean}}."""
+    """Means over the pairs, {protocol: {metric: mean}}. Raises PAIR_ERRORS if one of them cannot be scored."""
     means = {key: {name: metrics.Running() for name in protocol.names} for key, protocol in PROTOCOLS.items()}
     for pair in tqdm(pairs, desc=label, unit="pair", leave=False):
         ir, vis = gray_pair(pair)
@@ -313,7 +314,7 @@ def run_trained(args: argparse.Namespace, problems: list[str]) -> None:
         try:
             train_run(run)
             score_run(run, pairs, args)
-        except (TableError, ValueError, OSError) as error:
+        except (TableError, *PAIR_ERRORS) as error:
             problems.append(f"{run}: {first_line(error)}")
 
 
@@ -446,7 +447,11 @@ def run_shipped(args: argparse.Namespace, problems: list[str]) -> None:
             label = ", ".join(filter(None, (dataset, method, use.use)))
             print(label, flush=True)
             about = {"images": str(len(pairs))} | about | provenance(args)
-            rows = rows_of(args.table, dataset, method, use, score(pairs, fuse, label), about)
+            try:
+                rows = rows_of(args.table, dataset, method, use, score(pairs, fuse, label), about)
+            except PAIR_ERRORS as error:
+                problems.append(f"{label}: {first_line(error)}")
+                continue
             record(args.results / "tables.csv", COLUMNS, rows, identity)
 
 
@@ -527,7 +532,8 @@ def without_cpm(model: RPFNet) -> RPFNet:
 def run_parts(args: argparse.Namespace, problems: list[str]) -> None:
     """Measure what each part of the network contributes to the results of the shipped weights.
 
-    One line in `problems` for each data set without pairs and each checkpoint that cannot be loaded.
+    One line in `problems` for each data set without pairs, each checkpoint that cannot be loaded, and each data set and
+    checkpoint that cannot be measured.
     """
     wanted = args.datasets or TABLES["parts"]
     for checkpoints, datasets in ((SHIPPED | STUDENTS, TABLES["main"]), (MEDICAL, TABLES["6"])):
@@ -537,8 +543,13 @@ def run_parts(args: argparse.Namespace, problems: list[str]) -> None:
         for dataset, pairs in found_pairs(chosen if shipped else [], args, problems):
             for method, (model, training) in shipped.items():
                 about = {"images": str(len(pairs)), "source": training["source"]} | provenance(args)
+                try:
+                    parts = score_parts(model, pairs, f"{dataset}, {method}")
+                except PAIR_ERRORS as error:
+                    problems.append(f"{dataset}, {method}: {first_line(error)}")
+                    continue
                 rows = [{"dataset": dataset, "method": method, "part": part} | digits(means) | about
-                        for part, means in score_parts(model, pairs, f"{dataset}, {method}").items()]
+                        for part, means in parts.items()]
                 record(args.results / "parts.csv", PARTS_COLUMNS, rows, lambda row: tuple(row[key] for key in PARTS_IDENTITY))
 
 
