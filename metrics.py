@@ -70,6 +70,7 @@ from measures.ssim import MS_SSIM_MIN_SIDE
 from measures.tables import (
     Row,
     Running,
+    Runnings,
     common_means,
     csv_cell,
     published_rows,
@@ -416,11 +417,10 @@ class Report:
         rows = []
         for method in order:
             if method in scores:
-                stats = {name: Running() for name in self.names}
+                stats = Runnings(self.names)
                 for values in scores[method].values():
-                    for name, running in stats.items():
-                        running.add(values[name])
-                rows.append(Row(method, {name: running.mean for name, running in stats.items()}, len(scores[method]),
+                    stats.add(values)
+                rows.append(Row(method, stats.means, len(scores[method]),
                                 {name: running.std for name, running in stats.items()},
                                 ranked=ranked[method] if shared else {}))
         return rows, shared

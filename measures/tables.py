@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,23 @@ class Running:
     def std(self) -> float:
         """Sample standard deviation; nan for fewer than two values."""
         return math.sqrt(self._squares / (self.count - 1)) if self.count > 1 else math.nan
+
+
+class Runnings(dict[str, Running]):
+    """A running mean for each metric: {metric: Running}."""
+
+    def __init__(self, names: Iterable[str]):
+        super().__init__((name, Running()) for name in names)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add a value for each metric. Further values are ignored."""
+        for name, running in self.items():
+            running.add(values[name])
+
+    @property
+    def means(self) -> dict[str, float]:
+        """{metric: mean}, as in `Running.mean`."""
+        return {name: running.mean for name, running in self.items()}
 
 
 @dataclass

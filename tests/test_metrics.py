@@ -14,7 +14,7 @@ from metric_images import quietly, trio
 
 import metrics
 from images import read_gray
-from measures.tables import escape
+from measures.tables import Runnings, escape
 from metrics import METRICS, evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +34,13 @@ def test_running_equals_numpy():
     running.add(math.inf)
     running.add(1.0)
     assert running.mean == math.inf
+
+
+def test_a_missing_value_is_left_out_of_its_metric_alone():
+    runnings = Runnings(["EN", "CC"])
+    for values in ({"EN": 1, "CC": 3, "SD": 9}, {"EN": 5, "CC": math.nan}):
+        runnings.add(values)
+    assert runnings.means == {"EN": 3, "CC": 3} and runnings["CC"].count == 1
 
 
 @pytest.mark.parametrize(("table", "published"), [("1", [2, 1, 3, 4, 5]), ("2", [2, 3, 1, 5, 4])])

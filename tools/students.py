@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 import metrics
 from dataset import Pair
 from images import DataError
+from measures.tables import Runnings
 from net import RPFNet
 from pipeline import PAIR_ERRORS
 from support.console import complain, failed, finished, first_line, given, noted
@@ -60,7 +61,7 @@ COLUMNS = ("dataset", "network", *SCORES, "PSNR", "time", "images", "command", "
 def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:
     """Means over the pairs, {network: {column: mean}}. The first network is the teacher, and has neither PSNR nor time."""
     first, *students = networks
-    means = {name: {column: metrics.Running() for column in (*SCORES, "PSNR")} for name in networks}
+    means = {name: Runnings((*SCORES, "PSNR") if name in students else SCORES) for name in networks}
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for pair in tqdm(pairs, desc=label, unit="pair"):
         ir, vis = gray_pair(pair)
@@ -72,12 +73,8 @@ def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> d
         units = {name: torch.from_numpy(image) / 255 for name, image in fused.items()}
         for name, image in fused.items():
             values = metrics.evaluate(image, ir, vis, PROTOCOLS["definition"].evaluated, SCORES)
-            for column, value in zip(SCORES, values.values()):
-                means[name][column].add(value)
-            if name in students:
-                means[name]["PSNR"].add(psnr(units[name], units[first]))
-    rows = {name: {column: running.mean for column, running in named.items()} for name, named in means.items()}
-    del rows[first]["PSNR"]
+            means[name].add(values | {"PSNR": psnr(units[name], units[first])})
+    rows = {name: running.means for name, running in means.items()}
     for name in students:
         rows[name]["time"] = statistics.median(own / its for own, its in zip(seconds[name], seconds[first]))
     return rows

@@ -29,6 +29,7 @@ from tqdm import tqdm
 import metrics
 from dataset import Pair, load_pair, named_pairs
 from images import DataError, luma
+from measures.tables import Runnings
 from net import RPFNet
 from pipeline import PAIR_ERRORS
 from recipe import RECIPE, TrainingError, completed, is_current, parse, read_state
@@ -241,16 +242,15 @@ def gray_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
 
 def score(pairs: Sequence[Pair], fuse: Fuse, label: str) -> dict[str, dict[str, float]]:
     """Means over the pairs, {protocol: {metric: mean}}. Raises PAIR_ERRORS if one of them cannot be scored."""
-    means = {key: {name: metrics.Running() for name in protocol.names} for key, protocol in PROTOCOLS.items()}
+    means = {key: Runnings(protocol.names) for key, protocol in PROTOCOLS.items()}
     for pair in tqdm(pairs, desc=label, unit="pair", leave=False):
         ir, vis = gray_pair(pair)
         fused = fuse(pair, ir, vis)
         for key, protocol in PROTOCOLS.items():
             # Columns are matched by position, because a protocol can use other names for its columns.
             values = metrics.evaluate(fused, ir, vis, protocol.evaluated, protocol.names).values()
-            for running, value in zip(means[key].values(), values):
-                running.add(value)
-    return {key: {name: running.mean for name, running in named.items()} for key, named in means.items()}
+            means[key].add(dict(zip(protocol.names, values)))
+    return {key: running.means for key, running in means.items()}
 
 
 def rows_of(table: str, dataset: str, method: str, use: Use, scores: dict[str, dict[str, float]],
@@ -557,7 +557,7 @@ def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, d
     """{part: {metric of PARTS_METRICS: mean over the pairs}}, in eval mode and plain range."""
     parts = {"whole": model.fuse, "spectrum off": without_spectrum(model).fuse, "CPM off": without_cpm(model).fuse,
              "sources exchanged": lambda ir, vis: model.fuse(vis, ir)}
-    means = {part: {name: metrics.Running() for name in PARTS_METRICS} for part in parts}
+    means = {part: Runnings(PARTS_METRICS) for part in parts}
     for pair in tqdm(pairs, desc=label, unit="pair"):
         ir, vis = gray_pair(pair)
         hot = ir > ir.mean() + ir.std()
@@ -566,6 +566,5 @@ def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, d
             values = metrics.evaluate(fused, ir, vis, PROTOCOLS["definition"].evaluated, ("EN", "SF", "VIFF"))
             values["change"] = float(np.abs(fused.astype(float) - pictures["whole"]).mean())
             values["hot"] = float(fused[hot].mean() / ir[hot].mean()) if hot.any() else math.nan
-            for name, running in means[part].items():
-                running.add(values[name])
-    return {part: {name: running.mean for name, running in named.items()} for part, named in means.items()}
+            means[part].add(values)
+    return {part: running.means for part, running in means.items()}

@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 import metrics
 from images import DataError
-from measures.tables import aligned
+from measures.tables import Runnings, aligned
 from recipe import whole
 from support.console import complain, failed, finished, positive
 from support.console import run as run_command
@@ -135,15 +135,14 @@ def measured_lines(table: str, dataset: str, protocol: str, names: Sequence[str]
 
 def measured_line(group: Sequence[dict], names: Sequence[str], name_budget: bool) -> Line:
     """Combine the rows of all seeds to one line. `name_budget`: add the budget, if the table has several budgets."""
-    seeds = {name: metrics.Running() for name in names}
+    seeds = Runnings(names)
     for row in group:
-        for name in names:
-            seeds[name].add(float(row[name]))
+        seeds.add({name: float(row[name]) for name in names})
     first = group[0]
     steps = f"{first['steps']} steps, crops {first['crops']} {further_options(first)}".rstrip() if name_budget else ""
     short = {name: first[name] for name in names if len(first[name].partition(".")[2]) < 3}
     return Line(first["method"], ", ".join(filter(None, (first["use"], first["range"], steps))),
-                {name: seed.mean for name, seed in seeds.items()}, short if len(group) == 1 else {},
+                seeds.means, short if len(group) == 1 else {},
                 {name: seed.std for name, seed in seeds.items()} if len(group) > 1 else {}, budget=budget(group))
 
 
