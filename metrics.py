@@ -422,6 +422,7 @@ class Report:
                     stats.add(values)
                 rows.append(Row(method, stats.means, len(scores[method]),
                                 {name: running.std for name, running in stats.items()},
+                                counts={name: running.count for name, running in stats.items()},
                                 ranked=ranked[method] if shared else {}))
         return rows, shared
 

@@ -91,6 +91,7 @@ class Row:
     images: int | None = None                                       # number of images; None for published rows
     stds: dict[str, float] = field(default_factory=dict)
     printed: dict[str, str] = field(default_factory=dict)           # digits as published
+    counts: dict[str, int] = field(default_factory=dict)            # {metric: number of images with a value}
     ranked: dict[str, float] | None = None      # means for RoR; None: use `means`; {}: RoR is not possible
 
 
@@ -191,7 +192,7 @@ def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: 
           ascii_only: bool = False) -> str:
     """Format a table of means. The best and second best values are marked. RoR is added if there are several rows.
 
-    Values of a row with fewer images than others are not marked. RoR compares the means over common images.
+    A mean over fewer images than that of another row is not marked. RoR compares the means over common images.
 
     Args:
         rows: the lines of the table.
@@ -240,12 +241,13 @@ def _ror(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
 
 
 def _marks(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[int, int], int]:
-    """{(row, column): 0 for the best, 1 for the second best}, among the rows with the largest number of images."""
-    most = max((row.images for row in rows if row.images is not None), default=None)
+    """{(row, column): 0 for the best, 1 for the second best}, among the means over the largest number of images."""
     found: dict[tuple[int, int], int] = {}
     for column, name in enumerate(names):
+        counts = [row.counts.get(name, row.images) for row in rows]         # None for published rows
+        most = max((count for count in counts if count is not None), default=None)
         values = {i: row.means[name] for i, row in enumerate(rows)
-                  if row.images in (None, most) and not math.isnan(row.means[name])}
+                  if counts[i] in (None, most) and not math.isnan(row.means[name])}
         for place, value in enumerate(sorted(set(values.values()), reverse=name not in LOWER_IS_BETTER)[:2]):
             found |= {(i, column): place for i, v in values.items() if v == value}
     return found

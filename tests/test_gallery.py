@@ -79,6 +79,7 @@ def test_the_samples_with_the_images_in_fused_are_the_default(tmp_path, monkeypa
     for row in data["means"]:
         each = [shown["scores"][row["source"] - 2] for shown in data["pairs"]]
         assert row["values"] == pytest.approx(np.mean(each, 0), rel=1e-5) and row["images"] == 4
+        assert row["counts"] == [4] * len(METRICS)
 
 
 def test_the_pictures_are_the_pixels_that_are_scored(root, capsys):

@@ -104,6 +104,17 @@ def test_ror_is_of_common_images():
     assert "**0.400**" in metrics.table(rows, ["CC"], "markdown") and "*0.800*" not in metrics.table(rows, ["CC"], "markdown")
 
 
+def test_a_mean_over_fewer_images_is_not_marked():
+    """Without its value of 0.1, the second method would have the best CC."""
+    report = metrics.Report(["CC", "MSE"], None)
+    for i, (whole, part) in enumerate([(0.4, math.nan), (0.6, 0.9)]):
+        report.add(metrics.Scored(str(i), {("whole", "definition"): {"CC": whole, "MSE": 0.2},
+                                           ("part", "definition"): {"CC": part, "MSE": 0.1}}, [], []))
+    rows, _ = report.rows("definition", ["whole", "part"])
+    marked = metrics.table(rows, ["CC", "MSE"], "markdown")
+    assert "**0.500**" in marked and " 0.900 " in marked and "**0.100**" in marked
+
+
 def test_no_common_image_no_ror():
     report = metrics.Report(["CC"], None)
     for i, method in enumerate("ab"):

@@ -240,6 +240,7 @@ class Gallery:
         rows, shared = report.rows(protocol, self.labels[len(SOURCES):])
         ranks = rank_of_ranks([row.ranked or {} for row in rows]) if shared and len(rows) > 1 else [None] * len(rows)
         return [{"source": self.labels.index(row.label), "images": row.images, "rank": rank,
+                 "counts": [row.counts[metric] for metric in report.names],
                  "values": short(row.means[metric] for metric in report.names)} for row, rank in zip(rows, ranks)]
 
     def _write_data(self, pairs: list[dict], **rest: object) -> None:

@@ -330,11 +330,12 @@ function compare(a, b, descending) {
   return descending ? -order : order;
 }
 
-/** Mark the best and the second best value of each metric in these rows. `counts` tells whether a row takes part. */
-function mark(rows, columns, counts = () => true) {
-  const taking = rows.filter(counts);
+/** Mark the best and the second best value of each metric. `takes(row, index)` tells whether a cell takes part. */
+function mark(rows, columns, takes = () => true) {
   columns.forEach((column, index) => {
-    if (!column.metric || taking.length < 2) return;
+    if (!column.metric) return;
+    const taking = rows.filter(row => takes(row, index));
+    if (taking.length < 2) return;
     const values = [...new Set(taking.map(row => row.cells[index]).filter(value => !Number.isNaN(value)))];
     values.sort((a, b) => column.lower ? a - b : b - a);
     for (const row of taking) {
@@ -370,12 +371,12 @@ function rowsOfPair(index, columns, ...first) {
     {cells: [...first, sources[source].label, ...values], marks: [], pair: index, source})), columns);
 }
 
-/** As in metrics.py, a method with fewer images than others is not marked, because its images may be easier. */
+/** As in metrics.py, a mean over fewer images than others is not marked, because its images may be easier. */
 function rowsOfMeans() {
-  const most = Math.max(...means.map(row => row.images));
-  const rows = means.map(({source, images, values, rank}) => (
-    {cells: [sources[source].label, ...values, images, rank], marks: [], pair: state.pair, source, images}));
-  return mark(rows, columnsOf.mean, row => row.images === most);
+  const most = metrics.map((_, index) => Math.max(...means.map(row => row.counts[index])));
+  const rows = means.map(({source, images, counts, values, rank}) => (
+    {cells: [sources[source].label, ...values, images, rank], marks: [], pair: state.pair, source, counts}));
+  return mark(rows, columnsOf.mean, (row, index) => row.counts[index - 1] === most[index - 1]);   // cell 0: the method
 }
 
 function fillTables() {
