@@ -93,6 +93,8 @@ __all__ = [
 # ---------------------------------------------------------------------------------------------
 # Scoring many images
 
+BASELINES = ("average", "max")
+
 
 class Task(NamedTuple):
     """One pair and the fused images of all methods, as arrays. Worker processes open no files."""
@@ -111,7 +113,12 @@ class Scored(NamedTuple):
 
 
 def baseline(name: str, ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
-    """Trivial fusion of the sources: "average" (rounded half up) or "max". All images are uint8 (H, W)."""
+    """Trivial fusion of the sources: "average" (rounded half up) or "max". All images are uint8 (H, W).
+
+    Raises ValueError for another name.
+    """
+    if name not in BASELINES:
+        raise ValueError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
     if name == "max":
         return np.maximum(ir, vis)
     return ((ir.astype(np.uint16) + vis + 1) // 2).astype(np.uint8)
@@ -165,7 +172,6 @@ def _start_worker() -> None:
 # ---------------------------------------------------------------------------------------------
 # python metrics.py
 
-BASELINES = ("average", "max")
 TITLES = {
     "definition": "protocol definition: the definitions, in real numbers",
     "toolbox": "protocol toolbox: MATLAB's saturating uint8 arithmetic in MI, SF, SD, VIF; VIFF of images in [0, 1]; "

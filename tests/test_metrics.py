@@ -153,6 +153,14 @@ def test_csv_cells_are_no_formulas(name, cell):
     assert metrics.csv_cell(name) == cell
 
 
+def test_baselines():
+    ir, vis = np.array([[1, 250]], np.uint8), np.array([[2, 255]], np.uint8)
+    assert metrics.baseline("average", ir, vis).tolist() == [[2, 253]]
+    assert metrics.baseline("max", ir, vis).tolist() == [[2, 255]]
+    with pytest.raises(ValueError, match="no baseline 'maximum'; there are average, max"):
+        metrics.baseline("maximum", ir, vis)
+
+
 # ---------------------------------------------------------------------------------------------
 # The command
 
