@@ -144,6 +144,8 @@ def score(task: Task, protocols: Sequence[str], names: Sequence[str] | None) -> 
 def score_all(tasks: Iterable[Task], protocols: Sequence[str], names: Sequence[str] | None,
               workers: int) -> Iterator[Scored]:
     """Yield the scores in the order of the tasks, from `workers` processes. Only a few tasks are read in advance."""
+    if sys.platform == "win32":
+        workers = min(workers, 61)      # ProcessPoolExecutor raises ValueError for more, because of a limit of Windows
     if workers <= 1:
         yield from (score(task, protocols, names) for task in tasks)
         return

@@ -378,6 +378,22 @@ def test_processes_give_the_same_and_draw_few_tasks_ahead():
             assert many.values[key] == pytest.approx(values, rel=1e-12, nan_ok=True)
 
 
+def test_windows_has_at_most_61_processes(monkeypatch):
+    started = []
+
+    class Pool:
+        def __init__(self, workers, *_):
+            started.append(workers)
+
+        def shutdown(self, cancel_futures):
+            pass
+
+    monkeypatch.setattr(metrics, "ProcessPoolExecutor", Pool)
+    for platform, expected in (("win32", 61), ("linux", 100)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert list(metrics.score_all([], ["definition"], None, workers=100)) == [] and started.pop() == expected
+
+
 def test_protocols_share_what_they_have_in_common(monkeypatch):
     calls = []
     entry = dataclasses.replace(METRICS["FMI"], compute=lambda trio: calls.append("FMI") or 0.5)
