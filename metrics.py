@@ -151,8 +151,9 @@ def score_all(tasks: Iterable[Task], protocols: Sequence[str], names: Sequence[s
         return
     # One thread in each process: more threads of OpenCV or BLAS would compete for the cores. Processes are started by
     # "spawn", so that they read these variables and inherit no locks.
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
+    variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ[name] for name in variables if name in os.environ}
+    os.environ.update(dict.fromkeys(variables, "1"))
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
     waiting: deque[Future] = deque()
     try:
@@ -164,6 +165,9 @@ def score_all(tasks: Iterable[Task], protocols: Sequence[str], names: Sequence[s
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _start_worker() -> None:

@@ -356,8 +356,10 @@ def test_interrupt_keeps_what_is_done(tree, capsys, monkeypatch):
     assert len((tree / "out.csv").read_text().splitlines()) == 3
 
 
-def test_processes_give_the_same_and_draw_few_tasks_ahead():
+def test_processes_give_the_same_and_draw_few_tasks_ahead(monkeypatch):
     drawn = 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
 
     def tasks():
         nonlocal drawn
@@ -371,6 +373,7 @@ def test_processes_give_the_same_and_draw_few_tasks_ahead():
         results.append(scored)
         ahead = max(ahead, drawn - len(results))
     assert ahead <= 4
+    assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ     # as before
     assert [scored.name for scored in results] == [str(n) for n in range(12)]
     alone = list(metrics.score_all(tasks(), ["definition", "toolbox"], None, workers=1))
     for one, many in zip(alone, results):
