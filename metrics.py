@@ -65,7 +65,7 @@ from measures import (
 )
 from measures.images import Image, Trio
 from measures.protocols import CDDFUSE_COLUMNS, PAPER_COLUMNS, canonical, column, evaluate_trio, table_columns
-from measures.registry import ALIASES
+from measures.registry import ALIASES, UndefinedWarning
 from measures.ssim import MS_SSIM_MIN_SIDE
 from measures.tables import (
     Row,
@@ -109,7 +109,7 @@ class Scored(NamedTuple):
     name: str
     values: dict[tuple[str, str], dict[str, float]]     # {(method, protocol): {metric: value}}
     problems: list[str]                                 # one line for each method that failed
-    notes: list[str]                                    # warnings
+    notes: list[str]                                    # texts of UndefinedWarning
 
 
 def baseline(name: str, ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
@@ -137,7 +137,10 @@ def score(task: Task, protocols: Sequence[str], names: Sequence[str] | None) -> 
                 values |= {(method, protocol): evaluate_trio(trio, protocol, names) for protocol in protocols}
             except (ValueError, MemoryError, cv2.error) as error:
                 problems.append(f"{method}, {task.name}: {first_line(error)}")
-        notes += sorted({str(warning.message) for warning in caught})
+        notes += sorted({str(warning.message) for warning in caught if warning.category is UndefinedWarning})
+        for warning in caught:
+            if warning.category is not UndefinedWarning:        # for example of numpy; it says nothing about the means
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return Scored(task.name, values, problems, notes)
 
 
@@ -384,7 +387,7 @@ class Report:
 
     Attributes:
         scores: {protocol: {method: {image: {metric: value}}}}.
-        notes: number of occurrences of each warning.
+        notes: number of occurrences of each UndefinedWarning.
     """
 
     def __init__(self, names: Sequence[str], csv_file: CsvFile | None):
@@ -416,7 +419,7 @@ class Report:
         return False
 
     def complain_of_notes(self) -> None:
-        """Print the warnings of all pairs, each once with its number."""
+        """Print the notes of all pairs, each once with its number."""
         for note, count in self.notes.items():
             complain(f"note: {note} ({count} times, left out of the mean)")
 

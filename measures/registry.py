@@ -15,6 +15,10 @@ ARITHMETICS = ("definition", "toolbox", "cddfuse")
 ALIASES = {"float": "definition", "uint8": "toolbox"}       # names in earlier versions
 
 
+class UndefinedWarning(UserWarning):
+    """A metric is not defined for these images, and its value is nan."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A registered metric."""
@@ -25,7 +29,7 @@ class Metric:
     variants: tuple[str, ...]           # arithmetics with another result than "definition"
 
     def of(self, trio: Trio | Image, arithmetic: str = "definition") -> float:
-        """The value, computed once for each arithmetic and cached. nan, with a warning, if the metric is undefined.
+        """The value, computed once for each arithmetic and cached. nan, with UndefinedWarning, if it is undefined.
 
         trio: the images; a metric with `fused_only` also accepts only the fused image.
         """
@@ -37,7 +41,7 @@ class Metric:
         try:
             return self.compute(images, variant) if self.variants else self.compute(images)
         except Undefined as why:
-            warnings.warn(f"{self.name} is undefined here ({why}); returning nan", stacklevel=5)
+            warnings.warn(f"{self.name} is undefined here ({why}); returning nan", UndefinedWarning, stacklevel=5)
             return math.nan
 
 

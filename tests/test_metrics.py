@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import cv2
@@ -405,6 +406,18 @@ def test_protocols_share_what_they_have_in_common(monkeypatch):
     scored = metrics.score(metrics.Task("x", ir, vis, {"A": f}), ["definition", "toolbox"], None)
     assert calls == ["FMI"]
     assert scored.values["A", "toolbox"] == pytest.approx({**evaluate(f, ir, vis, "toolbox"), "FMI": 0.5})
+
+
+def test_only_undefined_metrics_are_called_left_out(monkeypatch):
+    def compute(trio):
+        warnings.warn("an old function", DeprecationWarning, stacklevel=1)
+        return 0.5
+    monkeypatch.setitem(METRICS, "FMI", dataclasses.replace(METRICS["FMI"], compute=compute))
+    f, ir, vis = trio(0, height=30, width=30)
+    with pytest.warns(DeprecationWarning, match="an old function"):
+        scored = metrics.score(metrics.Task("x", ir, vis, {"A": f}), ["definition"], ["FMI", "VIF"])
+    (note,) = scored.notes
+    assert note.startswith("VIF is undefined here")
 
 
 def run(tree, *options, **keywords):
