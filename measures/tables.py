@@ -151,7 +151,7 @@ def published_rows(table: str, dataset: str | None = None) -> tuple[str, list[Ro
     """
     with open(PAPER_TABLES, newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    number, _, wanted = table.partition(":")
+    number, colon, wanted = table.partition(":")
     held = list(dict.fromkeys(line["dataset"] for line in lines if line["table"] == number))
     if not held:
         raise ValueError(f"--paper {table}: no table {number}; {PAPER_TABLES.name} holds "
@@ -159,9 +159,9 @@ def published_rows(table: str, dataset: str | None = None) -> tuple[str, list[Ro
     own = PAPER_NAMES.get(dataset, dataset) if dataset else None
     if own and own.lower() not in {name.lower() for name in ([wanted] if wanted else held)}:
         raise ValueError(f"--paper {table}: not of --dataset {dataset}")
-    wanted = wanted or own or held[0]
+    wanted = wanted or own or ("" if colon or len(held) > 1 else held[0])
     chosen = [name for name in held if name.lower() == wanted.lower()]
-    if not chosen or (len(held) > 1 and not dataset and ":" not in table):
+    if not chosen:
         choices = ", ".join(f"{number}:{name}" for name in held)
         raise ValueError(f"--paper {table}: say which data set, one of {choices}")
     rows = []

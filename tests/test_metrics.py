@@ -59,8 +59,9 @@ def test_published_rows_need_the_data_set():
     assert metrics.published_rows("4", "msrs")[0] == "MSRS"
     assert metrics.published_rows("1", "roadscene")[0] == "FLIR-val"
     assert metrics.published_rows("6", "mri-pet")[0] == "Harvard"
-    with pytest.raises(ValueError, match="4:TNO, 4:MSRS, 4:M3FD"):
-        metrics.published_rows("4")
+    for table in ("4", "4:", "4:nowhere"):
+        with pytest.raises(ValueError, match=f"--paper {table}: say which data set, one of 4:TNO, 4:MSRS, 4:M3FD"):
+            metrics.published_rows(table)
     with pytest.raises(ValueError, match="no table 9"):
         metrics.published_rows("9")
 
