@@ -27,7 +27,7 @@ import signal
 import sys
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -254,14 +254,19 @@ def collect_pairs(args: argparse.Namespace) -> tuple[list, list[str]]:
     return chosen
 
 
-def collect_methods(specs: Sequence[str]) -> dict[str, Path]:
-    """{name: folder} from "NAME=DIR" or "DIR". Without NAME, it is the name of the folder. Raises ValueError."""
+def collect_methods(specs: Sequence[str], taken: Collection[str] = BASELINES) -> dict[str, Path]:
+    """{name: folder} from "NAME=DIR" or "DIR". Without NAME, it is the name of the folder.
+
+    Raises ValueError if a name or folder is empty, or if a name stands twice or is in `taken`.
+    """
     methods: dict[str, Path] = {}
     for spec in specs:
         name, equals, folder = spec.partition("=")
         if not equals or Path(spec).is_dir():
             name, folder = Path(spec).resolve().name, spec
-        if name in methods or name in BASELINES:
+        if not name.strip() or not folder.strip():
+            raise ValueError(f"--fused {spec}: write NAME=DIR")
+        if name in methods or name in taken:
             raise ValueError(f"--fused {spec}: the name {name} is taken; write OTHER={folder}")
         methods[name] = Path(folder)
     return methods

@@ -308,7 +308,8 @@ def test_full_disk_keeps_the_table(tree, capsys):
     (["--baselines", "--dataset", "msrs", "--data", "x", "--paper", "4:TNO"], "--paper 4:TNO: not of --dataset msrs"),
     (["--baselines", "--dataset", "msrs", "--data", "x", "--paper", "1"], "--paper 1: not of --dataset msrs"),
     (["--baselines", "--data", "x"], "--dataset NAME and --data FOLDER go together"),
-    (["--fused", "max=x"], "the name max is taken")])
+    (["--fused", "max=x"], "the name max is taken"), (["--fused", "A="], "--fused A=: write NAME=DIR"),
+    (["--fused", "=x"], "--fused =x: write NAME=DIR")])
 def test_command_errors(tree, capsys, options, message):
     assert command(tree, *options) == 1
     assert message in capsys.readouterr().err

@@ -152,6 +152,8 @@ def test_the_papers_rows_do_not_stand_beside_another_protocol(results, capsys):
 def test_what_cannot_be_asked_for_is_refused(capsys):
     for options, message in (["5"], "invalid choice"), (["1", "--rows", "N=2"], "N=1"), \
             (["4", "--datasets", "MRI-PET"], "TNO, MSRS, M3FD"), (["4", "--fused", "DIR"], "METHOD=DIR"), \
+            (["4", "--fused", "=DIR"], "=DIR: write NAME=DIR"), (["4", "--fused", "average=DIR"], "the name average is taken"), \
+            (["4", "--fused", "A=x", "A=y"], "the name A is taken"), (["4", "--fused", "A="], "A=: write NAME=DIR"), \
             (["4", "--run", "--", "--amp"], "Tables 1 to 3"):
         with pytest.raises(SystemExit):
             tables.main(["--table", *options])

@@ -489,7 +489,7 @@ def ways(shipped: dict[str, Shipped], dataset: str, pairs: Sequence[Pair], args:
     for method, folder in args.fused.items():
         if args.rows and method not in args.rows:
             continue
-        place = Path(folder.replace("{dataset}", dataset))
+        place = Path(str(folder).replace("{dataset}", dataset))
         try:
             files, missing, _ = metrics.match_fused(pairs, place)
         except DataError as error:

@@ -338,7 +338,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     bad = [spec for spec in args.fused if "=" not in spec]
     if bad:
         parser.error(f"--fused {bad[0]}: write METHOD=DIR")
-    args.fused = dict(spec.split("=", 1) for spec in args.fused)
+    try:
+        args.fused = metrics.collect_methods(args.fused, taken=[*known_methods(args.table, ()), RELEASED])
+    except ValueError as error:
+        parser.error(str(error))
     known = known_methods(args.table, args.fused)
     unknown = [name for name in args.rows if name not in known]
     if unknown:
