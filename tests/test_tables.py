@@ -124,6 +124,22 @@ def test_another_budget_is_a_line_of_its_own_and_a_repeated_measurement_replaces
         "eval, plain, 21200 steps, crops 8 of 128": 7.0}
 
 
+def test_columns_that_were_added_by_hand_are_kept(results):
+    path = results / "tables.csv"
+    path.write_text("\n".join(line + end for line, end in zip(path.read_text().splitlines(), (",remark", *",,,", ",good"))))
+    record(path, COLUMNS, [measured("N=1", (7.2, 6, 10, 0.6, 1.7, 0.6))], identity)
+    assert [(row["method"], row["seed"], row["remark"]) for row in rows_in(path)] == [
+        ("N=5", "0", ""), ("N=1", "0", ""), ("N=3", "0", ""), ("N=3", "1", "good")]
+
+
+@pytest.mark.parametrize("table, name", [("1", "tables"), ("parts", "parts")])
+def test_a_file_with_another_table_is_found_before_the_measurement(data, tmp_path, no_training, capsys, table, name):
+    (tmp_path / f"{name}.csv").write_text("method,EN\nA,1\n")
+    assert tables.main(["--table", table, "--run", "--data", str(data), "--results", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"{name}.csv: has no column" in error and "not measured" not in error
+
+
 def test_the_printed_table_and_its_csv(results, capsys):
     assert tables.main(["--table", "1", "--results", str(results), "--csv", str(results / "out.csv")]) == 0
     printed = capsys.readouterr().out

@@ -207,10 +207,14 @@ def further_options(row: dict[str, str]) -> str:
 
 
 def record(path: Path, columns: Sequence[str], rows: Sequence[dict], key: Callable[[dict], tuple]) -> None:
-    """Add rows to a file, in place of rows with the same key. The file is written atomically."""
-    kept = {key(row): row for row in [*read_rows(path), *rows]}
+    """Add rows to a file, in place of rows with the same key. The file is written atomically.
+
+    Further columns of the file, such as remarks that were added by hand, are kept at its end.
+    """
+    earlier = read_rows(path)
+    kept = {key(row): row for row in [*earlier, *rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, as_csv(columns, kept.values()))
+    write_atomically(path, as_csv(list(dict.fromkeys([*columns, *(earlier[0] if earlier else ())])), kept.values()))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -354,6 +354,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems: list[str] = []
     try:
         if args.run:
+            # Before the measurement, so that a wrong file is found early.
+            read_rows(*((args.results / "parts.csv", PARTS_COLUMNS) if args.table == "parts" else
+                        (args.results / "tables.csv", COLUMNS)))
             keep_freed_memory()
             run = run_trained if args.table in TRAINED else run_parts if args.table == "parts" else run_shipped
             run(args, problems)
