@@ -334,6 +334,18 @@ def test_a_row_for_each_method_and_seed_and_no_training_twice(root, fake_detecto
     assert len(rows_in(root / "rows.csv")) == 5
 
 
+def test_a_column_of_remarks_is_found_before_the_training(root, fake_detector, capsys):
+    prepare(root)
+    assert train(root, "--methods", "RPFNet") == 0
+    header, row = (root / "rows.csv").read_text().splitlines()
+    (root / "rows.csv").write_text(f"{header},remark\n{row},good\n")
+    fake_detector.clear()
+    for options in (["train", "--data", str(root / "set"), "--epochs", "1"], ["table"]):
+        assert detection.main([*options, "--csv", str(root / "rows.csv")]) == 1
+        assert "rows.csv: row 1 has 'good' in column remark" in capsys.readouterr().err
+    assert fake_detector == []
+
+
 def test_another_schedule_has_a_row_and_weights_of_its_own(root, fake_detector):
     prepare(root)
     assert train(root) == train(root, "--epochs", "2") == 0

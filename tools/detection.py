@@ -150,7 +150,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
     made_by = commit()          # read now, because new commits can be made during the runs
     detector.package()          # if the package is missing, report it once and not for each run
     for number, run in enumerate(runs, 1):
-        done = next((row for row in read_rows(args.csv, IDENTITY) if identity(row) == identity(run.row)), None)
+        done = next((row for row in recorded_rows(args.csv) if identity(row) == identity(run.row)), None)
         try:
             if done and args.action == "train" and not args.again:
                 check_unchanged(run, done.get(IMAGES, ""))
@@ -207,6 +207,19 @@ def classes_of(rows: Sequence[dict[str, str]]) -> list[str]:
             if name not in NO_CLASSES]
 
 
+def recorded_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file. Raises TableError, also if a column is neither known nor holds the precision of a class."""
+    rows = read_rows(path, IDENTITY)
+    for number, row in enumerate(rows, 1):
+        for name in (*classes_of(rows), MEAN):
+            try:
+                float(row.get(name) or 0)
+            except ValueError:
+                raise TableError(f"{path}: row {number} has {row[name]!r} in column {name}, and columns of classes hold "
+                                 "numbers; remove the column") from None
+    return rows
+
+
 def record_row(path: Path, row: dict[str, str]) -> None:
     columns = ("dataset", "method", "seed", *classes_of([*read_rows(path), row]), MEAN, *COMPARABLE[1:], *ABOUT)
     record(path, columns, [row], identity)
@@ -219,7 +232,7 @@ def record_row(path: Path, row: dict[str, str]) -> None:
 def run_table(args: argparse.Namespace) -> list[str]:
     paper = read_rows(RESULTS / "paper_detection.csv")
     groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in read_rows(args.csv, IDENTITY):
+    for row in recorded_rows(args.csv):
         groups.setdefault(tuple(row[key] for key in COMPARABLE), []).append(row)
     for rows in groups.values():
         show_group(rows, args.format)
