@@ -394,6 +394,10 @@ def test_a_training_that_was_stopped_leaves_no_row_and_is_made_again(root, fake_
         patch.setattr(detector, "train", stopped)
         train(root)
     assert "interrupted; the same command goes on" in capsys.readouterr().err and not (root / "rows.csv").exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(detector, "train", stopped)
+        train(root, "--again")
+    assert capsys.readouterr().err == "detection.py: interrupted\n"
     assert train(root) == 0 and len(rows_in(root / "rows.csv")) == 2
 
 

@@ -11,9 +11,10 @@ train    trains a detector for each method and seed, evaluates it on the test pa
 score    evaluates trained detectors again, without training
 table    prints the recorded rows and those of the paper
 
-A method and seed that already has a row is not trained again, so the same command continues after Ctrl-C. If the
-method's images have changed since, that is an error, and --again trains on the new images. All methods have the same
-scenes, split, seeds and schedule. The detector is trained from scratch, unless --weights names a file.
+A method and seed that already has a row is not trained again, so the same `train` command continues after Ctrl-C. score
+and train --again begin with the first method. If a method's images have changed since its training, that is an error,
+and --again trains on the new images. All methods have the same scenes, split, seeds and schedule. The detector is
+trained from scratch, unless --weights names a file.
 
 train and score need the ultralytics package: python -m pip install -r requirements-detection.txt
 Its licence is AGPL-3.0, which differs from the licence of this project. Consider it if you distribute or offer software
@@ -363,7 +364,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:
         return failed("detection.py", error)
     except KeyboardInterrupt:
-        complain("detection.py: interrupted" + "; the same command goes on from here" * (args.action in ("train", "score")))
+        continues = args.action == "train" and not args.again
+        complain("detection.py: interrupted" + "; the same command goes on from here" * continues)
         raise
     return finished(problems)
 
