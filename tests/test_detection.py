@@ -401,6 +401,21 @@ def test_a_training_that_was_stopped_leaves_no_row_and_is_made_again(root, fake_
     assert train(root) == 0 and len(rows_in(root / "rows.csv")) == 2
 
 
+@pytest.mark.parametrize("again", [(), ("--again",)])
+def test_weights_never_have_the_hash_of_other_images(root, fake_detector, monkeypatch, again):
+    """A run that is killed before it has written the hash leaves no weights, which an older hash would describe."""
+    prepare(root)
+    if again:
+        assert train(root, "--methods", "RPFNet") == 0
+
+    def killed(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(detection, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(root, "--methods", "RPFNet", *again)
+    assert not list((root / "runs").rglob("detector.pt"))
+
+
 def test_seeds_of_other_images_are_an_error_until_they_are_repeated(root, fake_detector, capsys):
     prepare(root)
     assert train(root) == 0

@@ -178,8 +178,9 @@ def measured_row(run: Run, args: argparse.Namespace, done: dict[str, str]) -> di
     if args.action == "train" and (args.again or not run.weights.exists()):
         images = image_hash(run.data.parent)
         minutes = f"{detector.train(run.data, run.folder, schedule, run.seed):.1f}"
-        (run.folder / "weights" / "best.pt").replace(run.weights)
+        run.weights.unlink(missing_ok=True)     # after a kill between these lines, no weights have a hash of other images
         write_atomically(run.hash_file, images.encode())
+        (run.folder / "weights" / "best.pt").replace(run.weights)
     trained_on = run.hash_file.read_text(encoding="utf-8") if run.hash_file.exists() else done.get(IMAGES, "")
     check_unchanged(run, trained_on)
     values = detector.score(run.weights, run.data, run.folder, schedule)
