@@ -585,6 +585,16 @@ def test_the_table_never_averages_seeds_of_other_images(tmp_path, capsys):
     assert "visible (images unknown)" in capsys.readouterr().out
 
 
+def test_the_table_names_several_versions_of_the_package(tmp_path, capsys):
+    header, *rows = ROWS.splitlines()
+    packages = ["ultralytics 8.4", "ultralytics 8.3", "ultralytics 8.4", "ultralytics 8.4"]
+    (tmp_path / "rows.csv").write_text("\n".join([f"{header},package", *map(",".join, zip(rows, packages))]))
+    assert detection.main(["table", "--csv", str(tmp_path / "rows.csv")]) == 0
+    text = capsys.readouterr().out
+    assert text.count("versions of the package: ultralytics 8.3, ultralytics 8.4") == 1     # in the first table alone
+    assert "0.650 ± 0.071" in text
+
+
 def test_the_recorded_rows_of_this_repository_are_printed(capsys):
     assert detection.main(["table"]) == 0
     text = capsys.readouterr().out

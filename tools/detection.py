@@ -256,6 +256,9 @@ def show_group(rows: Sequence[dict[str, str]], style: str) -> None:
     notes = [f"{first['model']} ({start}), {first['epochs']} epochs, {first['size']} pixels, batches of {first['batch']}; "
              f"split {first['split']}, {first['images']} test images",
              f"Seeds {', '.join(seeds)}; mean ± standard deviation of the seeds where a method has several"]
+    versions = sorted({row.get("package") or "unknown" for row in rows})
+    if len(versions) > 1:       # no part of the identity, because results of versions are close
+        notes.append(f"Trained or scored with several versions of the package: {', '.join(versions)}")
     lines = lines_of(rows)
     if len(lines) > len({row["method"] for row in rows}):
         notes.append("A method has a line for each state of its images; train --again repeats the seeds of older images")
