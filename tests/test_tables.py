@@ -148,6 +148,7 @@ def test_the_printed_table_and_its_csv(results, capsys):
     rows = {(row["method"], row["rows"]): row for row in rows_in(results / "out.csv")}
     assert len(rows) == 8 and rows["N=3", "eval, plain"]["EN std"] == "0.1414"
     assert rows["N=1", "eval, plain"]["EN difference"] == "0.1000" and rows["N=1", "eval, plain"]["RoR"] == "2"
+    assert rows["N=1", "eval, plain"]["SF (AG)"] == "6.0000" and {row["protocol"] for row in rows.values()} == {"paper"}
     assert rows["N=7", "printed"]["EN difference"] == "" and rows["N=7", "printed"]["RoR"] == "4"
 
 

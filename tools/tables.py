@@ -235,22 +235,23 @@ def print_comparison(args: argparse.Namespace) -> None:
             print(f"Table {args.table}, {dataset}: {notes[-1]}\n")
         written += [(dataset, line) for line in lines]
     if args.csv:
-        write_lines(args.csv, args.table, chosen.names, written)
+        write_lines(args.csv, args.table, args.protocol, written)
 
 
-def write_lines(path: Path, table: str, names: Sequence[str], lines: Sequence[tuple[str, Line]]) -> None:
-    """Write the printed lines as CSV: means, standard deviations over seeds, differences to the paper.
+def write_lines(path: Path, table: str, protocol: str, lines: Sequence[tuple[str, Line]]) -> None:
+    """Write the printed lines as CSV, with the printed headings: means, standard deviations over seeds, differences.
 
     Raises OSError.
     """
-    columns = {"": "means", " std": "stds", " difference": "differences"}
+    columns, chosen = {"": "means", " std": "stds", " difference": "differences"}, PROTOCOLS[protocol]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "dataset", "method", "rows", *(name + end for end in columns for name in names), "RoR"])
+    writer.writerow(["table", "dataset", "protocol", "method", "rows",
+                     *(name + end for end in columns for name in chosen.headings), "RoR"])
     for dataset, line in lines:
         values = [digits(getattr(line, attribute)) for attribute in columns.values()]
-        writer.writerow([table, dataset, line.method, line.kind,
-                         *(value.get(name, "") for value in values for name in names), line.rank or ""])
+        writer.writerow([table, dataset, protocol, line.method, line.kind,
+                         *(value.get(name, "") for value in values for name in chosen.names), line.rank or ""])
     write_atomically(path, text.getvalue().encode())
 
 
