@@ -421,7 +421,10 @@ def test_parts_are_recorded_and_printed(trained, data, tmp_path, monkeypatch, ca
         for part in ("whole", "spectrum off", "CPM off", "sources exchanged")]
     assert {row["dataset"] for row in rows} == {"FLIR-val"}
     assert tables.main(options) == 0 and capsys.readouterr().out.count("spectrum off") == 2
-    assert tables.main([*options, "--datasets", "MRI-PET"]) == 0 and "add --run" in capsys.readouterr().out
+    assert tables.main([*options, "--csv", str(tmp_path / "out.csv")]) == 0 and rows_in(tmp_path / "out.csv") == rows
+    capsys.readouterr()
+    assert tables.main([*options, "--datasets", "MRI-PET", "--csv", str(tmp_path / "out.csv")]) == 0
+    assert "add --run" in capsys.readouterr().out and rows_in(tmp_path / "out.csv") == []
 
 
 def test_parts_that_cannot_be_measured_are_one_line(trained, data, tmp_path, monkeypatch, capsys):

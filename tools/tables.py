@@ -42,7 +42,7 @@ from measures.tables import Runnings, aligned
 from recipe import whole
 from support.console import complain, failed, finished, positive
 from support.console import run as run_command
-from support.outputs import write_atomically
+from support.outputs import as_csv, write_atomically
 from support.records import commit
 from support.runtime import keep_freed_memory
 from tools.table_rows import (
@@ -258,6 +258,8 @@ def write_lines(path: Path, table: str, protocol: str, lines: Sequence[tuple[str
 def print_parts(args: argparse.Namespace) -> None:
     rows = [row for row in read_rows(args.results / "parts.csv", PARTS_COLUMNS)
             if row["dataset"] in (args.datasets or TABLES["parts"])]
+    if args.csv:
+        write_atomically(args.csv, as_csv([*rows[0]] if rows else PARTS_COLUMNS, rows))
     if not rows:
         print("No rows have been measured here yet: add --run.")
         return
@@ -272,8 +274,6 @@ def print_parts(args: argparse.Namespace) -> None:
                  "hot: mean on hot pixels (IR > mean + standard deviation) over the infrared's",
                  f"eval, plain; EN, SF, VIFF by definition; {', '.join(sorted({row['images'] for row in chosen}))} images"]
         show(f"What the parts contribute, {dataset}", cells, notes, args.format)
-    if args.csv:
-        write_atomically(args.csv, (args.results / "parts.csv").read_bytes())
 
 
 # ---------------------------------------------------------------------------------------------
