@@ -311,6 +311,8 @@ def test_rows_of_other_options_are_kept_beside_one_another(tmp_path):
 def test_the_full_model_is_trained_once_for_its_tables(trained, data, tmp_path):
     place, _ = trained
     shutil.copytree(place / "runs" / "stages_1", tmp_path / "full")
+    about = json.loads((tmp_path / "full" / "best.json").read_text())
+    (tmp_path / "full" / "best.json").write_text(json.dumps(about | {"steps": 1, "minutes": 99}))
     args = tables.parse(["--table", "1", "--results", str(tmp_path)])
     pairs = named_pairs("roadscene", data / "RoadScene")[:2]
     table_rows.score_run(Run(FULL, 5, tmp_path / "full", ()), pairs, args)
@@ -318,6 +320,7 @@ def test_the_full_model_is_trained_once_for_its_tables(trained, data, tmp_path):
     assert {row["table"]: row["method"] for row in rows} == {
         "1": "N=3", "2": "lambda2=5", "3": "RPFNet", "contrast": "recipe paper"}
     assert len({row["EN"] for row in rows}) == 1
+    assert {row["steps"] for row in rows} == {"2"} and all(float(row["minutes"]) < 99 for row in rows)    # of last.pth
 
 
 # --- shipped weights ---

@@ -318,7 +318,7 @@ def run_trained(args: argparse.Namespace, problems: list[str]) -> None:
         try:
             train_run(run)
             score_run(run, pairs, args)
-        except (TableError, *PAIR_ERRORS) as error:
+        except (TableError, TrainingError, *PAIR_ERRORS) as error:
             problems.append(f"{run}: {first_line(error)}")
 
 
@@ -383,8 +383,13 @@ def is_finished(state: dict, wanted: argparse.Namespace) -> bool:
 
 
 def score_run(run: Run, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
-    """Fuse and score with the last state of a run, and record the result in each table that has a row for it."""
-    about = training_of(run.folder / "best.json") | {
+    """Fuse and score with the last state of a run, and record the result in each table that has a row for it.
+
+    Raises TableError, TrainingError, PAIR_ERRORS.
+    """
+    state = read_state(run.folder / "last.pth")
+    about = training_of(run.folder / "best.json") | {       # of the best state, which can be an earlier one
+        "steps": str(state["step"]), "minutes": f"{state['seconds'] / 60:.1f}",
         "source": (run.folder / "last.pth").as_posix(), "command": run.command, "images": str(len(pairs))}
     path = args.results / "tables.csv"
     if not args.again and is_recorded(run, read_rows(path), about):
@@ -406,7 +411,10 @@ def is_recorded(run: Run, rows: Sequence[dict], about: dict[str, str]) -> bool:
 
 
 def training_of(path: Path) -> dict[str, str]:
-    """Seed, steps, crops, minutes, commit and machine of a training, from the JSON file. Raises TableError."""
+    """Seed, steps, crops, minutes, commit and machine of a training, from the JSON file. Raises TableError.
+
+    The file does not name the processor of a training on a CPU. The machine then has the name of the processor here.
+    """
     try:
         about = read_json(path)
         recipe = about["recipe"]
