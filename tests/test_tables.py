@@ -166,15 +166,27 @@ def test_the_papers_rows_do_not_stand_beside_another_protocol(results, capsys):
     assert "7.459" not in capsys.readouterr().out
 
 
-def test_what_cannot_be_asked_for_is_refused(capsys):
-    for options, message in (["5"], "invalid choice"), (["1", "--rows", "N=2"], "N=1"), \
-            (["4", "--datasets", "MRI-PET"], "TNO, MSRS, M3FD"), (["4", "--fused", "DIR"], "METHOD=DIR"), \
-            (["4", "--fused", "=DIR"], "=DIR: write NAME=DIR"), (["4", "--fused", "average=DIR"], "the name average is taken"), \
-            (["4", "--fused", "A=x", "A=y"], "the name A is taken"), (["4", "--fused", "A="], "A=: write NAME=DIR"), \
-            (["4", "--run", "--", "--amp"], "Tables 1 to 3"):
-        with pytest.raises(SystemExit):
-            tables.main(["--table", *options])
-        assert message in capsys.readouterr().err
+@pytest.mark.parametrize(("options", "message"), [
+    (["5"], "invalid choice"),
+    (["1", "--run", "--rows", "N=2"], "N=1"),
+    (["4", "--datasets", "MRI-PET"], "TNO, MSRS, M3FD"),
+    (["4", "--run", "--", "--amp"], "Tables 1 to 3"),
+    (["4", "--run", "--fused", "DIR"], "METHOD=DIR"),
+    (["4", "--run", "--fused", "=DIR"], "=DIR: write NAME=DIR"),
+    (["4", "--run", "--fused", "A="], "A=: write NAME=DIR"),
+    (["4", "--run", "--fused", "average=DIR"], "the name average is taken"),
+    (["4", "--run", "--fused", "A=x", "A=y"], "the name A is taken"),
+    (["4", "--rows", "average"], "--rows has no effect without --run"),
+    (["main", "--fused", "A=DIR"], "--fused has no effect without --run"),
+    (["1", "--run", "--fused", "A=DIR"], "--fused has no effect on table 1; it goes with 4, 6, main"),
+    (["4", "--run", "--again"], "--again has no effect on table 4"),
+    (["parts", "--run", "--seeds", "1"], "--seeds has no effect on table parts"),
+    (["parts", "--protocol", "definition"], "--protocol has no effect on table parts"),
+])
+def test_what_cannot_be_asked_for_is_refused(capsys, options, message):
+    with pytest.raises(SystemExit):
+        tables.main(["--table", *options])
+    assert message in capsys.readouterr().err
 
 
 # --- Tables 1 to 3 ---
@@ -217,7 +229,7 @@ def test_the_table_contrast_goes_from_one_recipe_towards_the_other(tmp_path):
 
 
 def test_the_full_model_alone_has_several_seeds(tmp_path):
-    args = tables.parse(["--table", "3", "--seeds", "4", "7", "--out", str(tmp_path)])
+    args = tables.parse(["--table", "3", "--run", "--seeds", "4", "7", "--out", str(tmp_path)])
     runs = table_rows.planned_runs(args)
     assert [run.seed for run in runs if run.configuration is FULL] == [4, 7]
     assert {run.seed for run in runs if run.configuration is not FULL} == {4}

@@ -141,6 +141,7 @@ TABLES = {      # {table: its data sets}
     **dict.fromkeys((*TRAINED, "main"), ("FLIR-val",)),
     "4": ("TNO", "MSRS", "M3FD"), "6": ("MRI-PET", "MRI-SPECT"), "parts": ("FLIR-val", "MRI-PET", "MRI-SPECT"),
 }
+FUSED = ("4", "6", "main")                  # tables of existing weights, which take images of other methods
 SHIPPED = {"ours, recipe paper": ROOT / "checkpoints" / "rpfnet_paper.pth",
            "ours, recipe contrast": ROOT / "checkpoints" / "rpfnet.pth"}
 STUDENTS = {f"ours, {name}": ROOT / "checkpoints" / f"rpfnet_{name}.pth" for name in ("small", "tiny")}

@@ -48,6 +48,7 @@ from support.runtime import keep_freed_memory
 from tools.table_rows import (
     COLUMNS,
     DATA_SETS,
+    FUSED,
     IDENTITY,
     PARTS_COLUMNS,
     PARTS_METRICS,
@@ -320,6 +321,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+TRAINING = ("steps", "batch", "crops", "seeds", "out", "again")
+
+
+def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End the program with exit code 2 if an option has no effect, so that none is ignored without a message."""
+    for used, names, place in (
+            (args.run, ("rows", "fused", *TRAINING), "without --run"),
+            (args.table in TRAINED, TRAINING, f"on table {args.table}, whose networks are not trained here"),
+            (args.table in FUSED, ("fused",), f"on table {args.table}; it goes with {', '.join(FUSED)}"),
+            (args.table != "parts", ("protocol",), "on table parts")):
+        for name in names:
+            if not used and getattr(args, name) != parser.get_default(name):
+                parser.error(f"--{name} has no effect {place}")
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options. Ends the program with exit code 2 if they are wrong."""
     own, train_options = list(argv), []
@@ -331,6 +347,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.train_options = train_options
     args.command = shlex.join(["python", "tools/tables.py", *argv])
     args.commit = commit()
+    check_options(args, parser)
     if train_options and not (args.run and args.table in TRAINED):
         parser.error("options of train.py, after --, go with --run and Tables 1 to 3 or contrast")
     unknown = [name for name in args.datasets or () if name not in TABLES[args.table]]
