@@ -161,6 +161,13 @@ def test_markdown_and_latex(results, capsys, style, line):
     assert len({text.count(line[-1]) for text in printed.splitlines() if line[-1] in text}) == 1    # equal columns
 
 
+@pytest.mark.parametrize(("style", "cell"), [
+    ("terminal", "a|b^{_} => lambda2 ±"), ("markdown", r"a\|b^{\_} => lambda2 ±"),
+    ("latex", r"a\textbar{}b\textasciicircum{}\{\_\} $\Rightarrow$ $\lambda_2$ $\pm$")])
+def test_names_are_escaped_for_the_style(style, cell):
+    assert cell in tables.layout([["method", "EN"], ["a|b^{_} => lambda2 ±", "1"]], style, 1)
+
+
 def test_the_papers_rows_do_not_stand_beside_another_protocol(results, capsys):
     assert tables.main(["--table", "1", "--results", str(results), "--protocol", "definition"]) == 0
     assert "7.459" not in capsys.readouterr().out

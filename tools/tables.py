@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 import metrics
 from images import DataError
-from measures.tables import Runnings, aligned
+from measures.tables import Runnings, aligned, escape
 from recipe import whole
 from support.console import complain, failed, finished, positive
 from support.console import run as run_command
@@ -194,14 +193,15 @@ def notes_of(lines: Sequence[Line]) -> list[str]:
 
 def layout(cells: Sequence[Sequence[str]], style: str, text_columns: int = 2) -> str:
     """Format an aligned table. The first `text_columns` columns are text, the others are numbers."""
+    cells = [[escape(text, style) for text in line] for line in cells]
     if style == "latex":
-        cells = [[_latex(text) for text in line] for line in cells]
+        cells = [[_symbols(text) for text in line] for line in cells]
     return aligned(cells, style, text_columns)
 
 
-def _latex(text: str) -> str:
-    text = re.sub(r"([_&%#$])", r"\\\1", text)
-    return text.replace("=>", r"$\Rightarrow$").replace("±", r"$\pm$").replace("lambda2", r"$\lambda_2$")
+def _symbols(text: str) -> str:
+    """Symbols of LaTeX in place of the characters that stand for them in names and cells; `text` is escaped."""
+    return text.replace(r"=\textgreater{}", r"$\Rightarrow$").replace("±", r"$\pm$").replace("lambda2", r"$\lambda_2$")
 
 
 def show(title: str, cells: Sequence[Sequence[str]], notes: Sequence[str], style: str, text_columns: int = 2) -> None:
