@@ -125,6 +125,12 @@ def test_what_cannot_work_is_one_line(capsys, options, message):
     assert error.startswith("bench.py: ") and message in error and error.count("\n") == 1
 
 
+def test_windows_has_no_load_average(monkeypatch):
+    monkeypatch.delattr(bench.os, "getloadavg", raising=False)
+    monkeypatch.setattr(bench, "plan", lambda args: [])
+    assert bench.run(bench.build_parser().parse_args(["--device", "cpu"]))["machine"]["load average"] == "unknown"
+
+
 @pytest.mark.parametrize("size", ["480", "480x", "15x640", "axb", "-480x640"])
 def test_wrong_sizes_are_named(capsys, size):
     with pytest.raises(SystemExit):

@@ -222,8 +222,9 @@ def run(args: argparse.Namespace) -> dict:
     check_device(args.device)
     report = {"rows": [], "failed": {}, "machine": {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
-        "threads": args.threads, "load average": round(os.getloadavg()[0], 2), "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"), "commit": commit(), "command": shlex.join(["python", *sys.argv])}}
+        "threads": args.threads, "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else "unknown",
+        "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "commit": commit(),
+        "command": shlex.join(["python", *sys.argv])}}
     for cases in plan(args):
         rows, failed = measure(cases, args.device, args.threads, args.repeats or (30 if args.device == "cuda" else 2))
         report["rows"], report["failed"] = report["rows"] + rows, report["failed"] | failed
