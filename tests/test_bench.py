@@ -113,6 +113,7 @@ def test_prints_what_markdown_makes_of_the_file(done, tmp_path, capsys):
 @pytest.mark.parametrize(("options", "message"), [
     (["--peer", "no/such/peer.py"], "No such file or directory: 'no/such/peer.py'"),
     (["--json", "no/such/folder/a.json"], "no/such/folder'"),
+    (["--tasks", "training", "--batch", "2"], "--batch goes with --tasks inference"),
     (["--markdown", "no/such.json"], "--markdown no/such.json: not a file of --json"),
     (["--markdown", str(ROOT / "README.md")], "README.md: not a file of --json"),
     (["--markdown", str(ROOT / "recipes" / "paper.json")], "paper.json: not a file of --json"),

@@ -150,21 +150,21 @@ def measure(cases: Sequence[Case], device: str, threads: int, repeats: int) -> t
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # spinning threads would slow down the next row
     pools = {case: ProcessPoolExecutor(1, get_context("spawn"), serve, (case, device, threads)) for case in cases}
     wait([pool.submit(os.getpid) for pool in pools.values()])   # all processes have started before anything is timed
-    answers, failed = {case: [] for case in cases}, {}
+    answers, errors = {case: [] for case in cases}, {}
     for case in tqdm(list(cases) * (1 + repeats), desc=f"{cases[0].task} {cases[0].size}", unit="pass"):     # in turns
-        if case not in failed:
+        if case not in errors:
             try:
                 answers[case].append(pools[case].submit(answer).result())
             except BrokenExecutor:
-                failed[case] = "its process was ended, most likely for lack of memory"
+                errors[case] = "its process was ended, most likely for lack of memory"
             except RuntimeError as error:
-                failed[case] = str(error)
+                errors[case] = str(error)
     for pool in pools.values():
         pool.shutdown(wait=False)
-    rows = [row(case, *answers[case]) for case in cases if case not in failed]
+    rows = [row(case, *answers[case]) for case in cases if case not in errors]
     for r in rows:
-        r["ratio"] = None if cases[0] in failed else round(r["median_ms"] / rows[0]["median_ms"], 3)
-    return rows, {" ".join(filter(None, map(str, case))): error for case, error in failed.items()}
+        r["ratio"] = None if cases[0] in errors else round(r["median_ms"] / rows[0]["median_ms"], 3)
+    return rows, {" ".join(filter(None, map(str, case))): error for case, error in errors.items()}
 
 
 def row(case: Case, known: dict, *timed: dict) -> dict:
@@ -182,10 +182,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tasks", nargs="+", choices=("inference", "training"), default=["inference"], help="(default: inference)")
     add("--sizes", type=size, nargs="+", default=["480x640"], metavar="HxW", help="for inference (default: 480x640)")
     add("--batch", type=positive, default=1, help="batch size for inference (default: 1)")
-    add("--compile", action="store_true", help="also measure the compiled RPFNet")
-    add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="also time these weights; can be repeated")
-    add("--peer", action="append", default=[], metavar="FILE", help="also measure another network, in float32: a "
-        "Python file whose build() returns a module, which is called as network(ir, vis_y); can be repeated")
+    add("--compile", action="store_true", help="for inference: also measure the compiled RPFNet")
+    add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="for inference: also time these weights; "
+        "can be repeated")
+    add("--peer", action="append", default=[], metavar="FILE", help="for inference: also measure another network, "
+        "in float32: a Python file whose build() returns a module, which is called as network(ir, vis_y); can be repeated")
     add("--repeats", type=positive, help="timed passes of each row (default: 2 on a CPU, 30 on a GPU)")
     add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
     add("--json", type=Path, default=Path(os.devnull), metavar="FILE", help="also write rows and machine to this file")
@@ -217,6 +218,10 @@ def plan(args: argparse.Namespace) -> list[list[Case]]:
 
 def run(args: argparse.Namespace) -> dict:
     """Measure all rows. Returns rows, failed rows and the machine. Raises ValueError or OSError for wrong options."""
+    given = [name for name in ("sizes", "batch", "compile", "checkpoint", "peer")
+             if getattr(args, name) != build_parser().get_default(name)]
+    if given and "inference" not in args.tasks:
+        raise ValueError(f"--{given[0]} goes with --tasks inference")
     for needed in [*args.peer, args.json.absolute().parent]:
         os.stat(needed)         # report a missing file before the measurement
     check_device(args.device)
@@ -226,8 +231,8 @@ def run(args: argparse.Namespace) -> dict:
         "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "commit": commit(),
         "command": shlex.join(["python", *sys.argv])}}
     for cases in plan(args):
-        rows, failed = measure(cases, args.device, args.threads, args.repeats or (30 if args.device == "cuda" else 2))
-        report["rows"], report["failed"] = report["rows"] + rows, report["failed"] | failed
+        rows, errors = measure(cases, args.device, args.threads, args.repeats or (30 if args.device == "cuda" else 2))
+        report["rows"], report["failed"] = report["rows"] + rows, report["failed"] | errors
     args.json.write_text(json.dumps(report, indent=1) + "\n")
     return report
 
