@@ -13,7 +13,6 @@ are brighter than the mean of the brighter source.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import metrics
 from dataset import PairDataset, named_pairs
+from images import DataError
 from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SSIMLoss, above_deviation, adaptive_weight
+from pipeline import PAIR_ERRORS
+from support.console import failed, noted, positive
+from support.console import run as run_command
+from support.outputs import as_csv, check_place, write_atomically
 
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -55,12 +59,19 @@ LOSSES = {
 
 
 def central_crops(data: str, count: int, side: int) -> list[Tensor]:
-    """Infrared and visible luminance of training pairs spread over the list, each (count, 1, side, side) in [0, 1]."""
+    """Infrared and visible luminance of training pairs spread over the list, each (count, 1, side, side) in [0, 1].
+
+    With fewer than `count` pairs, all of them are used. Raises DataError, also for an image below `side`.
+    """
     pairs = named_pairs("roadscene", data, "train")
     crops: list[list[Tensor]] = [[], []]
-    for images in PairDataset(pairs[::len(pairs) // count][:count]).items:
+    chosen = PairDataset(pairs[::max(1, len(pairs) // count)][:count])
+    for name, images in zip(chosen.names, chosen.items):
+        height, width = images[0].shape[1:]
+        if min(height, width) < side:
+            raise DataError(f"--side {side}: {name} has only {width}x{height} pixels; give a smaller side")
         for kind, image in zip(crops, images):
-            top, left = (max(length - side, 0) // 2 for length in image.shape[1:])
+            top, left = (height - side) // 2, (width - side) // 2
             kind.append(torch.from_numpy(image[:, top:top + side, left:left + side]))
     return [torch.stack(kind).float() / 255 for kind in crops]
 
@@ -91,25 +102,35 @@ def score(fused: Tensor, ir: Tensor, vis_y: Tensor) -> dict[str, float]:
     return {name: round(value, 4) for name, value in means.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data/RoadScene", help="folder of RoadScene")
-    parser.add_argument("--count", type=int, default=6, help="number of crops (default: 6)")
-    parser.add_argument("--side", type=int, default=128, help="side of a crop, pixels (default: 128)")
-    parser.add_argument("--steps", type=int, default=60, help="steps of Adam (default: 60)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "pixels.csv",
-                        help="output file (default: results/pixels.csv)")
-    args = parser.parse_args(argv)
+def measured(args: argparse.Namespace) -> list[dict]:
+    """The rows of the file, which are printed as soon as they are measured. Raises DataError."""
     ir, vis_y = (torch.cat([x, DIMMED * x]) for x in central_crops(args.data, args.count, args.side))
-    rows = [{"loss": "average of the sources"} | score((ir + vis_y) / 2, ir, vis_y)]
+    rows: list[dict] = [{"loss": "average of the sources"} | score((ir + vis_y) / 2, ir, vis_y)]
+    print(rows[0], flush=True)
     for name, loss in LOSSES.items():
         rows.append({"loss": name} | score(optimum(loss, ir, vis_y, args.steps), ir, vis_y))
         print(rows[-1], flush=True)
-    with args.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    return rows
+
+
+@noted()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data/RoadScene", help="folder of RoadScene")
+    parser.add_argument("--count", type=positive, default=6, help="number of crops (default: 6)")
+    parser.add_argument("--side", type=positive, default=128, help="side of a crop, pixels (default: 128)")
+    parser.add_argument("--steps", type=positive, default=60, help="steps of Adam (default: 60)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "pixels.csv",
+                        help="output file (default: results/pixels.csv)")
+    args = parser.parse_args(argv)
+    try:
+        check_place("--out", args.out)
+        rows = measured(args)
+        write_atomically(args.out, as_csv(list(rows[0]), rows))
+    except PAIR_ERRORS as error:
+        return failed("pixels.py", error)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))
