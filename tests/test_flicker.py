@@ -115,6 +115,7 @@ def test_a_file_with_another_table_is_found_before_the_measurement(pairs, small,
 @pytest.mark.parametrize("options, message", [
     (["--frames", "1"], "at least 2"),
     (["--cuts"], "--cuts needs --clip"),
+    (["--cuts", "--print", "--clip", "a.avi", "b.avi"], "--print goes without --cuts"),
     (["--print", "--checkpoint", "medical"], "flicker.csv: no rows with the weights medical; measure them with --csv"),
     (["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
     (["--ir", "none", "--vis", "none"], "none: no such folder"),

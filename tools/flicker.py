@@ -247,6 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             origin["weights"] = weights_name(args.checkpoint)
         if args.frames < 2 or args.cuts and not args.clip:
             raise ValueError("--frames: at least 2" if args.frames < 2 else "--cuts needs --clip IR VIS")
+        if args.cuts and args.print:
+            raise ValueError("--print goes without --cuts: it prints the rows of a network")
         names = [Path(visible).stem for _, visible in args.clip or ()]
         if len(names) > len({*names}):      # a row has only this name
             raise ValueError(f"--clip: two visible files are named {max(names, key=names.count)}; rename one")
