@@ -70,7 +70,7 @@ def test_the_table_of_the_docs_is_the_recorded_one(capsys):
 
 
 def test_the_background_of_a_clip_is_the_half_that_changes_least(clip, small, tmp_path):
-    found = flicker.recorded(clip, 64, 3)
+    found = flicker.clip_of_files(clip, 64, 3)
     assert len(list(found.frames())) == 3
     assert found.background[:, :24].all() and not found.background[:, 40:].any()
     assert flicker.main(["--clip", *clip, *small, "--frames", "3", "--csv", str(tmp_path / "a.csv")]) == 0

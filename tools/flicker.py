@@ -109,7 +109,7 @@ def read_frames(files: Sequence[str], width: int) -> Iterator[Images]:
         yield narrowed(luma(ir), width), narrowed(luma(vis), width)
 
 
-def recorded(files: Sequence[str], width: int, frames: int) -> Clip:
+def clip_of_files(files: Sequence[str], width: int, frames: int) -> Clip:
     """Sequence of the first `frames` frames of two video files. Raises DataError."""
     stacks = [np.float32(images) for images in islice(read_frames(files, width), frames)]
     if len(stacks) < 2:
@@ -226,7 +226,7 @@ def recorded_rows(path: Path, weights: str) -> list[dict]:
 def flicker_rows(args: argparse.Namespace) -> list[dict]:
     """Measure all sequences. Raises DataError, OSError, ValueError."""
     if args.clip:
-        clips = [recorded(files, args.size, args.frames) for files in args.clip]
+        clips = [clip_of_files(files, args.size, args.frames) for files in args.clip]
     else:
         pairs = match_pairs(args.ir, args.vis)
         clips = [generated(pair, args.size, args.frames) for pair in pairs[::max(1, len(pairs) // args.pairs)][:args.pairs]]
