@@ -1,6 +1,7 @@
 """tools/students.py: networks compared with their teacher, and what is printed of known rows."""
 import csv
 import math
+import re
 
 import numpy as np
 import pytest
@@ -51,7 +52,12 @@ def test_measured_rows_are_recorded_and_a_missing_data_set_is_one_line(pairs, tm
     with (tmp_path / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["dataset"] for row in rows] == ["FLIR-val"] * 2 and rows[0]["images"] == "2"
-    assert rows[1]["network"] == student and float(rows[1]["PSNR"]) > 0 and rows[1]["commit"]
+    assert re.fullmatch("student-[0-9a-f]{8}", rows[1]["network"]) and float(rows[1]["PSNR"]) > 0 and rows[1]["commit"]
+
+
+def test_the_teacher_is_no_student(tmp_path, capsys):
+    assert students.main(["--students", "contrast", "--csv", str(tmp_path / "rows.csv")]) == 1
+    assert capsys.readouterr().err == "students.py: --students contrast: is the teacher\n"
 
 
 def test_after_ctrl_c_the_data_sets_that_could_not_be_read_are_named(tmp_path, monkeypatch, capsys):

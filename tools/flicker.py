@@ -44,14 +44,13 @@ from support.console import failed, noted, positive
 from support.console import run as run_command
 from support.outputs import check_place
 from support.pairing import match_pairs
-from support.records import commit, hashed_name, processor
+from support.records import commit, processor
 from tools.naturalness import Change, entering_target, static_background
-from tools.table_rows import TableError, read_rows, record
+from tools.table_rows import TableError, read_rows, record, weights_name
 from tools.tables import layout
 from video import weight_of_past
 from video.clips import Capture
 from video.steady import KEEP, Cuts, Steady
-from weights import CHECKPOINTS, find
 
 NUMBERS = ("ir", "vis", "fused", "limit", "jump", "ms")
 ORIGIN = ("weights", "command", "commit", "machine")
@@ -199,11 +198,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", type=Path, help="add the rows to this file; they replace rows of the same sequence, "
                         "frames, size, weights and steady")
     return parser
-
-
-def weights_name(checkpoint: str) -> str:
-    """Name of the weights in the rows; that of a file has a hash. Raises OSError, ValueError."""
-    return checkpoint if checkpoint in CHECKPOINTS else hashed_name(find(checkpoint))
 
 
 def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> None:

@@ -8,9 +8,9 @@ Each pair is fused by the teacher (checkpoint contrast) and by each student in t
 with BatchNorm folded. The columns are means over the pairs by the metrics' definitions. A student's second line is its
 difference from the teacher in percent.
 
-PSNR is that of the student's fused luminance against the teacher's, in dB, mean over the pairs. It is infinite where all
-pictures are equal. "time" is the median over the pairs of the student's CPU time divided by the teacher's for the same pair.
-All networks run on the CPU, because "time" is CPU time.
+PSNR is that of the student's fused luminance against the teacher's, in dB, mean over the pairs. It is infinite if both
+pictures of one pair are equal. "time" is the median over the pairs of the student's CPU time divided by the teacher's for
+the same pair. All networks run on the CPU, because "time" is CPU time.
 """
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ from tools.table_rows import (
     provenance,
     read_rows,
     record,
+    weights_name,
 )
 from tools.tables import show
 
@@ -83,9 +84,11 @@ def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> d
 def measure(args: argparse.Namespace, problems: list[str]) -> None:
     """Measure and record the rows of each data set. One line in `problems` for each data set that cannot be measured.
 
-    Raises OSError, ValueError: a checkpoint cannot be read.
+    Raises OSError, ValueError: a checkpoint cannot be read, or a student is the teacher.
     """
-    networks = {name: RPFNet.from_pretrained(name).optimize() for name in (TEACHER, *args.students)}
+    if TEACHER in args.students:
+        raise ValueError(f"--students {TEACHER}: is the teacher")
+    networks = {weights_name(name): RPFNet.from_pretrained(name).optimize() for name in (TEACHER, *args.students)}
     for dataset in args.datasets:
         try:
             pairs = pairs_of(dataset, args)
@@ -128,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="folder that holds RoadScene/, TNO/, MSRS/ (default: data)")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="only these")
     parser.add_argument("--students", nargs="+", type=given, default=STUDENTS, metavar="NAME|FILE",
-                        help=f"checkpoints (default: {' '.join(STUDENTS)})")
+                        help=f"checkpoints; in the rows, the name of a file has a hash (default: {' '.join(STUDENTS)})")
     parser.add_argument("--csv", type=Path, default=RESULTS / "students.csv", metavar="FILE",
                         help="file of the rows (default: results/students.csv)")
     parser.add_argument("--print", action="store_true", help="measure nothing; print the recorded rows")

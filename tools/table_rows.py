@@ -35,9 +35,9 @@ from pipeline import PAIR_ERRORS
 from recipe import RECIPE, TrainingError, completed, is_current, parse, read_state
 from support.console import first_line
 from support.outputs import as_csv, write_atomically
-from support.records import device_name, processor
+from support.records import device_name, hashed_name, processor
 from support.runtime import default_device
-from weights import read_json
+from weights import CHECKPOINTS, find, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -268,6 +268,11 @@ def rows_of(table: str, dataset: str, method: str, use: Use, scores: dict[str, d
 def digits(means: dict[str, float]) -> dict[str, str]:
     """Values as recorded in the CSV files, with four decimals."""
     return {name: f"{value:.4f}" for name, value in means.items()}
+
+
+def weights_name(checkpoint: str) -> str:
+    """Name of the weights in the rows; that of a file has a hash. Raises OSError, ValueError."""
+    return checkpoint if checkpoint in CHECKPOINTS else hashed_name(find(checkpoint))
 
 
 def machine(name: str | None = None) -> str:
