@@ -119,10 +119,10 @@ def test_values_that_are_undefined_are_kept_as_such(root):
 
 
 def test_names_become_file_names_for_all_systems():
-    names = ["a", "A", "a b", "a_b", "../up", "..", HOSTILE, "CON:1", "00123D"]
+    names = ["a", "A", "a b", "a_b", "../up", "..", HOSTILE, "CON:1", "con", "Aux.b", "com1", "conus", "00123D"]
     stems = file_names(names)
     assert len({stem.lower() for stem in stems}) == len(names)
-    assert stems[0] == "a" and stems[-1] == "00123D"
+    assert stems[0] == "a" and stems[-5:] == ["_con", "_Aux.b", "_com1", "conus", "00123D"]
     assert not any(set(stem) & set('/\\:*?"<>| %#&') or stem.startswith(".") for stem in stems)
 
 

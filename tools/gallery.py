@@ -55,6 +55,7 @@ TEMPLATES = Path(__file__).resolve().parent / "gallery"
 PAGE = ("index.html", "gallery.css", "gallery.js")
 SOURCES = ("Infrared", "Visible")
 THUMBNAIL = 160     # pixels, longer side; high-density screens show it at half this size
+DEVICES = r"con|prn|aux|nul|(com|lpt)[0-9]"        # no names of files on Windows, also before a suffix
 # The data are a script, because browsers do not allow a page on the disk to fetch JSON.
 DATA_HEAD, DATA_END = "// Made by tools/gallery.py\nconst REPORT = ", ";\n"
 
@@ -107,6 +108,8 @@ def file_names(names: Iterable[str]) -> list[str]:
     result = []
     for name in names:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(".") or "_"
+        if re.fullmatch(DEVICES, stem.partition(".")[0], re.IGNORECASE):
+            stem = "_" + stem
         while stem.lower() in taken:
             stem += "_"
         taken.add(stem.lower())
