@@ -20,7 +20,8 @@ STRAY_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 def is_stray(path: Path) -> bool:
     """Whether a file belongs to no data set: added by the system, or left by a killed run."""
-    return path.name in STRAY_FILES or path.name.startswith(".") and path.suffix == ".part"
+    # Temporary files of video keep the suffix: .NAME.part.mp4
+    return path.name in STRAY_FILES or path.name.startswith(".") and ".part" in path.suffixes[-2:]
 
 
 class OutputError(Exception):

@@ -66,6 +66,13 @@ def test_the_permissions_are_those_of_any_new_file(tmp_path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
+@pytest.mark.parametrize(("name", "stray"), [
+    (".0123456789abcdef.part", True), (".0123456789abcdef.part.mp4", True), (".DS_Store", True), ("desktop.ini", True),
+    ("a.part.mp4", False), (".hidden.mp4", False), ("a.mp4", False)])
+def test_leftovers_of_a_killed_run_are_known(name, stray):
+    assert outputs.is_stray(Path("folder", name)) == stray
+
+
 # --- never over an input ---
 
 

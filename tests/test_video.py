@@ -16,7 +16,7 @@ import video
 from images import DataError, infrared_span
 from net import RPFNet
 from support.console import INTERRUPTED
-from support.outputs import OutputError
+from support.outputs import OutputError, is_stray
 from tools.naturalness import entering_target, flicker_measures
 from video import Steady
 from video.clips import FolderClip
@@ -584,6 +584,13 @@ def test_keep_is_checked():
     for keep in (-0.1, 1.0):
         with pytest.raises(ValueError, match="from 0 to below 1"):
             Steady(network(), keep)
+
+
+def test_the_temporary_file_is_known_as_a_leftover(tmp_path):
+    with VideoFile(tmp_path / "a.avi", RATE) as file:
+        file.write("a", np.zeros(SIZE, np.uint8))
+        (temporary,) = tmp_path.iterdir()
+        assert is_stray(temporary)
 
 
 def test_a_frame_of_another_size_ends_the_file(tmp_path):
