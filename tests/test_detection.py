@@ -106,7 +106,7 @@ def test_yolo_boxes_are_clipped_to_the_image(tmp_path):
 
 
 def test_labels_of_two_kinds_are_refused_and_class_lists_are_no_labels(tmp_path):
-    for name in ("10.txt", "9.txt", "classes.txt", "notes.md"):
+    for name in ("10.txt", "9.txt", "classes.txt", "notes.md", "._9.txt", "._9.xml"):
         (tmp_path / name).touch()
     assert list(find_labels(tmp_path)) == ["9", "10"]
     (tmp_path / "9.xml").touch()

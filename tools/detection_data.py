@@ -52,9 +52,9 @@ def find_labels(folder: Path) -> dict[str, Path]:
     """{stem: path} of the label files in a folder, in natural order. Raises DataError for no files or for two kinds."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    # Labelling programs write classes.txt beside YOLO text files.
-    paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in READERS and path.name != "classes.txt"),
-                   key=lambda path: natural_key(path.stem))
+    # Labelling programs write classes.txt beside YOLO text files, and macOS writes ._NAME.xml beside NAME.xml.
+    paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in READERS and path.name != "classes.txt"
+                    and not path.name.startswith(".")), key=lambda path: natural_key(path.stem))
     kinds = {path.suffix.lower() for path in paths}
     if not kinds:
         raise DataError(f"{folder}: no labels; expected NAME.xml (VOC) or NAME.txt (YOLO)")
