@@ -421,6 +421,19 @@ def test_16_bit_infrared_has_one_range_for_the_sequence(folders):
     assert max(frame.ir.max() for frame in FolderClip(options)) == round(high / 257)
 
 
+def test_8_bit_infrared_is_read_once(folders, monkeypatch):
+    for number in range(LENGTH):
+        path = folders / "ir" / f"{number}.png"
+        cv2.imwrite(str(path), np.uint8(cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 257))
+    clip = FolderClip(SimpleNamespace(ir=folders / "ir", vis=folders / "vis", ir_pattern=None, vis_pattern=None, fps=None,
+                                      resize=None, ir_range=None))
+    reads = []
+    monkeypatch.setattr(cv2, "imdecode", lambda *args, whole=cv2.imdecode: reads.append(1) or whole(*args))
+    for number, frame in enumerate(clip):
+        np.testing.assert_array_equal(frame.ir, cv2.imread(str(folders / "ir" / f"{number}.png"), cv2.IMREAD_GRAYSCALE))
+    assert len(reads) == 2 * LENGTH + 1         # one more of the first frame, for the bit depth of the sequence
+
+
 @pytest.mark.parametrize("number", [0, 5])
 def test_a_frame_with_fewer_bits_than_the_others_is_named(folders, number, small, capsys):
     path = folders / "ir" / f"{number}.png"

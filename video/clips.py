@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import load_pair, of_one_size
-from images import DataError, infrared_luma, infrared_span, luma
+from dataset import of_one_size
+from images import DataError, decode, infrared_luma, infrared_span, luma, read_ir, read_vis
 from support.console import note
 from support.pairing import Pair, all_paired, find_pairs, list_images
 
@@ -69,9 +69,15 @@ class FolderClip:
     def __iter__(self) -> Iterator[Frame]:
         span = self.args.ir_range or self._span()
         for pair in self._pairs:
-            if not span and infrared_span(pair.ir):     # it would be scaled by a range of its own
-                raise self._mixed(pair.ir)
-            yield Frame(pair.name, *load_pair(pair, self.args.resize, span))
+            ir = read_ir(pair.ir, span) if span else self._infrared_of_8_bits(pair.ir)
+            yield Frame(pair.name, *of_one_size(pair, ir, read_vis(pair.vis), self.args.resize))
+
+    def _infrared_of_8_bits(self, path: Path) -> np.ndarray:
+        """Read infrared as uint8 (H, W). Raises DataError, also for 16 bits, which would be scaled frame by frame."""
+        pixels = decode(path)
+        if pixels.dtype == np.uint16:
+            raise self._mixed(path)
+        return infrared_luma(pixels, path.name)
 
     def _span(self) -> tuple[int, int] | None:
         """Minimum and maximum of the infrared sequence; None for 8-bit images."""
