@@ -251,7 +251,7 @@ def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
     model, path = RPFNet.from_pretrained(args.checkpoint), find(args.checkpoint)
     about, described = description(path)
     recipe = completed(about["recipe"], str(described)) if "recipe" in about else {}
-    args.count = args.count or 1
+    args.count = 1      # without --names; --count is refused by check_options
     pair, *images = next(readable(chosen_pairs(args, problems), problems, reader(args)))
     ir, vis = (torch.from_numpy(luma(x))[None, None].float() / 255 for x in images)
     fused, features = forward(model, ir, vis)
