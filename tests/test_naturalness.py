@@ -414,6 +414,7 @@ def test_an_unreadable_pair_is_skipped_and_the_rest_measured(tree, weights, caps
     ([], "nothing to measure"),
     (["--fused", "mine", "--flicker"], "need a network"),
     (["--fused", "mine", "--as-published"], "need a network"),
+    (["--fused", "mine", "--device", "cpu"], "need a network"),
     (["--fused", "max=mine"], "the name max is taken"),
     (["--fused", "absent"], "absent: no such folder"),
     (["--fused", "mine", "--csv", "absent/out.csv"], "no such folder"),

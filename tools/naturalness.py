@@ -325,8 +325,7 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--flicker", nargs="?", type=positive, const=5, metavar="PAIRS", help="also measure "
                          "flicker, on sequences generated from the first PAIRS pairs (default: %(const)s)")
     network.add_argument("--frames", type=positive, help="frames of each sequence of --flicker (default: 20)")
-    network.add_argument("--device", default=default_device(),
-                         help="cuda, cuda:1 or cpu (default: cuda if available)")
+    network.add_argument("--device", help="cuda, cuda:1 or cpu (default: cuda if available)")
 
     output = parser.add_argument_group("output")
     output.add_argument("--each", action="store_true", help="print one row for each image before the means")
@@ -339,8 +338,8 @@ def check_options(args: argparse.Namespace) -> None:
     """Raises ValueError for options that do not fit together, before any work is done."""
     if not args.fused and not args.checkpoint:
         raise ValueError("nothing to measure: give --fused [NAME=]DIR or --checkpoint FILE")
-    if (args.as_published or args.flicker) and not args.checkpoint:
-        raise ValueError("--as-published and --flicker need a network: give --checkpoint FILE")
+    if (args.as_published or args.flicker or args.device) and not args.checkpoint:
+        raise ValueError("--as-published, --flicker and --device need a network: give --checkpoint FILE")
     if args.frames and not args.flicker:
         raise ValueError("--frames goes with --flicker")
     args.frames = args.frames or 20
@@ -357,7 +356,7 @@ def load_network(args: argparse.Namespace, taken: Sequence[str]) -> dict[str, Fu
     name = args.checkpoint.stem + (" as published" if args.as_published else "")
     if name in taken:
         raise ValueError(f"--checkpoint {args.checkpoint}: the name {name} is taken; rename the one in --fused")
-    model = RPFNet.from_pretrained(args.checkpoint, args.device)
+    model = RPFNet.from_pretrained(args.checkpoint, args.device or default_device())
     return {name: partial(model.fuse, as_published=True) if args.as_published else model.fuse}
 
 
