@@ -1,119 +1,242 @@
 """The documents tell what the files beside them hold, and their commands run."""
+import argparse
 import csv
 import importlib
+import json
 import re
 import shlex
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tools import students
+
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EACH_DOCUMENT = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+NUMBER = r"[-+]?\d+\.\d+"
 
 
-def tables(text: str) -> list[list[list[str]]]:
-    """Markdown tables, each a list of rows of cells."""
-    found = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def tables(path: Path) -> list[list[list[str]]]:
+    """The tables of a document, each a list of rows of cells."""
+    found = re.findall(r"(?:^\|.*\n)+", read(path), re.MULTILINE)
     return [[[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()] for table in found]
 
 
+def table_rows(path: Path) -> list[list[str]]:
+    return [row for table in tables(path) for row in table]
+
+
+def prose(path: Path) -> str:
+    """A document without its blocks of code and its tables."""
+    return re.sub(r"```.*?```|^\|.*?$", "", read(path), flags=re.DOTALL | re.MULTILINE)
+
+
+# --- measured numbers ---
+
+
 @cache
-def csv_rows() -> list[list[str]]:
-    """The rows of all CSV files in results/."""
-    rows = []
+def records() -> dict[str, list[dict[str, str]]]:
+    """The rows of each CSV file in results/."""
+    found = {}
     for path in (ROOT / "results").glob("*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
-            rows += csv.reader(file)
-    return rows
+            found[path.stem] = list(csv.DictReader(file))
+    return found
+
+
+def numbers_of(row: dict[str, str]) -> list[float]:
+    return [float(cell) for cell in row.values() if re.fullmatch(rf"{NUMBER}|\d+", cell or "")]
+
+
+def printed(numbers: Iterable[float]) -> set[str]:
+    """The numbers as a document may print them, with one to four decimals."""
+    return {f"{number:.{digits}f}" for number in numbers for digits in (1, 2, 3, 4)}
 
 
 @cache
-def recorded_values() -> set[str]:
-    """Every number in results/, as written, and rounded to 1 to 3 digits."""
-    values = set()
-    for path in (ROOT / "results").glob("*.json"):
-        for number in re.findall(r"\d+\.\d+", path.read_text()):
-            values |= {f"{float(number):.{digits}f}" for digits in (1, 2, 3)}
-    for cell in (cell for row in csv_rows() for cell in row):
-        values.add(cell)
-        if re.fullmatch(r"-?\d+\.\d+", cell):
-            values |= {f"{float(cell):.{digits}f}" for digits in (1, 2, 3)}
-    return values
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_measured_numbers_are_recorded(path):
-    """Cells with three decimals are metrics: each must stand in results/, signed differences apart."""
-    known = recorded_values()
-    cells = [cell for table in tables(path.read_text()) for row in table for cell in row]
-    numbers = [cell for cell in cells if re.fullmatch(r"\d+\.\d{3}", cell)]
-    assert [number for number in numbers if number not in known] == []
-
-
-@cache
-def recorded_rows() -> list[set[str]]:
-    """Each row of the CSV files in results/: its numbers, rounded to three digits."""
-    return [{f"{float(cell):.3f}" for cell in row if re.fullmatch(r"-?\d+\.\d+", cell)} for row in csv_rows()]
+def recorded() -> list[set[str]]:
+    """The numbers that belong together: those of a row of a file, and all of results/facts.csv, which has one in a row."""
+    facts = [float(number) for row in records()["facts"] for number in re.findall(NUMBER, f"{row['what']} {row['value']}")]
+    return [printed(facts), *(printed(numbers_of(row)) for rows in records().values() for row in rows)]
 
 
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "speed.md"], ids=lambda path: path.name)
 def test_the_numbers_of_a_row_are_recorded_together(path):
-    """The three-decimal cells of a row stand together in one row of a CSV file.
+    """Three decimal fractions in a row of a table, or one with three decimals, stand together in one row of a CSV file.
 
-    Rows of differences are computed from two rows. docs/speed.md is compared with its files in test_bench.py.
+    Rows of differences are computed from two rows, see below. docs/speed.md is compared with its files in test_bench.py.
     """
-    known, wrong = recorded_rows(), []
-    for row in (row for table in tables(path.read_text()) for row in table):
-        numbers = {cell for cell in row if re.fullmatch(r"-?\d+\.\d{3}", cell)}
-        if not any("difference" in cell for cell in row) and not any(numbers <= values for values in known):
+    wrong = []
+    for row in table_rows(path):
+        cells = {cell for cell in row if re.fullmatch(NUMBER, cell)}
+        measured = len(cells) >= 3 or any(re.search(r"\.\d{3}", cell) for cell in cells)
+        if measured and not row[1].startswith("difference") and not any(cells <= known for known in recorded()):
             wrong.append(row)
     assert wrong == []
 
 
+@cache
+def means_of_seeds() -> list[set[str]]:
+    """"mean ± standard deviation" of each column, for each row that was measured with several seeds."""
+    groups = defaultdict(list)
+    for row in records()["tables"]:
+        groups["tables", *(row[key] for key in ("table", "dataset", "method", "use", "range", "protocol", "steps"))].append(row)
+    for row in records()["readings"]:
+        groups["readings", row["variant"].partition(", seed ")[0]].append(row)
+    for row in records()["detection"]:
+        groups["detection", row["dataset"], row["method"], row["split"], row["epochs"]].append(row)
+    return [{f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+             for values in zip(*map(numbers_of, rows), strict=True)} for rows in groups.values() if len(rows) > 1]
+
+
+@EACH_DOCUMENT
+def test_means_and_deviations_are_those_of_the_recorded_seeds(path):
+    rows = [{cell for cell in row if "±" in cell} for row in table_rows(path)]
+    assert [cells for cells in rows if not any(cells <= known for known in means_of_seeds())] == []
+    assert any(rows) == (path.name in ("results.md", "detection.md"))
+
+
+@EACH_DOCUMENT
+def test_numbers_in_sentences_are_recorded(path):
+    """Those of three and more decimals, also as means of seeds and without their sign.
+
+    Not compared: code, addresses, what is defined and not measured, and differences ("0.009 worse").
+    """
+    text = re.sub(r"`[^`]*`|\(https?:[^)]*\)|quantile \S+ to \S+|1\.164 \(Y - 16\)|\S+ (better|worse)", "", prose(path))
+    means = {cell.split()[0] for cells in means_of_seeds() for cell in cells}
+    known = {number.lstrip("-") for number in means.union(*recorded())}
+    assert {*re.findall(r"(?<![\d.,])\d+\.\d{3,}(?![\d.])", text)} <= known
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_differences_are_those_to_the_printed_row(name):
+    printed, above, count = [], [], 0
+    for row in table_rows(ROOT / name):
+        cells = row[2:]
+        if row[1:2] == ["printed"]:
+            printed = cells
+        elif row[1:2] == ["difference"]:
+            expected = [float(mine) - float(theirs) for mine, theirs in zip(above, printed, strict=True)]
+            assert [*map(float, cells)] == pytest.approx(expected, abs=0.0011), row
+            count += 1
+        above = cells
+    assert count >= 6
+
+
+def test_the_differences_of_the_small_networks_are_printed_by_their_tool(capsys):
+    assert students.main(["--print"]) == 0
+    printed = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    rows = [[cell for cell in row if cell] for row in table_rows(ROOT / "docs" / "results.md")]
+    differences = [line for line in printed if line[0].startswith("difference")]
+    assert len(differences) == 6 and [line for line in differences if line not in rows] == []
+
+
 def test_no_table_is_repeated():
-    rows = [tuple(row) for path in DOCUMENTS for table in tables(path.read_text()) for row in table[2:]
+    rows = [tuple(row) for path in DOCUMENTS for table in tables(path) for row in table[2:]
             if sum(bool(re.search(r"\d\.\d", cell)) for cell in row) >= 3]
     assert len(rows) == len(set(rows))
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_table_of_recipes_is_that_of_their_files():
+    """The rows of docs/training.md, without those of the steps and of the loss, which are words."""
+    (table,) = (table for table in tables(ROOT / "docs" / "training.md") if table[0][1:2] == ["`paper`"])
+    names = [cell.strip("`") for cell in table[0][1:]]
+    stored = [json.loads(read(ROOT / "recipes" / f"{name}.json"))["recipe"] for name in names]
+    assert sorted(names) == sorted(path.stem for path in (ROOT / "recipes").glob("*.json"))
+
+    def word(value):
+        return f"{value:,}" if value else "no"
+
+    expected = {
+        "crops a step": [f"{r['batch']} of {r['crop']}" for r in stored],
+        "crops, new in each epoch": [f"{r['crops']:,}, {'no' if r['fixed_crops'] else 'yes'}" for r in stored],
+        "flips; `--dim`": [f"{'yes' if r['flips'] else 'no'}; {r['dim']}" for r in stored],
+        "learning rate": [f"{r['lr']}, {r['schedule']}" for r in stored],
+        "clipping; `--fixed-statistics`": [f"{word(r['clip'])}; {word(r['fixed_statistics'])}" for r in stored],
+        "channels, iterations": [f"{r['channels']}, {r['stages']}" for r in stored],
+        "bfloat16 (`--amp`)": ["yes" if r["amp"] else "no" for r in stored],
+    }
+    rows = {row[0]: row[1:] for row in table[2:]}
+    assert {name: rows[name] for name in expected} == expected
+    assert rows["steps"] == [f"{r['steps']:,}" if r["steps"] else f"{r['epochs']} epochs of {-(-r['crops'] // r['batch'])}"
+                             for r in stored]
+
+
+# --- links, options and commands ---
+
+
+def anchors(path: Path) -> list[str]:
+    """The addresses that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", read(path), flags=re.DOTALL), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@EACH_DOCUMENT
 def test_links_inside_the_repository_exist(path):
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", read(path)):
+        there = path.parent / target if target else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
 
 
 def test_readme_is_a_page():
     assert len(README.splitlines()) <= 200
 
 
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parsers of our commands and tools, by the file's name as a document writes it."""
+    scripts = ["train.py", "test.py", "metrics.py", *sorted(f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py"))]
+    modules = {script: importlib.import_module(script.removesuffix(".py").replace("/", ".")) for script in scripts}
+    return {script: module.build_parser() for script, module in modules.items() if hasattr(module, "build_parser")}
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """All options of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for choice in action.choices.values():
+                yield from options_of(choice)
+
+
+@EACH_DOCUMENT
+def test_options_in_sentences_and_tables_exist(path):
+    known = {option for parser in parsers().values() for option in options_of(parser)}
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", read(path), flags=re.DOTALL))
+    assert {option for span in spans for option in re.findall(r"(?<!\S)--[a-z][\w-]*", span)} <= known
+
+
 def commands(path: Path) -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL)
+    """The words of each command that starts Python, without the variables that are set before it."""
+    blocks = re.findall(r"```bash\n(.*?)```", read(path), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(part) for line in lines for part in line.split("#")[0].split("&&")]
     return [[word for word in command if "=" not in word or word.startswith("--") or command.index(word)]
-            for command in words if "python" in command]
+            for command in words if {"python", "torchrun"} & {*command}]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_documented_options_exist(path, monkeypatch, capsys):
-    """Every command of a document that is one of ours is understood by its parser."""
+@EACH_DOCUMENT
+def test_documented_options_exist(path):
+    """Every command of a document that is one of ours is understood by its parser, and no other command follows in its line."""
     import dataset
-    import metrics
-    import test as fuse_command
-    import train
 
-    parsers = {"train.py": train.build_parser, "test.py": fuse_command.build_parser, "metrics.py": metrics.build_parser}
+    known = parsers()
     for command in commands(path):
-        script, *options = command[command.index("python") + 1:]
-        if script == "tools/figures.py":
-            pytest.importorskip("matplotlib")
-        if script.startswith("tools/"):
-            parsers[script] = importlib.import_module(f"tools.{Path(script).stem}").build_parser
-        if script in parsers:
+        assert command[0] in ("python", "torchrun") and not {"python", "torchrun"} & {*command[1:]}, command
+        script, *options = [word for word in command[1:] if not word.startswith("--nproc_per_node")]
+        if script in known:
             options = options[:options.index("--")] if "--" in options else options     # tables.py: the rest is for train.py
-            parsers[script]().parse_args(options)
+            known[script].parse_args(options)
         elif script == "dataset.py" and "NAME" not in command:
             assert command[-2] in dataset.DATASETS
         elif script.endswith(".py"):
