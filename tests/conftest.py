@@ -1,6 +1,8 @@
 """What several test files share: real images, small random pairs, the `gpu` marker."""
+import copy
 import os
 import signal
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -9,9 +11,9 @@ import pytest
 import torch
 
 from net import RPFNet
-from support.outputs import OutputError
-from video.results import VideoFile
 
+# Asked for once and first: CUDA reads CUDA_VISIBLE_DEVICES once, so it would find no GPU after a test that hides them.
+HAS_GPU = torch.cuda.is_available()
 gpus_are_hidden = pytest.MonkeyPatch()
 
 
@@ -22,7 +24,7 @@ def pytest_runtest_setup(item):
     if not item.get_closest_marker("gpu"):
         gpus_are_hidden.setattr(torch.cuda, "is_available", lambda: False)
         gpus_are_hidden.setenv("CUDA_VISIBLE_DEVICES", "")      # for programs that tests start
-    elif not torch.cuda.is_available():
+    elif not HAS_GPU:
         pytest.skip("needs a CUDA device")
 
 
@@ -44,6 +46,12 @@ def bfloat16_is_used():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test alone draws what it draws among all others."""
+    torch.manual_seed(0)
 
 
 class RealImages:
@@ -75,8 +83,13 @@ def random_pair(batch, height, width, seed=0):
 
 def trained(**options):
     """A small network in eval mode whose running statistics are those of noise, not the initial 0 and 1."""
+    return copy.deepcopy(_trained(**{"channels": 8} | options))
+
+
+@cache
+def _trained(**options):
     torch.manual_seed(0)
-    model = RPFNet(**{"channels": 8} | options)
+    model = RPFNet(**options)
     with torch.no_grad():
         for seed in range(20):
             model(*random_pair(2, 32, 32, seed=50 + seed))
@@ -104,13 +117,16 @@ def write_pairs(root, names, size):
 
 
 def write_clip(path, frames, rate=25.0):
-    """A video file of uint8 frames; skips the test where the codec is missing."""
-    with VideoFile(path, rate) as file:
-        try:
-            for number, frame in enumerate(frames):
-                file.write(str(number), frame)
-        except OutputError as error:
-            pytest.skip(str(error))
+    """A video file of uint8 frames, gray or RGB. Where OpenCV cannot write .mp4, the test is skipped."""
+    height, width = frames[0].shape[:2]
+    codec = {".avi": "MJPG", ".mp4": "mp4v"}[path.suffix]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, (width, height))
+    if path.suffix == ".mp4" and not writer.isOpened():
+        pytest.skip("this OpenCV does not write .mp4")
+    assert writer.isOpened()        # every OpenCV writes Motion JPEG
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR if frame.ndim == 2 else cv2.COLOR_RGB2BGR))
+    writer.release()
 
 
 @pytest.fixture(scope="session")

@@ -246,7 +246,9 @@ def test_an_earlier_file_survives_a_full_disk(tmp_path, suffix, kept):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert out.read_bytes() == earlier and partial.exists() == kept and file.path == (partial if kept else out)
     assert len(names(tmp_path)) == 1 + kept         # and no temporary file
-    write_clip(out, noise)
+    with VideoFile(out, RATE) as file:
+        for image in noise:
+            file.write("frame", image)
     assert len(read_clip(out)[0]) == 20             # a complete one replaces it
 
 
