@@ -16,7 +16,7 @@ import images
 import pipeline
 import test as fuse_command  # the project's test.py; the name is the field's habit
 from dataset import named_pairs
-from images import DataError, luma, read_vis
+from images import DataError, luma, read_gray, read_vis
 from inference import fuse_luminance
 from layers import BatchNorm
 from net import RPFNet
@@ -77,7 +77,7 @@ def test_the_readme_command_fuses_the_samples_with_the_shipped_checkpoint(tmp_pa
 
 
 def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
-    """a and d share a batch of two; b between them has another size, e cannot be read."""
+    """c and d share a batch of two; b has another size than a and c, and e cannot be read."""
     for name in ("d", "e"):
         for side, suffix in (("ir", ".png"), ("vis", ".jpg")):
             (folders / side / (name + suffix)).write_bytes((folders / side / ("c" + suffix)).read_bytes())
@@ -88,8 +88,8 @@ def test_batches_change_no_image_and_lose_none(folders, small, monkeypatch):
                         lambda model, pairs, *rest: sizes.append(len(pairs)) or whole(model, pairs, *rest))
     results = []
     for batch in ("1", "2"):
-        assert fuse(folders, *small, "--batch", batch) == 1        # e
-        results.append({path.name: path.read_bytes() for path in (folders / "out").glob("*.png")})
+        assert fuse(folders, *small, "--batch", batch, "--out", str(folders / batch)) == 1        # e
+        results.append({path.name: path.read_bytes() for path in (folders / batch).glob("*.png")})
     assert sizes == [1, 1, 1, 1, 1, 1, 2]
     assert results[0].keys() == results[1].keys() == {"a.png", "b.png", "c.png", "d.png"}
     for name in results[0]:
@@ -163,11 +163,29 @@ def test_result_is_that_of_the_python_interface(folders, small, options, argumen
     assert not arguments or np.abs(fused.astype(int) - model.fuse(ir, vis)).max() > 1
 
 
-def test_fast_gives_the_picture_in_bfloat16(folders, small):
-    assert fuse(folders, *small) == 0
-    plain = read_vis(folders / "out" / "a.png").astype(int)
-    assert fuse(folders, *small, "--fast") == 0
-    assert np.abs(read_vis(folders / "out" / "a.png") - plain).max() <= 8
+@pytest.fixture
+def sample(tmp_path):
+    """A sample at a quarter of its size, as the options --ir and --vis, and the weights tiny."""
+    for side in ("ir", "vis"):
+        image = cv2.imread(str(ROOT / "samples" / side / "smoke.png"), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(tmp_path / f"{side}.png"), cv2.resize(image, (160, 120), interpolation=cv2.INTER_AREA))
+    return ["--ir", str(tmp_path / "ir.png"), "--vis", str(tmp_path / "vis.png"), "--checkpoint", "tiny"]
+
+
+def test_fast_gives_nearly_the_same_picture(sample, tmp_path):
+    for name, options in (("plain", []), ("fast", ["--fast"])):
+        assert fuse_command.main([*sample, *options, "--out", str(tmp_path / f"{name}.png")]) == 0
+    plain, fast = (read_vis(tmp_path / f"{name}.png") for name in ("plain", "fast"))
+    assert not np.array_equal(plain, fast) and cv2.PSNR(plain, fast) > 45
+
+
+def test_tiles_are_those_of_the_python_interface(sample, tmp_path):
+    assert fuse_command.main([*sample, "--tile", "64", "--out", str(tmp_path / "tiles.png")]) == 0
+    model = RPFNet.from_pretrained("tiny")
+    ir, vis = read_gray(tmp_path / "ir.png"), read_vis(tmp_path / "vis.png")
+    fused = read_vis(tmp_path / "tiles.png").astype(int)
+    assert np.abs(fused - model.fuse(ir, vis, tile=64)).max() <= 1
+    assert np.abs(fused - model.fuse(ir, vis)).max() > 1
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -497,6 +497,32 @@ def test_off_is_the_image_path_to_the_bit_and_so_is_the_first_frame():
     assert (model.fuse(*frames[4]) == alone[4]).all()       # the hooks are gone
 
 
+def test_the_command_keeps_averages_unless_steady_is_0(tmp_path, small):
+    frames = list(entering_target(*scene(), 4))
+    for side, images in zip(("ir", "vis"), zip(*frames)):
+        (tmp_path / side).mkdir()
+        for number, image in enumerate(images):
+            cv2.imwrite(str(tmp_path / side / f"{number}.png"), image[..., ::-1] if image.ndim == 3 else image)
+    model, last = RPFNet.from_pretrained(small[1]), len(frames) - 1
+
+    def distance(name, number):
+        fused = cv2.imread(str(tmp_path / name / f"{number}.png"))[..., ::-1]
+        return np.abs(fused.astype(int) - model.fuse(*frames[number])).max()
+
+    for name, options in (("alone", ["--steady", "0"]), ("steady", [])):
+        assert fuse(tmp_path / "ir", tmp_path / "vis", tmp_path / name, *small, "--video", *options) == 0
+    assert max(distance("alone", number) for number in range(len(frames))) <= 1
+    assert distance("steady", 0) <= 1 < distance("steady", last)
+
+
+@pytest.mark.parametrize("sources, options, steady", [
+    ("01", [], 0.97), ("01", ["--steady", "0"], 0), ("01", ["--steady", "0.5"], 0.5), ("01", ["--as-published"], 0),
+    ("01", ["--released", "Model.pth"], 0), (("ir.mp4", "vis.mp4"), [], 0.97), (("ir", "vis"), ["--video"], 0.97),
+    (("ir", "vis"), [], None)], ids=str)
+def test_the_weight_of_the_past(sources, options, steady):
+    assert fuse_command.parse(["--ir", sources[0], "--vis", sources[1], *options]).steady == steady
+
+
 def test_a_compiled_network_cannot_keep_averages():
     model = network()
     model.compile()         # PyTorch compiles with the first call, which does not come
