@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dataset import SPLIT_LISTS
 from net import RPFNet
 
 # Asked for once and first: CUDA reads CUDA_VISIBLE_DEVICES once, so it would find no GPU after a test that hides them.
@@ -114,6 +115,19 @@ def write_pairs(root, names, size):
             smooth = cv2.GaussianBlur(rng.integers(0, 256, size, np.uint8), (0, 0), 1.5)
             cv2.imwrite(str(root / side / f"{name}.png"), cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX))
     return ["--ir", str(root / "ir"), "--vis", str(root / "vis")]
+
+
+def write_roadscene(root):
+    """Small generated pairs, 48 x 48 (VIF needs 41 x 41), with all the names of RoadScene's splits. Returns the folder."""
+    rng = np.random.default_rng(0)
+    for side in ("cropinfrared", "crop_LR_visible"):
+        (root / side).mkdir(parents=True)
+        smooth = [cv2.GaussianBlur(rng.integers(0, 256, (48, 48), np.uint8), (0, 0), 1.5) for _ in range(4)]
+        encoded = [cv2.imencode(".jpg", cv2.normalize(x, None, 0, 255, cv2.NORM_MINMAX))[1].tobytes() for x in smooth]
+        names = [(SPLIT_LISTS / f"roadscene_{split}.txt").read_text(encoding="utf-8").split() for split in ("train", "val")]
+        for number, name in enumerate(names[0] + names[1]):
+            (root / side / f"{name}.jpg").write_bytes(encoded[number % len(encoded)])
+    return root
 
 
 def write_clip(path, frames, rate=25.0):

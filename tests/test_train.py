@@ -26,6 +26,14 @@ ROOT = Path(train.__file__).parent
 # --- runs ---
 
 
+@pytest.fixture(scope="module")
+def plain(folders, tmp_path_factory):
+    """A run of four steps with the options of the recipe paper."""
+    out = tmp_path_factory.mktemp("plain")
+    assert train.main([*folders, *TINY, "--steps", "4", "--out", str(out)]) == 0
+    return out
+
+
 def test_a_best_json_is_a_recipe(folders, tmp_path):
     """The same command with it, without any other option, is the same run."""
     first = ["--recipe", "contrast", *folders, *TINY, "--no-amp", "--steps", "3", "--seed", "4"]
@@ -194,12 +202,20 @@ def test_same_seed_same_weights_and_another_seed_others(folders, tmp_path):
     assert not same_weights(tmp_path / "a", tmp_path / "c")
 
 
-@pytest.mark.parametrize("options", [[], ["--amp"], ["--recipe", "contrast"]], ids=str)
-def test_a_run_cut_in_mid_epoch_and_resumed_is_the_whole_run_bit_for_bit(folders, tmp_path, options, monkeypatch):
+def test_crops_that_other_processes_read_give_the_same_weights(folders, tmp_path, plain):
+    assert train.main([*folders, *TINY, "--steps", "4", "--workers", "2", "--out", str(tmp_path)]) == 0
+    assert same_weights(plain, tmp_path)
+
+
+@pytest.mark.parametrize("options, name", [([], "SIGINT"), (["--amp"], "SIGTERM"), (["--recipe", "contrast"], "SIGHUP")], ids=str)
+def test_a_run_cut_in_mid_epoch_and_resumed_is_the_whole_run_bit_for_bit(folders, tmp_path, options, name, monkeypatch):
     recipe = [*options, *folders, *TINY, "--steps", "8"]
     assert train.main([*recipe, "--out", str(tmp_path / "whole")]) == 0
-    interrupt_at(4, monkeypatch)
-    assert train.main([*recipe, "--out", str(tmp_path / "cut")]) == 130
+    received = getattr(signal, name)
+    if signal.getsignal(received) is signal.SIG_IGN:
+        pytest.skip("nohup: a run ignores SIGHUP")
+    interrupt_at(4, monkeypatch, received)
+    assert train.main([*recipe, "--out", str(tmp_path / "cut")]) == 128 + received
     assert torch.load(tmp_path / "cut" / "last.pth", weights_only=True)["step"] == 4
     monkeypatch.undo()
     assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
@@ -219,13 +235,33 @@ def test_a_killed_process_resumes_from_its_last_checkpoint(folders, tmp_path, on
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") > 4):
         assert process.poll() is None and time.monotonic() < deadline, "training did not reach its fourth epoch"
-        time.sleep(0.05)
+        time.sleep(0.005)
     process.kill()
     process.wait()
     step = torch.load(tmp_path / "killed" / "last.pth", weights_only=True)["step"]
     assert 9 <= step < 60
     assert train.main(["--resume", "--out", str(tmp_path / "killed")]) == 0
     assert train.main([*recipe, "--out", str(tmp_path / "whole")]) == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_saves_in_mid_epoch_and_resumes_from_such_a_save(folders, tmp_path, monkeypatch):
+    """Epochs of three steps. A kill after step 4 would leave the copy."""
+    saved, save = [], train.Trainer.save
+
+    def watched(self, *how):
+        save(self, *how)
+        saved.append(self.step)
+        if self.step == 4:
+            (tmp_path / "killed").mkdir(exist_ok=True)
+            (tmp_path / "killed" / "last.pth").write_bytes((tmp_path / "whole" / "last.pth").read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "SAVE_EVERY", 0)       # seconds
+        patch.setattr(train.Trainer, "save", watched)
+        assert train.main([*folders, *TINY, "--steps", "8", "--out", str(tmp_path / "whole")]) == 0
+    assert {4, 5, 7} <= {*saved}
+    assert torch.load(tmp_path / "killed" / "last.pth", weights_only=True)["step"] == 4
+    assert train.main(["--resume", "--out", str(tmp_path / "killed")]) == 0
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -349,28 +385,40 @@ def test_a_decoder_that_saturates_in_mid_epoch_ends_training_with_the_remedy(fol
     assert "saturated" in capsys.readouterr().err and len(calls) == 13
 
 
-@pytest.mark.parametrize("stopped", [3, 4, 5, 6])
-def test_fixed_statistics_stay_and_survive_a_kill(folders, tmp_path, monkeypatch, stopped):
-    """Of 8 steps the last 4; the run is stopped before, at and after the step at which they are fixed."""
-    run = [*folders, *TINY, "--steps", "8", "--fixed-statistics", "0.5"]
-    seen = []
+FIXED = [*TINY, "--steps", "8", "--fixed-statistics", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def fixed(folders, tmp_path_factory):
+    """A run whose statistics are fixed for the last four of eight steps, and these statistics before each step."""
+    out, seen = tmp_path_factory.mktemp("fixed"), []
     step = train.Trainer.train_step
 
     def watched(self, *batch):
         seen.append({name: value.clone() for name, value in self.model.named_buffers() if "running" in name})
         step(self, *batch)
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.Trainer, "train_step", watched)
-        assert train.main([*run, "--out", str(tmp_path / "whole")]) == 0
+        assert train.main([*folders, *FIXED, "--out", str(out)]) == 0
+    return out, seen
+
+
+def test_fixed_statistics_stay(fixed):
+    out, seen = fixed
     changed = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in zip(seen, seen[1:])]
     assert changed == [True] * 4 + [False] * 3      # the fourth change is to the exact statistics
-    final = torch.load(tmp_path / "whole" / "best.pth", weights_only=True)
+    final = torch.load(out / "best.pth", weights_only=True)
     assert all(torch.equal(final[name], value) for name, value in seen[-1].items())
+
+
+@pytest.mark.parametrize("stopped", [3, 4, 5, 6])
+def test_fixed_statistics_survive_a_stop(folders, tmp_path, monkeypatch, fixed, stopped):
+    """Before, at and after the step at which they are fixed."""
     with monkeypatch.context() as patch:
         interrupt_at(stopped, patch)
-        assert train.main([*run, "--out", str(tmp_path / "parts")]) == 130
-    assert train.main(["--resume", "--out", str(tmp_path / "parts")]) == 0
-    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+        assert train.main([*folders, *FIXED, "--out", str(tmp_path)]) == 130
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert same_weights(fixed[0], tmp_path)
 
 
 def test_a_student_learns_the_picture_of_its_teacher(folders, tmp_path, capsys):
@@ -470,13 +518,17 @@ def test_a_run_that_ended_before_its_last_row_writes_it_when_resumed(folders, tm
 def test_init_starts_from_given_weights(folders, tmp_path):
     first = [*folders, *TINY, "--steps", "3"]
     assert train.main([*first, "--out", str(tmp_path / "a")]) == 0
-    # With a learning rate of nearly nothing the weights stay those that were given.
+    # With a learning rate of nearly nothing the weights stay those that were given. best.pth has no decoder.
     for name in ("best.pth", "last.pth"):
         out = tmp_path / name.replace(".pth", "")
         start = tmp_path / "a" / name
         assert train.main([*first, "--init", str(start), "--lr", "1e-12", "--seed", "5", "--out", str(out)]) == 0
         given, kept = (dict(RPFNet.from_pretrained(p).named_parameters()) for p in (start, out / "best.pth"))
         torch.testing.assert_close(kept, given, atol=1e-9, rtol=0)      # without statistics: they are of other crops
+        decoders = [torch.load(run / "last.pth", weights_only=True)["decoder"] for run in (tmp_path / "a", out)]
+        equal = [torch.allclose(value, decoders[1][key], atol=1e-9, rtol=0) for key, value in decoders[0].items()
+                 if value.ndim == 4]
+        assert len(equal) > 1 and all(equal) == any(equal) == (name == "last.pth")
 
 
 @pytest.mark.parametrize("option", [["--stages", "3"], ["--channels", "8"], ["--no-cpm"]])
@@ -486,13 +538,6 @@ def test_init_refuses_the_weights_of_another_network(folders, tmp_path, capsys, 
     assert train.main([*first, *option, "--init", str(tmp_path / "a" / "best.pth"), "--out", str(tmp_path / "b")]) == 1
     given = {"--stages": "stages 2", "--channels": "channels 4", "--no-cpm": "cpm True"}[option[0]]
     assert f"its network has {given}" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def plain(folders, tmp_path_factory):
-    out = tmp_path_factory.mktemp("plain")
-    assert train.main([*folders, *TINY, "--steps", "4", "--out", str(out)]) == 0
-    return out
 
 
 @pytest.mark.parametrize("option", [["--amp"], ["--clip", "0.01"], ["--lr", "1e-2"], ["--lambda-2", "1"],

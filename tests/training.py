@@ -35,14 +35,14 @@ def same_weights(first, second):
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
-def interrupt_at(number, monkeypatch):
-    """Ctrl-C in step `number`."""
+def interrupt_at(number, monkeypatch, received=signal.SIGINT):
+    """Ctrl-C or another signal in step `number`."""
     step = train.Trainer.train_step
 
     def interrupted(self, *batch):
         step(self, *batch)
         if self.step == number:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(received)
     monkeypatch.setattr(train.Trainer, "train_step", interrupted)
 
 
