@@ -82,6 +82,23 @@ def test_the_samples_with_the_images_in_fused_are_the_default(tmp_path, monkeypa
         assert row["counts"] == [4] * len(METRICS)
 
 
+def test_a_published_data_set_and_a_protocol(root):
+    places = ["--dataset", "msrs", "--data", str(root / "MSRS"), "--workers", "1", "--protocol", "paper", "--metrics", "EN", "SF"]
+    for split, names in (("test", ["a", "b"]), ("train", ["c"])):
+        for folder, source in (("ir", "ir"), ("vi", "vis"), ("fused", "Flat")):
+            (root / "MSRS" / split / folder).mkdir(parents=True)
+            for name in names:
+                shutil.copy(root / source / f"{name}.png", root / "MSRS" / split / folder)
+    for options, split, names in (([], "test", ["a", "b"]), (["--split", "train"], "train", ["c"])):
+        out, fused = root / f"report {split}", root / "MSRS" / split / "fused"
+        assert gallery.main([*places, *options, "--fused", f"Flat={fused}", "--out", str(out)]) == 0
+        data = read_data(out)
+        assert [pair["name"] for pair in data["pairs"]] == names
+        images = [read_gray(root / folder / f"{names[0]}.png") for folder in ("Flat", "ir", "vis")]
+        assert [metric["name"] for metric in data["metrics"]] == ["EN", "SF (AG)"]
+        assert data["pairs"][0]["scores"][0] == pytest.approx([*evaluate(*images, "paper", ["EN", "SF"]).values()], rel=1e-5)
+
+
 def test_the_pictures_are_the_pixels_that_are_scored(root, capsys):
     """16 bits, transparency and three equal planes, which a browser would show in its own way."""
     deep = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 20 + 5000
@@ -286,11 +303,12 @@ class Page:
         self.wait("asked > 0 && painted === asked")
 
     def wait(self, condition):
-        for _ in range(500):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             if self.run(f"return {condition}"):
                 return
             time.sleep(0.02)
-        raise AssertionError(f"not so after ten seconds: {condition}")
+        raise AssertionError(f"not so after a minute: {condition}")
 
     def __getitem__(self, selector):
         return self.browser.find_element("css selector", selector)
@@ -527,11 +545,11 @@ def test_dark_scheme_and_phones(page):
     devtools = page.browser.execute_cdp_cmd
     widths = "return [document.documentElement.scrollWidth, stage.clientWidth, innerWidth]"
     background = "return getComputedStyle(document.body).backgroundColor"
-    assert page.run(background) == "rgb(255, 255, 255)"
     assert page.run(widths)[0] == page.run(widths)[2]       # tables scroll, the page does not
     try:
-        devtools("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
-        assert page.run(background) == "rgb(22, 23, 25)"
+        for scheme, colour in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(22, 23, 25)")):
+            devtools("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+            assert page.run(background) == colour
         devtools("Emulation.setDeviceMetricsOverride",
                  {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True})
         assert page.run(widths) == [390] * 3

@@ -247,6 +247,23 @@ def test_command_says_how_many_images_ror_compares(tree, capsys):
     assert "means over 3 images; RoR over the 2 that all methods have" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("options", "names"), [([], ["1", "2"]), (["--split", "train"], ["10"])], ids=str)
+def test_command_scores_a_split_of_a_published_data_set(tree, options, names):
+    for path in (tree / "ours").iterdir():
+        if path.stem not in names:
+            path.unlink()
+    for split, stems in (("test", "12"), ("train", ["10"])):
+        for folder, side in (("ir", "IR"), ("vi", "VIS")):
+            (tree / "MSRS" / split / folder).mkdir(parents=True)
+            for stem in stems:
+                (tree / "pairs" / f"{side}{stem}.png").rename(tree / "MSRS" / split / folder / f"{stem}.png")
+    assert metrics.main(["--fused", f"A={tree / 'ours'}", "--dataset", "msrs", "--data", str(tree / "MSRS"), *options,
+                         "--metrics", "EN", "--csv", str(tree / "out.csv"), "--workers", "1"]) == 0
+    with (tree / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["image"]: float(row["EN"]) for row in csv.DictReader(file)}
+    assert rows == pytest.approx({name: metrics.EN(read_gray(tree / "ours" / f"{name}.png")) for name in names}, abs=1e-4)
+
+
 def test_command_heads_the_average_gradient(tree, capsys):
     assert command(tree, "--fused", f"A={tree / 'ours'}", "--protocol", "paper", "--metrics", "SF", "cc", "--latex",
                    "--csv", tree / "out.csv", "--workers", 1) == 0
