@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 
+import cv2
 import numpy as np
 import pytest
 import torch

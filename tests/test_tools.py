@@ -1,11 +1,17 @@
-"""Each tool explains itself: it imports, and --help ends with exit code 0. Also tools/pixels.py on small pairs."""
+"""Each tool explains itself: it imports, and --help ends with exit code 0. Those without a test file of their own run."""
 import csv
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
-from conftest import write_pairs
+import torch
+from conftest import write_pairs, write_roadscene
 
+import metrics
 from dataset import match_pairs
 from tools import pixels
 
@@ -30,14 +36,6 @@ def few(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_pixels_writes_a_row_for_each_loss(few):
-    assert pixels.main(["--count", "5", "--side", "44", "--steps", "1", "--out", str(few / "out.csv")]) == 0
-    with (few / "out.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["loss"] for row in rows] == ["average of the sources", *pixels.LOSSES]
-    assert all(float(row["VIF"]) > 0 and float(row["hot"]) > 0 for row in rows)
-
-
 @pytest.mark.parametrize("options, message", [
     (["--side", "49"], "--side 49: a has only 56x48 pixels; give a smaller side"),
     (["--out", "absent/a.csv"], "--out absent/a.csv: no such folder")])
@@ -51,3 +49,30 @@ def test_pixels_needs_positive_numbers(option, capsys):
     with pytest.raises(SystemExit):
         pixels.main([option, "0"])
     assert f"{option}: '0' is no whole number" in capsys.readouterr().err
+
+
+def test_the_pixels_that_a_loss_prefers(tmp_path):
+    """One crop of an image of 48 x 48 is the whole image."""
+    data, out = write_roadscene(tmp_path), tmp_path / "pixels.csv"
+    pixels.main(["--data", str(data), "--count", "1", "--side", "48", "--steps", "2", "--out", str(out)])
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["loss"] for row in rows] == ["average of the sources", *pixels.LOSSES]
+    ir, vis = pixels.central_crops(str(data), 1, 48)
+    images = [np.uint8(x[0, 0].mul(255).round()) for x in ((ir + vis) / 2, ir, vis)]
+    assert [float(rows[0][name]) for name in pixels.METRICS] == pytest.approx(
+        [*metrics.evaluate(*images, names=pixels.METRICS).values()], abs=1e-4)
+    assert len({row["EN"] for row in rows}) > 5
+    loss = pixels.LOSSES["paper"]
+    before, after = (loss(x, None, ir, vis)[0] for x in ((ir + vis) / 2, pixels.optimum(loss, ir, vis, 5)))
+    assert after < before and torch.isfinite(after)
+
+
+@pytest.mark.campaign       # several seconds
+def test_the_samples_are_drawn_as_stored(tmp_path):
+    script = ROOT / "tools" / "samples" / "draw.py"
+    subprocess.run([sys.executable, str(script), "--only", "low_light", "--out", str(tmp_path)], check=True)
+    for side in ("ir", "vis"):
+        drawn, stored = (cv2.imread(str(root / side / "low_light.png"), cv2.IMREAD_UNCHANGED).astype(int)
+                         for root in (tmp_path, ROOT / "samples"))
+        assert np.abs(drawn - stored).max() <= 2        # gray levels
