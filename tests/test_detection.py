@@ -595,10 +595,13 @@ def test_the_table_names_several_versions_of_the_package(tmp_path, capsys):
     assert "0.650 ± 0.071" in text
 
 
-def test_the_recorded_rows_of_this_repository_are_printed(capsys):
-    assert detection.main(["table"]) == 0
-    text = capsys.readouterr().out
-    assert all(row["method"] in text for row in detection.read_rows(detection.RESULTS / "detection.csv"))
+def test_the_rows_of_the_document_are_the_printed_ones(capsys):
+    assert detection.main(["table", "--format", "markdown"]) == 0
+    page = (detection.RESULTS.parent / "docs" / "detection.md").read_text(encoding="utf-8")
+    printed, written = ({tuple(cell.strip() for cell in line.strip("|").split("|")) for line in text.splitlines()
+                         if line[:1] == "|" and "±" in line} for text in (capsys.readouterr().out, page))
+    methods = {row["method"] for row in detection.read_rows(detection.RESULTS / "detection.csv")}
+    assert {row[0] for row in printed} == methods and len(methods) >= 4 and printed == written
 
 
 def test_the_table_without_rows_is_the_papers(tmp_path, capsys):

@@ -22,6 +22,11 @@ from images import (
 rng = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def the_same_images_in_any_order_of_tests():
+    rng.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def gray(height=20, width=30, dtype=np.uint8):
     return rng.integers(0, np.iinfo(dtype).max, (height, width), dtype)
 

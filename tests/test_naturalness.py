@@ -1,8 +1,6 @@
 """The naturalness measures on hand-made images whose answer is known, and the command on files."""
 import csv
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -280,9 +278,9 @@ def test_flicker_takes_a_network():
     assert flicker(model, ir, vis, 3) == flicker(model.fuse, ir, vis, 3)
 
 
-@pytest.mark.parametrize("name", ["night_street", "smoke"])
-def test_the_default_network_hardly_flickers(default_network, name):
-    assert flicker(default_network, *sample(name), 6) < 4
+@pytest.mark.parametrize(("name", "most"), [("night_street", 2.5), ("smoke", 1.3)])       # gray levels; 1.86 and 0.89
+def test_the_default_network_hardly_flickers(default_network, name, most):
+    assert flicker(default_network, *sample(name), 6) < most
 
 
 def test_flicker_refuses_what_it_cannot_measure():
@@ -430,8 +428,8 @@ def test_errors_are_one_line(tree, weights, capsys, monkeypatch, options, messag
     assert out == "" and err.startswith("naturalness.py: ") and len(err.splitlines()) == 1 and message in err
 
 
-def test_the_script_runs_from_another_folder_and_explains_its_measures(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "naturalness.py"), "--help"], cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert all(f"\n  {name} " in done.stdout for name in (*MEASURES, "flicker", "jump"))
+def test_help_explains_the_measures(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in (*MEASURES, "flicker", "jump"))

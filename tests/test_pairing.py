@@ -91,7 +91,10 @@ def test_files_that_are_not_read_are_mentioned(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "1²2", "²", "٣", "9" * 5000, "\udcff", "a\n1", "é10"])
 def test_whatever_a_name_holds_it_sorts(name):
-    assert sorted([name, "a10", "a2", "2", "10"], key=natural_key)
+    names = [name, "a10", "a2", "2", "10"]
+    order = sorted(names, key=natural_key)
+    assert order == sorted(reversed(names), key=natural_key) and [other for other in order if other != name] == [
+        "2", "10", "a2", "a10"]
 
 
 def test_numbers_sort_by_value_and_equal_ones_always_the_same_way():
