@@ -1,5 +1,4 @@
 """The layers below the network: Fourier channels, pools, BatchNorm and its statistics."""
-import copy
 
 import pytest
 import torch
@@ -7,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from layers import (
+    FAST_LENGTHS,
     BatchNorm,
     ExactStatistics,
     ImagePools,
@@ -78,7 +78,8 @@ def test_a_gpu_inverts_any_spectrum_as_a_cpu_does(size):
 
 
 def test_fast_lengths_have_no_large_prime_factor():
-    regular = sorted(2**a * 3**b * 5**c for a in range(11) for b in range(7) for c in range(5))
+    regular = [n for n in range(1, 2**20 + 1) if 30**20 % n == 0]      # 30**20 holds each of 2, 3 and 5 often enough
+    assert FAST_LENGTHS == regular
     assert [fast_length(n) for n in range(1, 1000)] == [next(r for r in regular if r >= n) for n in range(1, 1000)]
 
 
@@ -145,21 +146,6 @@ def scrambled_network(**options):
         if isinstance(module, BatchNorm):
             module.load_state_dict(trained_norm(module.num_features, seed).state_dict())
     return model
-
-
-@pytest.mark.parametrize("options", [{}, {"sharing": "none"}, {"global_branch": "transformer"}, {"prior": False}],
-                         ids=str)
-def test_a_folded_network_gives_the_same_picture_and_the_original_keeps_its_weights(options):
-    model = scrambled_network(**options)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    pair = torch.rand(2, 1, 20, 24), torch.rand(2, 1, 20, 24)
-    expected = model(*pair)
-    folded = copy.deepcopy(model)
-    fold_batch_norm(folded)
-    torch.testing.assert_close(folded(*pair), expected, atol=1e-5, rtol=1e-4)
-    assert not any(isinstance(module, BatchNorm) for module in folded.modules())
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    torch.testing.assert_close(model(*pair), expected, atol=0, rtol=0)
 
 
 def test_folding_gives_each_iteration_a_convolution_of_its_own():

@@ -299,7 +299,7 @@ def test_autocast_keeps_the_output_in_float32_and_the_picture_close(model):
         fused, stages = model(*pair, return_features=True)
         m_prime = AuxiliaryDecoder(8)(stages[-1].residual)
     assert fused.dtype == m_prime.dtype == torch.float32
-    assert (fused - model(*pair)).abs().max() < 0.05
+    assert 0 < (fused - model(*pair)).abs().max() < 0.02        # float32 would give 0
 
 
 def test_the_auxiliary_decoder_stays_in_float32_under_autocast():
@@ -337,7 +337,7 @@ def test_the_optimized_network_gives_the_same_picture(options):
     fast = copy.deepcopy(model).optimize()
     assert not any(isinstance(module, BatchNorm) for module in fast.modules())
     torch.testing.assert_close(fast(*pair), expected, atol=1e-5, rtol=1e-4)
-    assert (fast.optimize(bfloat16=True)(*pair) - expected).abs().max() < 0.05
+    assert 1e-4 < (fast.optimize(bfloat16=True)(*pair) - expected).abs().max() < 0.02       # rounding in float32 gives less
     torch.testing.assert_close(model(*pair), expected, atol=0, rtol=0)
 
 
@@ -424,13 +424,11 @@ def test_gradients_with_respect_to_the_sources_in_eval_mode(model):
     model.double()
     ir, vis = (x.double() for x in random_pair(1, 20, 24))
     ir.requires_grad_()
-    gradient, = torch.autograd.grad(model(ir, vis).square().sum(), ir, create_graph=True)
+    gradient, = torch.autograd.grad(model(ir, vis).square().sum(), ir)
     direction = torch.randn(ir.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     step = 1e-6 * direction
     quotient = (model(ir + step, vis).square().sum() - model(ir - step, vis).square().sum()) / 2e-6
     torch.testing.assert_close((gradient * direction).sum(), quotient, rtol=1e-5, atol=1e-9)
-    second, = torch.autograd.grad(gradient.square().sum(), ir)          # double backward
-    assert second.isfinite().all() and second.abs().max() > 0
 
 
 def test_functional_gradients_are_those_of_backward(model):
@@ -514,7 +512,7 @@ def test_shipped_checkpoints_load_and_their_recipe_is_beside_them(path):
     import train
 
     model = RPFNet.from_pretrained(path)
-    about = json.loads(path.with_suffix(".json").read_text())
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert about["config"] == model.config and about["steps"] > 0 and about["version"] <= train.VERSION
     assert completed(about["recipe"], path.name)["stages"] == model.config["stages"]
     assert about["command"] and about["commit"]
