@@ -175,8 +175,8 @@ def test_a_checkpoints_row_runs_its_network_folded():
 
 @pytest.mark.parametrize("name", ["speed", "speed_small"])
 def test_the_table_in_the_documentation_is_that_of_the_stored_run(name):
-    report = json.loads((ROOT / "results" / f"{name}.json").read_text())
-    assert bench.markdown(report) in (ROOT / "docs" / "speed.md").read_text()
+    report = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert bench.markdown(report) in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -360,7 +360,8 @@ def test_each_kind_draws_the_samples(tmp_path, monkeypatch, kind, options):
 
 @pytest.mark.parametrize("document", ["README.md", "docs/figures.md"])
 def test_documented_commands_are_understood(document):
-    found = re.findall(r"^python tools/figures\.py (.*?)(?:\s+#.*)?$", (figures.ROOT / document).read_text(), re.MULTILINE)
+    text = (figures.ROOT / document).read_text(encoding="utf-8")
+    found = re.findall(r"^python tools/figures\.py (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
     parser = figures.build_parser()
     for line in found:
         args = parser.parse_args([*shlex.split(line), "--out", "x"])

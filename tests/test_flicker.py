@@ -66,7 +66,7 @@ def test_generated_sequences_are_measured_without_and_with_steady_pools(pairs, s
 
 def test_the_table_of_the_docs_is_the_recorded_one(capsys):
     assert flicker.main(["--print"]) == 0
-    assert capsys.readouterr().out in (flicker.ROOT / "docs" / "video.md").read_text()
+    assert capsys.readouterr().out in (flicker.ROOT / "docs" / "video.md").read_text(encoding="utf-8")
 
 
 def test_the_background_of_a_clip_is_the_half_that_changes_least(clip, small, tmp_path):

@@ -36,7 +36,7 @@ def options(*argv, out="nowhere"):
 
 
 def test_the_default_recipe_is_the_papers():
-    recipe = json.loads((ROOT / "recipes" / "paper.json").read_text())["recipe"]
+    recipe = json.loads((ROOT / "recipes" / "paper.json").read_text(encoding="utf-8"))["recipe"]
     assert {key: recipe[key] for key in PRINTED} == PRINTED
     args = options()
     assert {key: getattr(args, key) for key in train.RECIPE} == recipe
@@ -64,7 +64,7 @@ def test_the_papers_network_is_the_default_network():
 
 @pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: path.stem)
 def test_each_recipe_file_has_all_options_and_is_what_its_name_stands_for(path):
-    stored = json.loads(path.read_text())
+    stored = json.loads(path.read_text(encoding="utf-8"))
     assert stored["recipe"].keys() == {*train.RECIPE} and stored["about"]
     args = options("--recipe", path.stem)
     assert {key: getattr(args, key) for key in train.RECIPE} == stored["recipe"]
@@ -91,12 +91,12 @@ def test_options_of_the_loss_are_refused_beside_a_teacher(option, capsys):
 
 def test_options_override_the_recipe():
     args = options("--recipe", "contrast", "--lr", "2e-3", "--no-flips", "--lambda-3", "0")
-    stored = json.loads((ROOT / "recipes" / "contrast.json").read_text())["recipe"]
+    stored = json.loads((ROOT / "recipes" / "contrast.json").read_text(encoding="utf-8"))["recipe"]
     changed = {key: getattr(args, key) for key in train.RECIPE if getattr(args, key) != stored[key]}
     assert changed == {"lr": 2e-3, "flips": False, "lambda_3": 0}
 
 
-PAPER = json.loads((ROOT / "recipes" / "paper.json").read_text())["recipe"]
+PAPER = json.loads((ROOT / "recipes" / "paper.json").read_text(encoding="utf-8"))["recipe"]
 
 
 def stored_recipe(**changes):
