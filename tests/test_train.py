@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,10 +90,21 @@ def test_a_run_leaves_the_signal_handlers_as_they_were(folders, tmp_path):
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+@contextmanager
+def handlers(**actions):
+    """Signal handlers by name, such as SIGINT=signal.SIG_IGN, until the end of the block."""
+    former = {name: signal.signal(getattr(signal, name), action) for name, action in actions.items()}
+    try:
+        yield
+    finally:
+        for name, action in former.items():
+            signal.signal(getattr(signal, name), action)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
-def test_a_repeated_signal_of_the_system_still_saves(folders, tmp_path):
+def test_a_repeated_signal_of_the_system_still_saves():
     """A terminal that is closed can send SIGHUP twice. Only Ctrl-C after another signal ends at once."""
-    with trainer.Stop() as stop:
+    with handlers(**dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), signal.SIG_DFL)), trainer.Stop() as stop:
         for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
             signal.raise_signal(number)
         assert stop.signal == signal.SIGHUP
@@ -101,14 +113,11 @@ def test_a_repeated_signal_of_the_system_still_saves(folders, tmp_path):
 
 
 def test_signals_that_the_shell_ignores_stay_ignored():
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with handlers(SIGINT=signal.SIG_IGN):
         with trainer.Stop() as stop:
             signal.raise_signal(signal.SIGINT)
             assert not stop
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, former)
 
 
 def test_the_record_of_a_resumed_run_names_all_its_commands(folders, tmp_path, monkeypatch):
