@@ -387,7 +387,7 @@ def describe(pairs: Sequence[Pair]) -> str:
     for ir, vis in _read_all(tqdm(pairs, desc="checking", unit="pair", leave=False), load_pair):
         sizes.append(ir.shape[::-1])
         colour += vis.ndim == 3
-    low, high = (pick(sizes, key=math.prod) for pick in (min, max))
+    low, high = (pick(sizes, key=lambda size: (math.prod(size), size)) for pick in (min, max))
     span = "{}x{}".format(*low) + ("" if low == high else " to {}x{}".format(*high))
     return f"{len(pairs)} pairs, {span}, visible in colour: {colour}"
 

@@ -124,6 +124,9 @@ def baseline(name: str, ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
     return ((ir.astype(np.uint16) + vis + 1) // 2).astype(np.uint8)
 
 
+_SHOWN: dict = {}       # registry of warnings, so that each is shown once and not for each image
+
+
 def score(task: Task, protocols: Sequence[str], names: Sequence[str] | None) -> Scored:
     """Score all methods of one pair. Intermediate results of the sources are shared. Errors are returned as text."""
     values: dict[tuple[str, str], dict[str, float]] = {}
@@ -140,7 +143,7 @@ def score(task: Task, protocols: Sequence[str], names: Sequence[str] | None) -> 
         notes += sorted({str(warning.message) for warning in caught if warning.category is UndefinedWarning})
         for warning in caught:
             if warning.category is not UndefinedWarning:        # for example of numpy; it says nothing about the means
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno, registry=_SHOWN)
     return Scored(task.name, values, problems, notes)
 
 

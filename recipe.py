@@ -135,7 +135,7 @@ def _crop_options(parser: argparse.ArgumentParser) -> None:
     crops.add_argument("--batch", type=count(1, 2**16), help="crops in a step, over all processes")
     crops.add_argument("--crop", type=count(MIN_SIZE, 2**13), help="side of a crop, pixels")
     crops.add_argument("--crops", type=count(1, 10**7), help="crops in an epoch")
-    crops.add_argument("--fixed-crops", action=FLAG, help="the same crops in each epoch; no: new crops in each epoch")
+    crops.add_argument("--fixed-crops", action=FLAG, help="the same crops in each epoch; --no-fixed-crops: new ones")
     crops.add_argument("--flips", action=FLAG, help="flip crops at random")
     crops.add_argument("--dim", type=number(0, 1), help="probability that a source of a crop is darkened at random, as "
                        "at night; 0: never, as in the paper")
@@ -172,8 +172,8 @@ def _loss_options(parser: argparse.ArgumentParser) -> None:
     loss.add_argument("--lambda-2", type=number(0), help="weight of L_s in Eq. 8 (Table 2); 0: Table 3, case 1")
     loss.add_argument("--ssim-window", type=odd, help="side of the windows of L_s, pixels, odd, from 3")
     loss.add_argument("--ssim-weighted", action=FLAG, help="L_s compares contrast and structure, and each window "
-                      "weights the sources by their variance; no: SSIM, as Eq. 13 prints")
-    loss.add_argument("--ssim-whole", action=FLAG, help="L_s also over the whole crop; no: windows only, as Eq. 13 "
+                      "weights the sources by their variance; --no-ssim-weighted: SSIM, as Eq. 13 prints")
+    loss.add_argument("--ssim-whole", action=FLAG, help="L_s also over the whole crop; --no-ssim-whole: windows only, as Eq. 13 "
                       "prints")
     loss.add_argument("--lambda-3", type=number(0), help="weight of the luminance term, which is ours; 0: off, as in "
                       "the paper")

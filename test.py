@@ -104,7 +104,7 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--released", type=given_path, metavar="MODEL.PTH", help="use the authors' published network "
                          "and its graph, normalised by the statistics of each image; the pickle is read without "
                          "executing it")
-    network.add_argument("--fast", action="store_true", help="compute in bfloat16: nearly the same image (PSNR near 50 dB), "
+    network.add_argument("--fast", action="store_true", help="compute in bfloat16: nearly the same image (PSNR above 50 dB), "
                          "faster on CPUs with bfloat16 instructions, and meant for NVIDIA GPUs from Ampere on; "
                          "ignored on older ones")
     network.add_argument("--compile", action="store_true", help="--fast and torch.compile with CUDA graphs, for many "

@@ -64,9 +64,9 @@ def Nabf(trio: Trio) -> float:
 
 
 class _Gradient(NamedTuple):
-    """Sobel magnitude and angle (float32). Magnitudes are compared for exact equality.
+    """Sobel magnitude, and angle (float32). Magnitudes are compared for exact equality.
 
-    They are float64 for Qabf. For Nabf they are float32, which keeps all values of Sobel / 8 of gray levels apart.
+    The magnitudes are float64 for Qabf. For Nabf they are float32, which keeps all values of Sobel / 8 of gray levels apart.
     """
     magnitude: np.ndarray
     angle: np.ndarray

@@ -90,8 +90,10 @@ def test_notes_are_collected_whatever_the_filters_of_warnings():
     notes = []
     with warnings.catch_warnings(action="ignore"), console.collected(notes):
         console.note("flat", "a.png")
+    with warnings.catch_warnings(action="always"), console.collected(notes):
         warnings.warn_explicit("odd header", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin")
-    assert notes == [("flat", "a.png")]
+        warnings.warn_explicit("another warning", UserWarning, "other.py", 1, module="other")
+    assert notes == [("flat", "a.png"), ("another warning",)]
 
 
 def test_an_error_of_a_file_names_the_file_and_keeps_the_output():

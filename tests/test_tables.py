@@ -179,7 +179,7 @@ def test_the_papers_rows_do_not_stand_beside_another_protocol(results, capsys):
     (["1", "--run", "--rows", "N=2"], "N=1"),
     (["4", "--datasets", "MRI-PET"], "TNO, MSRS, M3FD"),
     (["4", "--run", "--", "--amp"], "Tables 1 to 3"),
-    (["4", "--run", "--fused", "DIR"], "METHOD=DIR"),
+    (["4", "--run", "--fused", "DIR"], "NAME=DIR"),
     (["4", "--run", "--fused", "=DIR"], "=DIR: write NAME=DIR"),
     (["4", "--run", "--fused", "A="], "A=: write NAME=DIR"),
     (["4", "--run", "--fused", "average=DIR"], "the name average is taken"),

@@ -220,9 +220,9 @@ def test_crops_that_other_processes_read_give_the_same_weights(folders, tmp_path
 def test_a_run_cut_in_mid_epoch_and_resumed_is_the_whole_run_bit_for_bit(folders, tmp_path, options, name, monkeypatch):
     recipe = [*options, *folders, *TINY, "--steps", "8"]
     assert train.main([*recipe, "--out", str(tmp_path / "whole")]) == 0
-    received = getattr(signal, name)
-    if signal.getsignal(received) is signal.SIG_IGN:
-        pytest.skip("nohup: a run ignores SIGHUP")
+    received = getattr(signal, name, None)
+    if received is None or signal.getsignal(received) is signal.SIG_IGN:
+        pytest.skip(f"this system has no {name}, or the shell ignores it")
     interrupt_at(4, monkeypatch, received)
     assert train.main([*recipe, "--out", str(tmp_path / "cut")]) == 128 + received
     assert torch.load(tmp_path / "cut" / "last.pth", weights_only=True)["step"] == 4

@@ -12,7 +12,7 @@ score    evaluates trained detectors again, without training
 table    prints the recorded rows and those of the paper
 
 A method and seed that already has a row is not trained again, so the same `train` command continues after Ctrl-C. score
-and train --again begin with the first method. If a method's images have changed since its training, that is an error,
+and train --again start over with the first method. If a method's images have changed since its training, that is an error,
 and --again trains on the new images. All methods have the same scenes, split, seeds and schedule. The detector is
 trained from scratch, unless --weights names a file.
 

@@ -16,7 +16,7 @@ Table 5, detection, is printed by tools/detection.py.
 A network is used in two ways: "eval" with the running statistics of training, "as published" with the statistics of
 each image and the studio-range stretch. Options after -- are passed on to train.py. After Ctrl-C, the same command
 continues the trainings of Tables 1 to 3 and contrast. The other tables also keep their complete rows, but the same command
-measures them again. --datasets and --rows measure only what is missing.
+measures them again. Name what is missing with --datasets and --rows.
 
 Files in results/: tables.csv and parts.csv hold the rows measured here (columns: tools/table_rows.py). paper_tables.csv
 holds the rows of the paper. released.csv holds rows of the authors' published weights, measured outside this repository.
@@ -304,7 +304,7 @@ def build_parser() -> argparse.ArgumentParser:
                      help='measure only these rows, e.g. "N=5" or average')
     run.add_argument("--data", type=Path, default=Path("data"), metavar="DIR",
                      help="folder that holds RoadScene/, TNO/, MSRS/, M3FD/, Harvard/ (default: data)")
-    run.add_argument("--fused", nargs="+", default=[], metavar="METHOD=DIR", help="images of other methods for Tables "
+    run.add_argument("--fused", nargs="+", default=[], metavar="NAME=DIR", help="images of other methods for Tables "
                      "4, 6 and main; {dataset} in DIR is replaced by TNO, MSRS, ...")
 
     training = parser.add_argument_group("training of Tables 1 to 3 and contrast (without validation)")
@@ -325,7 +325,7 @@ TRAINING = ("steps", "batch", "crops", "seeds", "out", "again")
 
 
 def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """End the program with exit code 2 if an option has no effect, so that none is ignored without a message."""
+    """End the program with exit code 2 if an option has no effect. --data alone is no error: it only names a place."""
     for used, names, place in (
             (args.run, ("rows", "fused", *TRAINING), "without --run"),
             (args.table in TRAINED, TRAINING, f"on table {args.table}, whose networks are not trained here"),
@@ -355,7 +355,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--datasets {unknown[0]}: table {args.table} has {', '.join(TABLES[args.table]) or 'none'}")
     bad = [spec for spec in args.fused if "=" not in spec]
     if bad:
-        parser.error(f"--fused {bad[0]}: write METHOD=DIR")
+        parser.error(f"--fused {bad[0]}: write NAME=DIR")
     try:
         args.fused = metrics.collect_methods(args.fused, taken=[*known_methods(args.table, ()), RELEASED])
     except ValueError as error:

@@ -335,7 +335,7 @@ function mark(rows, columns, takes = () => true) {
   columns.forEach((column, index) => {
     if (!column.metric) return;
     const taking = rows.filter(row => takes(row, index));
-    if (taking.length < 2) return;
+    if (rows.length < 2) return;
     const values = [...new Set(taking.map(row => row.cells[index]).filter(value => !Number.isNaN(value)))];
     values.sort((a, b) => column.lower ? a - b : b - a);
     for (const row of taking) {
