@@ -111,7 +111,7 @@ def test_equals_plain_recomputation(case, protocol):
               "noise": lambda: tuple(noise(i, 180, 178) for i in range(3)),
               "few levels": lambda: tuple(noise(i, 176, 180, levels=3) for i in range(3)),
               "dark": lambda: tuple(x // 12 for x in trio(3))}[case]()
-    names = metrics.columns(protocol)
+    names = [*metrics.columns(protocol)]
     if protocol == "toolbox":       # the other columns are those of the definitions
         others = [name for name in names if name not in plain_metrics.TOOLBOX_VARIANTS]
         assert evaluate(*images, protocol, others) == evaluate(*images, "definition", others)
