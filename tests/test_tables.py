@@ -14,10 +14,13 @@ import metrics
 import train
 from dataset import named_pairs
 from images import luma, read_gray
+from inference import fuse_pair
 from net import RPFNet
 from recipe import LOSS, read_recipe
+from support.records import hashed_name
 from tools import table_rows, tables
-from tools.table_rows import COLUMNS, CONFIGURATIONS, FULL, Run, identity, record, without_cpm, without_spectrum
+from tools.released import ReleasedNet
+from tools.table_rows import COLUMNS, CONFIGURATIONS, FULL, RELEASED, Run, identity, record, without_cpm, without_spectrum
 
 TINY = ["--steps", "2", "--batch", "2", "--crops", "4", "--seeds", "5"]
 TRAIN = ["--", "--channels", "4", "--crop", "32"]
@@ -374,7 +377,32 @@ def test_what_cannot_be_measured_is_one_line_and_the_others_go_on(trained, data,
     assert all(row["command"].startswith("python tools/tables.py --table main") for row in rows.values())
     mean = sum(metrics.EN(read_gray(pair.ir)) for pair in pairs) / 4
     assert float(rows["Whole", ""]["EN"]) == pytest.approx(mean, abs=1e-4)
-    assert "authors' release" in out and "0.675" in out         # beside them: released.csv, and the paper's row
+    assert "0.675" in out           # the paper's row beside them
+
+
+def test_the_released_network_is_measured_and_printed_before_ours(data, tmp_path, monkeypatch, capsys):
+    network = ReleasedNet().eval()
+    monkeypatch.setattr(table_rows, "load_released", lambda path: network)
+    (tmp_path / "Model.pth").write_bytes(b"weights")
+    options = ["--table", "main", "--data", str(data), "--results", str(tmp_path), "--format", "markdown"]
+    assert tables.main([*options, "--run", "--rows", "average"]) == 0
+    assert tables.main([*options, "--run", "--rows", RELEASED, "--released", str(tmp_path / "Model.pth")]) == 0
+    out = capsys.readouterr().out
+    assert out.rindex("| authors' release") < out.rindex("| average")
+    rows = {row["range"]: row for row in rows_in(tmp_path / "tables.csv") if row["method"] == RELEASED}
+    assert {*rows} == {"plain", "studio"} and all(row["use"] == "as published" for row in rows.values())
+    assert rows["plain"]["source"] == f"{hashed_name(tmp_path / 'Model.pth')} of the authors' repository"
+    pairs = named_pairs("roadscene", data / "RoadScene")
+    images = [(read_gray(pair.ir), luma(read_gray(pair.vis))) for pair in pairs]
+    means = [sum(metrics.EN(fuse_pair(network, ir, vis, studio)) for ir, vis in images) / len(images)
+             for studio in (False, True)]
+    recorded = [float(next(row for row in rows_in(tmp_path / "tables.csv") if row["range"] == kind and
+                           row["method"] == RELEASED)["EN"]) for kind in ("plain", "studio")]
+    assert recorded == pytest.approx(means, abs=1e-4) and means[0] != means[1]
+    (tmp_path / "Model.pth").unlink()
+    monkeypatch.undo()
+    assert tables.main([*options, "--run", "--rows", RELEASED, "--released", str(tmp_path / "Model.pth")]) == 1
+    assert f"not measured: {RELEASED}: " in capsys.readouterr().err
 
 
 def test_a_missing_data_set_is_one_line(data, tmp_path, capsys):

@@ -29,6 +29,7 @@ from tqdm import tqdm
 import metrics
 from dataset import Pair, load_pair, named_pairs
 from images import DataError, luma
+from inference import fuse_pair
 from measures.tables import Runnings
 from net import RPFNet
 from pipeline import PAIR_ERRORS
@@ -37,6 +38,7 @@ from support.console import first_line
 from support.outputs import as_csv, write_atomically
 from support.records import device_name, hashed_name, processor
 from support.runtime import default_device
+from tools.released import ReleasedNet, load_released
 from weights import CHECKPOINTS, find, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +150,7 @@ STUDENTS = {f"ours, {name}": ROOT / "checkpoints" / f"rpfnet_{name}.pth" for nam
 MEDICAL = {"ours, recipe medical": ROOT / "checkpoints" / "rpfnet_medical.pth"}
 BASELINES = {"average": "average", "maximum": "max"}        # {name in the tables: name for metrics.baseline}
 RELEASED = "authors' release"
+RELEASED_USES = (Use("as published", "plain"), Use("as published", "studio"))
 
 
 def papers_name(method: str) -> str:
@@ -155,13 +158,13 @@ def papers_name(method: str) -> str:
     return "RPFNet" if method in (*SHIPPED, *MEDICAL, RELEASED) else method
 
 
-def known_methods(table: str, fused: Sequence[str]) -> list[str]:
+def known_methods(table: str, others: Sequence[str]) -> list[str]:
     """Methods that --run can measure for a table."""
     if table in TRAINED:
         return [one.methods[table] for one in CONFIGURATIONS if table in one.methods]
     if table == "parts":
         return [*SHIPPED, *STUDENTS, *MEDICAL]
-    return [*(MEDICAL if table == "6" else SHIPPED), *BASELINES, *fused]
+    return [*(MEDICAL if table == "6" else SHIPPED), *BASELINES, *others]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -224,10 +227,12 @@ def record(path: Path, columns: Sequence[str], rows: Sequence[dict], key: Callab
 Fuse = Callable[[Pair, np.ndarray, np.ndarray], np.ndarray]     # pair, ir, vis_y -> fused; images uint8 (H, W)
 
 
-def of_network(model: RPFNet, use: Use) -> Fuse:
-    """Fuse with a network."""
-    return lambda pair, ir, vis: model.fuse(ir, vis, studio_range=use.range == "studio",
-                                            as_published=use.use == "as published")
+def of_network(model: RPFNet | ReleasedNet, use: Use) -> Fuse:
+    """Fuse with a network. The authors' network always uses the statistics of the image."""
+    studio = use.range == "studio"
+    if isinstance(model, ReleasedNet):
+        return lambda pair, ir, vis: fuse_pair(model, ir, vis, studio)
+    return lambda pair, ir, vis: model.fuse(ir, vis, studio, as_published=use.use == "as published")
 
 
 def of_baseline(name: str) -> Fuse:
@@ -474,14 +479,21 @@ def run_shipped(args: argparse.Namespace, problems: list[str]) -> None:
 
 
 class Shipped(NamedTuple):
-    """A checkpoint of this repository, and the cells of its rows that describe its training."""
-    model: RPFNet
+    """A network with published weights, the cells of its rows that describe its training, and its uses."""
+    model: RPFNet | ReleasedNet
     about: dict[str, str]
+    uses: tuple[Use, ...] = USES
 
 
 def load_shipped(checkpoints: dict[str, Path], args: argparse.Namespace, problems: list[str]) -> dict[str, Shipped]:
-    """{method: network} for the checkpoints that can be loaded. One line in `problems` for each other checkpoint."""
+    """{method: network} for --released and the checkpoints. One line in `problems` for each that cannot be loaded."""
     found = {}
+    if args.released and (not args.rows or RELEASED in args.rows):
+        try:
+            found[RELEASED] = Shipped(load_released(args.released).to(default_device()),
+                                      {"source": f"{hashed_name(args.released)} of the authors' repository"}, RELEASED_USES)
+        except (OSError, ValueError) as error:
+            problems.append(f"{RELEASED}: {first_line(error)}")
     for method, path in checkpoints.items():
         if args.rows and method not in args.rows:
             continue
@@ -497,8 +509,8 @@ def load_shipped(checkpoints: dict[str, Path], args: argparse.Namespace, problem
 def ways(shipped: dict[str, Shipped], dataset: str, pairs: Sequence[Pair], args: argparse.Namespace,
          problems: list[str]) -> Iterator[tuple[str, Use, Fuse, dict[str, str]]]:
     """Yield the methods of a data set: name, use, fuse function, and the cells about its weights."""
-    for method, (model, about) in shipped.items():
-        for use in USES:
+    for method, (model, about, uses) in shipped.items():
+        for use in uses:
             yield method, use, of_network(model, use), about
     plain = Use("", "plain")
     for method, name in BASELINES.items():
@@ -559,7 +571,7 @@ def run_parts(args: argparse.Namespace, problems: list[str]) -> None:
         shipped = load_shipped(checkpoints, args, problems) if chosen else {}
         # If --rows names none of these networks, their pairs are not needed.
         for dataset, pairs in found_pairs(chosen if shipped else [], args, problems):
-            for method, (model, training) in shipped.items():
+            for method, (model, training, _) in shipped.items():
                 about = {"images": str(len(pairs)), "source": training["source"]} | provenance(args)
                 try:
                     parts = score_parts(model, pairs, f"{dataset}, {method}")

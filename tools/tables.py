@@ -19,7 +19,7 @@ continues the trainings of Tables 1 to 3 and contrast. The other tables also kee
 measures them again. Name what is missing with --datasets and --rows.
 
 Files in results/: tables.csv and parts.csv hold the rows measured here (columns: tools/table_rows.py). paper_tables.csv
-holds the rows of the paper. released.csv holds rows of the authors' published weights, measured outside this repository.
+holds the rows of the paper.
 """
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ import metrics
 from images import DataError
 from measures.tables import Runnings, aligned, escape
 from recipe import whole
-from support.console import complain, failed, finished, positive
+from support.console import complain, failed, finished, given_path, positive
 from support.console import run as run_command
 from support.outputs import as_csv, write_atomically
 from support.records import commit
@@ -120,12 +120,11 @@ def paper_lines(table: str, dataset: str, names: Sequence[str]) -> list[Line]:
 
 def measured_lines(table: str, dataset: str, protocol: str, names: Sequence[str], results: Path) -> list[Line]:
     """The measured lines: rows that differ only in the seed are combined."""
-    rows = [row for row in read_rows(results / "tables.csv", COLUMNS) if row["table"] == table]
-    if table not in TRAINED:
-        rows = read_rows(RESULTS / "released.csv") + rows
-    rows = [row for row in rows if row["dataset"] == dataset and row["protocol"] == protocol]
+    rows = [row for row in read_rows(results / "tables.csv", COLUMNS)
+            if (row["table"], row["dataset"], row["protocol"]) == (table, dataset, protocol)]
+    rows.sort(key=lambda row: row["method"] != RELEASED)        # the release first, the others as they were recorded
     groups: dict[tuple, list[dict]] = {}
-    for row in rows:        # rows of released.csv belong to several tables and have no budget
+    for row in rows:
         key = (*(row.get(name, "") for name in (*IDENTITY, "steps", "crops")),
                further_options(row) if table in TRAINED else "")
         groups.setdefault(key, []).append(row)
@@ -304,6 +303,8 @@ def build_parser() -> argparse.ArgumentParser:
                      help='measure only these rows, e.g. "N=5" or average')
     run.add_argument("--data", type=Path, default=Path("data"), metavar="DIR",
                      help="folder that holds RoadScene/, TNO/, MSRS/, M3FD/, Harvard/ (default: data)")
+    run.add_argument("--released", type=given_path, metavar="MODEL.PTH", help="also measure the authors' published network "
+                     "(Trained/Model.pth of their repository) for Tables 4, 6 and main")
     run.add_argument("--fused", nargs="+", default=[], metavar="NAME=DIR", help="images of other methods for Tables "
                      "4, 6 and main; {dataset} in DIR is replaced by TNO, MSRS, ...")
 
@@ -327,9 +328,9 @@ TRAINING = ("steps", "batch", "crops", "seeds", "out", "again")
 def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """End the program with exit code 2 if an option has no effect. --data alone is no error: it only names a place."""
     for used, names, place in (
-            (args.run, ("rows", "fused", *TRAINING), "without --run"),
+            (args.run, ("rows", "fused", "released", *TRAINING), "without --run"),
             (args.table in TRAINED, TRAINING, f"on table {args.table}, whose networks are not trained here"),
-            (args.table in FUSED, ("fused",), f"on table {args.table}; it goes with {', '.join(FUSED)}"),
+            (args.table in FUSED, ("fused", "released"), f"on table {args.table}; it goes with {', '.join(FUSED)}"),
             (args.table != "parts", ("protocol",), "on table parts")):
         for name in names:
             if not used and getattr(args, name) != parser.get_default(name):
@@ -360,7 +361,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         args.fused = metrics.collect_methods(args.fused, taken=[*known_methods(args.table, ()), RELEASED])
     except ValueError as error:
         parser.error(str(error))
-    known = known_methods(args.table, args.fused)
+    known = known_methods(args.table, [*[RELEASED] * bool(args.released), *args.fused])
     unknown = [name for name in args.rows if name not in known]
     if unknown:
         parser.error(f"--rows {unknown[0]!r}: table {args.table} has {', '.join(known)}")
