@@ -136,6 +136,15 @@ def test_auto_boxes_find_the_hot_target_and_the_texture():
     assert abs(tx - 20) <= 2 and abs(ty - 10) <= 2
 
 
+def test_auto_boxes_prefer_a_person_at_the_lower_edge_to_a_warm_facade():
+    ir, vis = np.full((100, 200), 20, np.uint8), np.full((100, 200), 10, np.uint8)
+    ir[5:60, 20:90], ir[80:98, 180:188] = 90, 250
+    x, y, width, height = figures.auto_boxes(ir, vis)[0]
+    assert x <= 180 and x + width >= 188 and y <= 80 and y + height >= 98
+    ir[80:98, 180:188], ir[90:98, 120:128] = 20, 250
+    x, y, width, height = figures.auto_boxes(ir, vis)[0]
+    assert abs(x + width / 2 - 124) <= 1 and y == 100 - height      # in the middle, as far as the image allows
+
 @pytest.mark.parametrize("box", ["1,2,3", "60,0,10,10", "-1,0,5,5", "a,b,c,d"])
 def test_wrong_boxes_are_refused_in_one_line(folders, capsys, box):
     assert run(folders, "sheet", f"--box={box}") == 1

@@ -130,15 +130,28 @@ def auto_boxes(ir: np.ndarray, vis: np.ndarray) -> list[Box]:
 
     def best(score: np.ndarray) -> Box:
         sums = cv2.boxFilter(score.astype(np.float32), -1, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
-        # The search is limited to the part above the lower corners, where the magnified crops go first.
-        inside = sums[:max(1, int(height * (1 - INSET)) - side), :width - side + 1]
+        inside = sums[:height - side + 1, :width - side + 1]
         y, x = np.unravel_index(np.argmax(inside), inside.shape)
         return int(x), int(y), side, side
 
-    hot = best((ir > ir.mean() + ir.std()) * (ir.astype(np.float32) - vis).clip(0))
+    # Squared, so that a small bright target counts more than a large warm facade.
+    heat = (ir > ir.mean() + ir.std()) * (ir.astype(np.float32) - vis).clip(0) ** 2
+    hot = centred(best(heat), heat)
     texture = cv2.magnitude(cv2.Sobel(vis, cv2.CV_32F, 1, 0), cv2.Sobel(vis, cv2.CV_32F, 0, 1))
     texture[hot[1]:hot[1] + side, hot[0]:hot[0] + side] = -texture.max() * side
     return [hot, best(texture)]
+
+
+def centred(box: Box, score: np.ndarray) -> Box:
+    """The box moved to the centroid of the score in it, inside the image."""
+    x, y, width, height = box
+    sums = cv2.moments(score[y:y + height, x:x + width])
+    if not sums["m00"]:
+        return box
+    middle = round(x + sums["m10"] / sums["m00"]), round(y + sums["m01"] / sums["m00"])
+    x, y = (min(max(at - length // 2, 0), most - length)
+            for at, length, most in zip(middle, (width, height), score.shape[::-1]))
+    return x, y, width, height
 
 
 def chosen_boxes(texts: Sequence[str], ir: np.ndarray, vis: np.ndarray) -> list[Box]:
