@@ -218,8 +218,8 @@ def plan(args: argparse.Namespace) -> list[list[Case]]:
 
 def run(args: argparse.Namespace) -> dict:
     """Measure all rows. Returns rows, failed rows and the machine. Raises ValueError or OSError for wrong options."""
-    given = [name for name in ("sizes", "batch", "compile", "checkpoint", "peer")
-             if getattr(args, name) != build_parser().get_default(name)]
+    default = build_parser().get_default
+    given = [name for name in ("sizes", "batch", "compile", "checkpoint", "peer") if getattr(args, name) != default(name)]
     if given and "inference" not in args.tasks:
         raise ValueError(f"--{given[0]} goes with --tasks inference")
     for needed in [*args.peer, args.json.absolute().parent]:

@@ -74,7 +74,9 @@ def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> d
         units = {name: torch.from_numpy(image) / 255 for name, image in fused.items()}
         for name, image in fused.items():
             values = metrics.evaluate(image, ir, vis, PROTOCOLS["definition"].evaluated, SCORES)
-            means[name].add(values | {"PSNR": psnr(units[name], units[first])})
+            if name in students:
+                values["PSNR"] = psnr(units[name], units[first])
+            means[name].add(values)
     rows = {name: running.means for name, running in means.items()}
     for name in students:
         rows[name]["time"] = statistics.median(own / its for own, its in zip(seconds[name], seconds[first]))

@@ -167,6 +167,11 @@ def known_methods(table: str, others: Sequence[str]) -> list[str]:
     return [*(MEDICAL if table == "6" else SHIPPED), *BASELINES, *others]
 
 
+def is_wanted(method: str, args: argparse.Namespace) -> bool:
+    """Whether --rows names the method, or is not given."""
+    return not args.rows or method in args.rows
+
+
 # ---------------------------------------------------------------------------------------------
 # Files of rows
 
@@ -310,7 +315,7 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
     runs = []
     for configuration in CONFIGURATIONS:
         method = configuration.methods.get(args.table)
-        if method is None or args.rows and method not in args.rows:
+        if method is None or not is_wanted(method, args):
             continue
         for seed in args.seeds if configuration is FULL else args.seeds[:1]:
             folder = args.out / (f"{configuration.name}_seed{seed}" if configuration is FULL else configuration.name)
@@ -485,22 +490,28 @@ class Shipped(NamedTuple):
     uses: tuple[Use, ...] = USES
 
 
+def load_checkpoint(path: Path) -> Shipped:
+    """A checkpoint of this repository. Raises OSError, ValueError, TableError."""
+    model = RPFNet.from_pretrained(path, default_device())
+    return Shipped(model, training_of(path.with_suffix(".json")) | {"source": f"checkpoints/{path.name}"})
+
+
+def load_model_of_authors(path: Path) -> Shipped:
+    """The file of --released. Raises OSError, ValueError."""
+    model = load_released(path).to(default_device())
+    return Shipped(model, {"source": f"{hashed_name(path)} of the authors' repository"}, RELEASED_USES)
+
+
 def load_shipped(checkpoints: dict[str, Path], args: argparse.Namespace, problems: list[str]) -> dict[str, Shipped]:
     """{method: network} for --released and the checkpoints. One line in `problems` for each that cannot be loaded."""
     found = {}
-    if args.released and (not args.rows or RELEASED in args.rows):
-        try:
-            found[RELEASED] = Shipped(load_released(args.released).to(default_device()),
-                                      {"source": f"{hashed_name(args.released)} of the authors' repository"}, RELEASED_USES)
-        except (OSError, ValueError) as error:
-            problems.append(f"{RELEASED}: {first_line(error)}")
-    for method, path in checkpoints.items():
-        if args.rows and method not in args.rows:
+    files = [(RELEASED, args.released, load_model_of_authors)] if args.released else []
+    files += [(method, path, load_checkpoint) for method, path in checkpoints.items()]
+    for method, path, load in files:
+        if not is_wanted(method, args):
             continue
         try:
-            model = RPFNet.from_pretrained(path, default_device())
-            about = training_of(path.with_suffix(".json")) | {"source": f"checkpoints/{path.name}"}
-            found[method] = Shipped(model, about)
+            found[method] = load(path)
         except (OSError, ValueError, TableError) as error:
             problems.append(f"{method}: {first_line(error)}")
     return found
@@ -514,10 +525,10 @@ def ways(shipped: dict[str, Shipped], dataset: str, pairs: Sequence[Pair], args:
             yield method, use, of_network(model, use), about
     plain = Use("", "plain")
     for method, name in BASELINES.items():
-        if not args.rows or method in args.rows:
+        if is_wanted(method, args):
             yield method, plain, of_baseline(name), {"source": "computed from the sources"}
     for method, folder in args.fused.items():
-        if args.rows and method not in args.rows:
+        if not is_wanted(method, args):
             continue
         place = Path(str(folder).replace("{dataset}", dataset))
         try:

@@ -358,10 +358,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if bad:
         parser.error(f"--fused {bad[0]}: write NAME=DIR")
     try:
-        args.fused = metrics.collect_methods(args.fused, taken=[*known_methods(args.table, ()), RELEASED])
+        args.fused = metrics.collect_methods(args.fused, taken=known_methods(args.table, [RELEASED]))
     except ValueError as error:
         parser.error(str(error))
-    known = known_methods(args.table, [*[RELEASED] * bool(args.released), *args.fused])
+    known = known_methods(args.table, [*([RELEASED] if args.released else []), *args.fused])
     unknown = [name for name in args.rows if name not in known]
     if unknown:
         parser.error(f"--rows {unknown[0]!r}: table {args.table} has {', '.join(known)}")
@@ -373,9 +373,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems: list[str] = []
     try:
         if args.run:
-            # Before the measurement, so that a wrong file is found early.
-            read_rows(*((args.results / "parts.csv", PARTS_COLUMNS) if args.table == "parts" else
-                        (args.results / "tables.csv", COLUMNS)))
+            file, columns = ("parts.csv", PARTS_COLUMNS) if args.table == "parts" else ("tables.csv", COLUMNS)
+            read_rows(args.results / file, columns)     # before the measurement, so that a wrong file is found early
             keep_freed_memory()
             run = run_trained if args.table in TRAINED else run_parts if args.table == "parts" else run_shipped
             run(args, problems)
