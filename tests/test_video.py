@@ -213,6 +213,16 @@ def test_an_earlier_file_survives_a_run_that_ends_early(clips, tmp_path, small, 
     assert f"7 frames in {tmp_path / 'fused.partial.avi'}" in capsys.readouterr().out
 
 
+def test_each_interrupted_recording_has_a_file_of_its_own(tmp_path):
+    for count in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt), VideoFile(tmp_path / "fused.avi", RATE) as file:
+            for _ in range(count):
+                file.write("frame", np.full(SIZE, 99, np.uint8))
+            raise KeyboardInterrupt
+    assert names(tmp_path) == ["fused.avi", "fused.partial-2.avi", "fused.partial.avi"]
+    assert [len(read_clip(tmp_path / name)[0]) for name in names(tmp_path)] == [1, 3, 2]
+
+
 def test_a_file_that_lacks_frames_is_kept_and_one_without_any_is_not(tmp_path):
     gray = np.full(SIZE, 99, np.uint8)
     for count, kept in ((3, True), (0, False)):
@@ -228,8 +238,9 @@ def test_a_file_that_lacks_frames_is_kept_and_one_without_any_is_not(tmp_path):
     assert len(read_clip(tmp_path / "3.avi")[0]) == 3 and names(tmp_path) == ["3.avi"]
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
 @pytest.mark.parametrize("suffix, kept", [(".avi", True), (".mp4", False)])     # the index of .mp4 is at its end
-def test_an_earlier_file_survives_a_full_disk(tmp_path, suffix, kept):
+def test_an_earlier_file_survives_a_full_disk(tmp_path, suffix, kept, interrupted):
     resource = pytest.importorskip("resource")
     out, partial = tmp_path / f"fused{suffix}", tmp_path / f"fused.partial{suffix}"
     noise = np.random.default_rng(0).integers(0, 256, (20, *SIZE), np.uint8)
@@ -242,6 +253,8 @@ def test_an_earlier_file_survives_a_full_disk(tmp_path, suffix, kept):
         with pytest.raises(OutputError, match=message), VideoFile(out, RATE) as file:
             for image in noise:
                 file.write("frame", image)
+            if interrupted:
+                raise KeyboardInterrupt
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert out.read_bytes() == earlier and partial.exists() == kept and file.path == (partial if kept else out)
@@ -342,7 +355,7 @@ def test_two_cameras_are_read_in_turn_into_a_file_named_after_the_time(tmp_path,
     ((3, 9), "camera 0: no frame could be read after the first 3"),
     ((9, 3), "camera 1: no frame could be read after the first 3"),
     ((3, 3), "camera 0 and camera 1: no frame could be read after the first 3"),
-    ((0, 9), "camera 0: no frame could be read after the first 0"),
+    ((0, 9), "camera 0: no frame could be read"),
 ])
 def test_a_camera_that_stops_is_named_and_the_frames_so_far_are_kept(tmp_path, small, plug_in, lengths, message, capsys):
     plug_in(lengths)
@@ -476,10 +489,12 @@ def test_a_window_without_a_display_is_one_line(clips, tmp_path, small, capsys, 
     assert capsys.readouterr().err == "test.py: --show: there is no display here (DISPLAY is not set); leave --show out\n"
 
 
-def test_q_in_the_window_ends_the_result(clips, tmp_path, small, press_q):
-    press_q(3)
-    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, "--show") == 0
-    assert len(read_clip(tmp_path / "fused.mp4")[0]) == 3
+def test_q_in_the_window_replaces_no_earlier_file_by_a_part_of_the_video(clips, tmp_path, small, press_q):
+    out = tmp_path / "fused.mp4"
+    for frame, code in ((LENGTH, 0), (3, INTERRUPTED)):
+        press_q(frame)
+        assert fuse(clips / "ir.avi", clips / "vis.avi", out, *small, "--show") == code
+    assert len(read_clip(out)[0]) == LENGTH and len(read_clip(tmp_path / "fused.partial.mp4")[0]) == 3
 
 
 # --- steady ---

@@ -31,7 +31,8 @@ VIDEO_HELP = f"""\
 --ir and --vis are two files ({' '.join(sorted(SUFFIXES))}),
 two folders of frames with --video, or the numbers of two cameras (0 is the first).
 --out is a file (.mp4 or .avi) or a folder. The sources must be aligned, and must have one size,
-length and frame rate. After Ctrl-C, the file holds the frames so far and can be played."""
+length and frame rate. After Ctrl-C, the file holds the frames so far and can be played.
+If there was a file of this name, it stays then, and the frames are in NAME.partial.mp4."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -54,11 +55,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        "(default: minimum and maximum of the sequence)")
     group.add_argument("--steady", type=weight_of_past, metavar="KEEP", help="reduce flicker: values of the network that "
                        "depend on the whole image are averaged exponentially over the frames, with this weight of the "
-                       f"past; a scene cut starts new averages (default: {KEEP}; 0: frames are fused independently, as always "
-                       "with --as-published and --released)")
+                       f"past; a scene cut starts new averages (default: {KEEP}; 0: each frame is fused alone; with "
+                       "--as-published and --released this is always so)")
     group.add_argument("--fps", type=number(0, 1000, above=True), metavar="RATE", help="frames per second of the result "
                        f"(default: the rate of the sources; {RATE:g} for folders, and for cameras that report none)")
-    group.add_argument("--show", action="store_true", help="also show the frames in a window; q ends the run")
+    group.add_argument("--show", action="store_true", help="also show the frames in a window; q ends a recording of "
+                       "cameras, and interrupts the fusing of files like Ctrl-C")
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -152,6 +154,8 @@ class VideoFuser:
             output.write(frame.name, fused)
             self.written, self.seconds = self.written + 1, time.perf_counter() - start
             if self.args.show and not shown(fused):
+                if self.clip.inputs and self.written != length:
+                    raise KeyboardInterrupt     # an earlier file is not replaced by a part of the video
                 break
 
 

@@ -128,8 +128,9 @@ class Capture:
         tag = int(max(self._capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT), 0)).to_bytes(8, "little")[:4]
         for signature, bits in ((tag[:3], tag[3]), (tag[:0:-1], tag[0])):
             if signature == b"Y1\0" and bits > 8:
-                raise DataError(f"{self.name}: gray video of {bits} bits, and OpenCV reads only 8; extract its frames as "
-                                f"PNG files (ffmpeg -i {source.name} frames/%05d.png) and give the folder with --video")
+                raise DataError(f"{self.name}: gray video of {bits} bits, and OpenCV reads only 8; extract the frames "
+                                "of both files into folders (mkdir ir; ffmpeg -i "
+                                f"{source.name} ir/%05d.png), and use --ir ir --vis vis --video --fps RATE")
 
     def read(self) -> np.ndarray | None:
         """The next frame, uint8 (H, W) or (H, W, 3) RGB; None after the last."""
@@ -188,7 +189,7 @@ class CaptureClip:
         """
         if number == 0 or self.vis.is_camera:
             silent = [source.name for source, has_one in zip((self.ir, self.vis), more) if not has_one]
-            raise DataError(f"{' and '.join(silent)}: no frame could be read after the first {number}")
+            raise DataError(f"{' and '.join(silent)}: no frame could be read" + (f" after the first {number}" if number else ""))
         totals = [number + (1 + source.count_rest() if has_one else 0) for source, has_one in zip((self.ir, self.vis), more)]
         _check_lengths((self.ir.name, totals[0]), (self.vis.name, totals[1]))
         if self.length is not None and number < self.length:

@@ -1,6 +1,7 @@
 """Output of video: frames in a folder, a video file, a window."""
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import sys
@@ -43,7 +44,8 @@ class VideoFile:
     """Writes a video file. It has a temporary name until the end of the `with` block.
 
     After an error, Ctrl-C or lost frames (full disk), the frames so far are kept if they can be read. If there was a file
-    at `path`, it is not replaced then, and the frames are in NAME.partial.SUFFIX beside it.
+    at `path`, it is not replaced then, and the frames are in NAME.partial.SUFFIX beside it, or NAME.partial-2.SUFFIX if
+    that exists, and so on.
 
     Attributes:
         path: the file that holds the frames after the block.
@@ -70,11 +72,12 @@ class VideoFile:
         if self._writer is None:
             return
         # An earlier file is replaced only after the check that all frames are in the new one.
-        target = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}") if self.path.exists() else self.path
+        target = _partial(self.path) if self.path.exists() else self.path
         try:
             self._writer.release()
-            if kind is None:
+            if kind is None or kind is KeyboardInterrupt:       # another error must not be hidden by that of the check
                 self._check_written(target)
+            if kind is None:
                 target = self.path
         finally:
             if self._part.exists():
@@ -117,6 +120,13 @@ class VideoFile:
             self._part.unlink(missing_ok=True)
             raise OutputError(f"{self.path}: no frame could be written; is the disk full?")
         raise OutputError(f"{kept}: of {self._written} frames {found} are in the file, which is kept; is the disk full?")
+
+
+def _partial(path: Path) -> Path:
+    """A free name beside `path`: NAME.partial.mp4, NAME.partial-2.mp4, ..."""
+    endings = itertools.chain(["partial"], (f"partial-{number}" for number in itertools.count(2)))
+    names = (path.with_name(f"{path.stem}.{ending}{path.suffix}") for ending in endings)
+    return next(name for name in names if not name.exists())
 
 
 def _bgr(image: np.ndarray) -> np.ndarray:
