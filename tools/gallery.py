@@ -119,7 +119,7 @@ def file_names(names: Iterable[str]) -> list[str]:
 
 def files_of(data: dict) -> set[str]:
     """Relative paths of all files that a gallery with these data can contain."""
-    stems = [pair["file"] for pair in data["pairs"]]
+    stems = data.get("files") or [pair["file"] for pair in data["pairs"]]       # older galleries have no "files"
     return {*PAGE, "data.js", *(f"thumbs/{stem}.jpg" for stem in stems),
             *(f"images/{source['folder']}/{stem}.png" for source in data["sources"] for stem in stems)}
 
@@ -248,7 +248,8 @@ class Gallery:
 
     def _write_data(self, pairs: list[dict], **rest: object) -> None:
         sources = [{"label": printable(label), "folder": folder} for label, folder in zip(self.labels, self.folders)]
-        data = json.dumps({"sources": sources, **rest, "pairs": pairs})
+        # "files" has also the pairs that are not shown: after Ctrl-C or a full disk, some images of a pair may be there.
+        data = json.dumps({"sources": sources, **rest, "pairs": pairs, "files": [*self.stems.values()]})
         write_atomically(self.out / "data.js", (DATA_HEAD + data + DATA_END).encode())
 
 
