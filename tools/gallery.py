@@ -4,9 +4,11 @@
     python tools/gallery.py --fused RPFNet=Fused Mine=DIR --ir DIR --vis DIR --out report
     python tools/gallery.py --fused Mine=DIR --dataset msrs --data data/MSRS --baselines --protocol cddfuse
 
-Open index.html in the folder with a browser. It needs no server and loads nothing from the network, so the folder can
-also be published on any web site. index.html#NAME opens the pair of that name, index.html#NAME?right=METHOD with the
-image of that method.
+Without --ir, --vis and --dataset, the rendered samples are shown. Without --fused, the images in ./Fused.
+
+Open index.html in the folder with a browser: a viewer with a slider, zoom and blinking, and sortable tables. It needs no
+server and loads nothing from the network, so the folder can also be published on any web site. index.html#NAME opens the
+pair of that name, index.html#NAME?right=METHOD with the image of that method.
 
 The images in the folder are 8-bit PNG files. They look the same in all browsers, which differ in how they show 16-bit
 files, transparency or rotation flags. The scores are those of metrics.py, computed from the luma of these images.
@@ -61,16 +63,7 @@ DATA_HEAD, DATA_END = "// Made by tools/gallery.py\nconst REPORT = ", ";\n"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Make a folder with a web page that shows fused images with their sources and scores: a viewer\n"
-                    "with a slider, zoom and blinking, and sortable tables. Open index.html in a browser. No server\n"
-                    "is needed.",
-        epilog="Without --ir, --vis and --dataset, the rendered samples are shown; without --fused, the images in\n"
-               "./Fused.\n\n"
-               "examples:\n"
-               "  python tools/gallery.py --fused RPFNet=Fused Mine=DIR --ir data/ir --vis data/vis --out report\n"
-               "  python tools/gallery.py --fused Mine=DIR --dataset tno --data data/TNO --baselines --metrics EN SD")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_baselines(add_image_options(parser))
 
     what = parser.add_argument_group("scores")
