@@ -13,7 +13,7 @@ from images import luma, read_gray
 from metrics import baseline
 from net import RPFNet
 from tools import naturalness as command
-from tools.naturalness import DAY, MEASURES, entering_target, flicker, flicker_measures, naturalness, static_background
+from tools.naturalness import DAY, MEASURES, entering_target, flicker_measures, naturalness, static_background
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (200, 240)
@@ -268,26 +268,25 @@ def test_a_method_that_normalises_the_mean_flickers():
     got = flicker_measures(normalised, ir, vis, 8)
     assert got["flicker"] == pytest.approx(expected)
     assert got["jump"] == np.abs(np.diff(level)).max()
-    assert flicker(normalised, ir, vis, 8) == got["flicker"]
 
 
 def test_flicker_takes_a_network():
     torch.manual_seed(0)
     model = RPFNet(channels=4, stages=1).eval()
     ir, vis = real_scene()
-    assert flicker(model, ir, vis, 3) == flicker(model.fuse, ir, vis, 3)
+    assert flicker_measures(model, ir, vis, 3) == flicker_measures(model.fuse, ir, vis, 3)
 
 
 @pytest.mark.parametrize(("name", "most"), [("night_street", 2.5), ("smoke", 1.3)])       # gray levels; 1.86 and 0.89
 def test_the_default_network_hardly_flickers(default_network, name, most):
-    assert flicker(default_network, *sample(name), 6) < most
+    assert flicker_measures(default_network, *sample(name), 6)["flicker"] < most
 
 
 def test_flicker_refuses_what_it_cannot_measure():
     with pytest.raises(ValueError, match="at least 2"):
-        flicker(normalised, *real_scene(), 1)
+        flicker_measures(normalised, *real_scene(), 1)
     with pytest.raises(ValueError, match="60x30: no pixel"):
-        flicker(normalised, flat(0, (30, 60)), flat(0, (30, 60)), 4)
+        flicker_measures(normalised, flat(0, (30, 60)), flat(0, (30, 60)), 4)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -361,6 +360,15 @@ def test_an_image_that_exceeds_the_memory_leaves_the_others(tree, capsys, monkey
     assert max(int(value) for key, value in read(tree / "out.csv")["images", "Mine"].items() if key in MEASURES) == 1
 
 
+def test_a_closed_pipe_costs_no_rows_of_the_file(tree, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError
+    monkeypatch.setattr(command, "print", closed, raising=False)
+    with pytest.raises(BrokenPipeError):        # support.console.run ends the command with exit code 1
+        run(tree, "--fused", f"Mine={tree / 'mine'}", "--csv", str(tree / "out.csv"))
+    assert ("mean", "Mine") in read(tree / "out.csv")
+
+
 def test_without_each_only_the_means_are_written(tree, capsys):
     assert run(tree, "--fused", str(tree / "mine"), "--csv", str(tree / "out.csv")) == 0
     assert {image for image, _ in read(tree / "out.csv")} == {"mean", "images"}
@@ -373,7 +381,7 @@ def test_a_network_is_fused_and_its_flicker_measured(tree, weights, capsys):
     ir, vis = (read_gray(tree / side / "a.png") for side in ("ir", "vis"))
     model = RPFNet.from_pretrained(weights[1])
     assert float(rows["a", "small"]["dark"]) == naturalness(model.fuse(ir, vis), ir, vis)["dark"]
-    assert float(rows["mean", "small"]["flicker"]) == flicker(model, ir, vis, 3)
+    assert float(rows["mean", "small"]["flicker"]) == flicker_measures(model, ir, vis, 3)["flicker"]
     assert rows["b", "small"]["flicker"] == "nan" and rows["images", "small"]["flicker"] == "1"
     assert float(rows["mean", "max"]["flicker"]) == 0
 

@@ -242,11 +242,6 @@ def _target_profile(width: int) -> _Profile:
     return _Profile(half - sigma * math.sqrt(2 * math.log(2)), sigma)       # the edge falls to 0.5 at `half`
 
 
-def flicker(method: Fuse | RPFNet, ir: np.ndarray, vis: np.ndarray, frames: int = 20) -> float:
-    """RMS change of the static background while a hot target passes, gray levels; see `flicker_measures`."""
-    return flicker_measures(method, ir, vis, frames)["flicker"]
-
-
 def flicker_measures(method: Fuse | RPFNet, ir: np.ndarray, vis: np.ndarray, frames: int = 20) -> dict[str, float]:
     """Measure the change of the static background of `entering_target`, where the sources do not change at all.
 
@@ -318,7 +313,7 @@ def build_parser() -> argparse.ArgumentParser:
                         "mean gray level are daytime images (default: %(default)g)")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--checkpoint", type=Path, metavar="FILE", help="fuse the pairs with these weights, "
+    network.add_argument("--checkpoint", type=Path, metavar="NAME|FILE", help="fuse the pairs with these weights, "
                          "and measure the results; the row has the name of the file")
     network.add_argument("--as-published", action="store_true", help="normalise each image by its own statistics, as "
                          "for the published images")
@@ -330,7 +325,7 @@ def build_parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("output")
     output.add_argument("--each", action="store_true", help="print one row for each image before the means")
     output.add_argument("--csv", type=Path, metavar="FILE", help="also write these rows without rounding, and the "
-                        "number of images of each mean")
+                        "number of images of each mean; the file is replaced")
     return parser
 
 
@@ -423,20 +418,21 @@ def table(rows: Rows, names: Sequence[str]) -> str:
     return aligned(cells, text_columns=2)
 
 
-def report(args: argparse.Namespace, survey: Survey, methods: Sequence[str]) -> None:
-    """Print the table and write the CSV file. Raises OSError."""
-    names = list(MEASURES | FLICKER_MEASURES if args.flicker else MEASURES)
+def rows_of(survey: Survey, methods: Sequence[str], names: Sequence[str], each: bool) -> Rows:
+    """Means and numbers of images; with `each`, the rows of all images before them."""
     means = survey.means(methods, names)
     rows: Rows = []
-    if args.each:
+    if each:
         rows += [(image, method, [survey.values[image, method].get(name, math.nan) for name in names])
                  for image in survey.images() for method in methods if (image, method) in survey.values]
     rows += [("mean", method, [running.mean for running in row]) for method, row in means.items()]
-    rows += [("images", method, [running.count for running in row]) for method, row in means.items()]
-    print(table(rows, names))
-    if args.csv:
-        columns = ["image", "method", *names]
-        write_atomically(args.csv, as_csv(columns, [dict(zip(columns, (i, m, *values))) for i, m, values in rows]))
+    return rows + [("images", method, [running.count for running in row]) for method, row in means.items()]
+
+
+def write_rows(path: Path, rows: Rows, names: Sequence[str]) -> None:
+    """Write the rows as CSV. Raises OSError."""
+    columns = ["image", "method", *names]
+    write_atomically(path, as_csv(columns, [dict(zip(columns, (i, m, *values))) for i, m, values in rows]))
 
 
 @noted()
@@ -464,10 +460,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             survey.measure_flicker(pair, args.frames)
     except KeyboardInterrupt:
         interrupted = True
-    try:
-        report(args, survey, [*fused, *network, *BASELINES])
-    except OSError as error:
-        problems.append(f"--csv: {error}")
+    names = list(MEASURES | FLICKER_MEASURES if args.flicker else MEASURES)
+    rows = rows_of(survey, [*fused, *network, *BASELINES], names, args.each)
+    if args.csv:
+        try:
+            write_rows(args.csv, rows, names)
+        except OSError as error:
+            problems.append(f"--csv: {error}")
+    print(table(rows, names))       # after the file is written, because standard output can be a closed pipe (| head)
     if interrupted:
         complain("naturalness.py: interrupted; the rows above hold what was done")
     return finished(problems, interrupted)
