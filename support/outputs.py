@@ -54,7 +54,7 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping]) -> bytes:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")    # a file name can hold undecodable bytes
 
 
 def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Sequence[Path]) -> None:
@@ -90,9 +90,8 @@ def check_place(option: str, file: Path) -> None:
 
 
 def refuse_input(file: Path, inputs: Iterable[Path]) -> None:
-    """Raises OutputError if a file that is to be written is one of the input files."""
-    identity = _identity(file)
-    if identity and identity in {_identity(path) for path in inputs}:
+    """Raises OutputError if a file that is to be written is one of the input files, also if it does not exist yet."""
+    if (_identity(file) or file.resolve()) in {_identity(path) or path.resolve() for path in inputs}:
         raise OutputError(f"{file}: is an input of this command; choose another name for the result")
 
 

@@ -102,6 +102,18 @@ def test_one_result_is_neither_a_source_nor_its_twin(source):
             refuse_overwriting([source.parent], source.parent / name, [source])
 
 
+def test_a_result_is_no_input_also_before_the_input_exists(source):
+    outputs.refuse_input(source.parent / "b.csv", [source, source.parent / "c.csv"])
+    for name, others in (("a.jpg", [source]), ("b.csv", [source, source.parent / ".." / "sources" / "b.csv"])):
+        with pytest.raises(OutputError, match="is an input"):
+            outputs.refuse_input(source.parent / name, others)
+
+
+def test_undecodable_bytes_of_a_file_name_are_escaped():
+    name = os.fsdecode(b"a\xff.png")
+    assert outputs.as_csv(["image"], [{"image": name}]) == b"image\na\\udcff.png\n"
+
+
 # --- folders and locks ---
 
 

@@ -156,6 +156,25 @@ def test_the_printed_table_and_its_csv(results, capsys):
     assert rows["N=7", "printed"]["EN difference"] == "" and rows["N=7", "printed"]["RoR"] == "4"
 
 
+@pytest.mark.parametrize("name, message", [
+    ("results/tables.csv", "tables.csv: is an input"), ("results/parts.csv", "parts.csv: is an input"),
+    (table_rows.RESULTS / "tables.csv", "tables.csv: is an input"), ("results", "is a folder"),
+    ("absent/a.csv", "no such folder")])
+def test_csv_never_replaces_recorded_rows_and_is_checked_before_the_measurement(results, monkeypatch, capsys, name, message):
+    """parts.csv does not exist yet."""
+    def refuse(*_):
+        raise AssertionError("measured")
+    monkeypatch.setattr(tables, "run_shipped", refuse)
+    (results / "results").mkdir()
+    (results / "tables.csv").rename(results / "results" / "tables.csv")
+    before = {path: path.read_bytes() for folder in (results, table_rows.RESULTS) for path in folder.rglob("*.csv")}
+    options = ["--table", "main", "--run", "--results", str(results / "results"), "--csv", str(results / name)]
+    assert tables.main(options) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in before} == before
+
+
 @pytest.mark.parametrize(("style", "line"), [
     ("markdown", "| N=5    | printed     |         7.415 |"), ("latex", r"N=5    & printed     &             7.415 &")])
 def test_markdown_and_latex(results, capsys, style, line):

@@ -41,7 +41,7 @@ from measures.tables import Runnings, aligned, escape
 from recipe import whole
 from support.console import complain, failed, finished, given_path, positive
 from support.console import run as run_command
-from support.outputs import as_csv, write_atomically
+from support.outputs import OutputError, as_csv, check_place, refuse_input, write_atomically
 from support.records import commit
 from support.runtime import keep_freed_memory
 from tools.table_rows import (
@@ -212,13 +212,6 @@ def show(title: str, cells: Sequence[Sequence[str]], notes: Sequence[str], style
     print()
 
 
-def print_table(args: argparse.Namespace) -> None:
-    if args.table == "parts":
-        print_parts(args)
-    else:
-        print_comparison(args)
-
-
 def print_comparison(args: argparse.Namespace) -> None:
     """Print Tables 1 to 4, 6 and main."""
     chosen, written = PROTOCOLS[args.protocol], []
@@ -291,7 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="style of the table (default: terminal)")
     output.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="paper: columns as computed in "
                         "the paper; definition: columns by the metrics' definitions, without the rows of the paper")
-    output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file, which is replaced")
     output.add_argument("--datasets", nargs="+", metavar="NAME",
                         help="only these data sets; table 4: TNO MSRS M3FD, table 6: MRI-PET MRI-SPECT, "
                         "parts: FLIR-val MRI-PET MRI-SPECT")
@@ -368,18 +361,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def check_csv(args: argparse.Namespace) -> None:
+    """Raises ValueError or OutputError if --csv cannot be written, or if it names a file of rows, which would be lost."""
+    if args.csv:
+        check_place("--csv", args.csv)
+        refuse_input(args.csv, [place / name for place in (args.results, RESULTS)
+                                for name in ("tables.csv", "parts.csv", "paper_tables.csv")])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
     problems: list[str] = []
     try:
+        check_csv(args)     # before the measurement
         if args.run:
             file, columns = ("parts.csv", PARTS_COLUMNS) if args.table == "parts" else ("tables.csv", COLUMNS)
             read_rows(args.results / file, columns)     # before the measurement, so that a wrong file is found early
             keep_freed_memory()
             run = run_trained if args.table in TRAINED else run_parts if args.table == "parts" else run_shipped
             run(args, problems)
-        print_table(args)
-    except (TableError, DataError, OSError, ValueError) as error:
+        (print_parts if args.table == "parts" else print_comparison)(args)
+    except (TableError, DataError, OutputError, OSError, ValueError) as error:
         return failed("tables.py", error)
     except KeyboardInterrupt:
         complain("", "tables.py: interrupted; the same command goes on from here" if args.table in TRAINED else
