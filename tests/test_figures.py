@@ -315,9 +315,32 @@ def test_tradeoff_needs_its_columns(folders, capsys):
     points = folders / "points.csv"
     points.write_text("method,quality,gflop,parameters\nA,7.4,100,72000\nB,7.1,20,1300000\n")
     assert run(folders, "tradeoff", "--points", points) == 0 and written(folders, "tradeoff") is not None
-    points.write_text("method,EN\nA,7\n")
-    assert run(folders, "tradeoff", "--points", points) == 1
-    assert "expected a CSV with method, quality, gflop, parameters" in capsys.readouterr().err
+    for text, problem in (("method,EN\nA,7\n", "KeyError: 'quality'"), ("method,quality,gflop,parameters\n", "no rows"),
+                          ("method,quality,gflop,parameters\nA,7,9,1\nB,7,0,1\n", "gflop must be above 0"),
+                          ("method,quality,gflop,parameters\nA,7,9,0\n", "parameters must be above 0")):
+        points.write_text(text)
+        assert run(folders, "tradeoff", "--points", points) == 1
+        error = capsys.readouterr().err
+        assert "expected a CSV with method, quality, gflop, parameters" in error and problem in error
+        assert error.count("\n") == 1
+
+
+def test_tradeoff_reads_the_csv_of_excel_and_names_its_axis(folders):
+    points = folders / "points.csv"
+    points.write_text("method,quality,gflop,parameters\nA,7.4,100,72000\n", encoding="utf-8-sig")
+    for options, label in (([], "quality"), (["--quality", "VIFF"], "VIFF")):
+        args = figures.build_parser().parse_args(["tradeoff", "--points", str(points), "--out", "x", *options])
+        assert figures.KINDS["tradeoff"](args, []).axes[0].get_ylabel() == label
+
+
+def test_a_folder_that_exists_gets_the_files(folders, monkeypatch):
+    monkeypatch.chdir(folders / "same")
+    plain = ["phase", "--image", str(folders / "ir" / "a.png"), "--dpi", "40"]
+    for place in (folders / "other", "."):
+        assert figures.main([*plain, "--out", str(place)]) == 0
+    for folder in ("same", "other"):
+        assert {path.name for path in (folders / folder).glob("phase*")} == {"phase.png", "phase.pdf"}
+    assert not list(folders.glob("*.p*"))
 
 
 def test_unknown_names_are_told(folders, capsys):
@@ -348,6 +371,9 @@ def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
     ("spectrum", ["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
     ("spectrum", ["--csv", "same"], "--csv same: is a folder"),
     ("sheet", ["--out", "a.tif"], "--out a.tif: choose .png, .jpg"),
+    ("sheet", ["--out", "a.TIFF"], "--out a.TIFF: choose .png, .jpg"),
+    ("sheet", ["--out", "a.eps"], "--out a.eps: choose .png, .jpg"),
+    ("sheet", ["--out", "a.ps"], "--out a.ps: choose .png, .jpg"),
 ])
 def test_options_that_do_not_fit_are_refused_before_any_work(folders, monkeypatch, capsys, kind, options, message):
     monkeypatch.chdir(folders)

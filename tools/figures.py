@@ -419,19 +419,29 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
 # tradeoff: Figure 1b; phase: Figure 1c
 
 
+def read_points(path: Path) -> list[tuple[str, float, float, float]]:
+    """Method, quality, GFLOP and number of parameters of each row. Raises DataError."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:       # -sig: Excel begins the file with a mark
+            points = [(row["method"], *(float(row[key]) for key in ("quality", "gflop", "parameters")))
+                      for row in csv.DictReader(file)]
+        if not points:
+            raise ValueError("no rows")
+        if not all(point[2] > 0 for point in points):       # the axis is logarithmic
+            raise ValueError("gflop must be above 0")
+        if not max(point[3] for point in points) > 0:
+            raise ValueError("parameters must be above 0")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"--points {path}: expected a CSV with method, quality, gflop, parameters "
+                        f"({type(error).__name__}: {error})") from None
+    return points
+
+
 def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
     """Quality against GFLOP. The area of a point shows the number of parameters. Raises DataError."""
     refuse_inputs(args, [args.points])
-    try:
-        with args.points.open(newline="", encoding="utf-8") as file:
-            points = [(row["method"], *(float(row[key]) for key in ("quality", "gflop", "parameters")))
-                      for row in csv.DictReader(file)]
-        largest = max(point[3] for point in points)
-        if largest <= 0:
-            raise ValueError("parameters must be above 0")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"--points {args.points}: expected a CSV with method, quality, gflop, parameters "
-                        f"({type(error).__name__}: {error})") from None
+    points = read_points(args.points)
+    largest = max(point[3] for point in points)
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
     for name, quality, gflop, parameters in points:
         axis.scatter(gflop, quality, s=20 + 800 * parameters / largest, alpha=0.6)
@@ -504,7 +514,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS, help="kind of figure")
     parser.add_argument("--out", type=Path, help="file to write: .png, .jpg, .pdf or .svg; without suffix, a .png and "
-                        "a .pdf file (default: figures/KIND)")
+                        "a .pdf file; in a folder that exists, KIND.png and KIND.pdf (default: figures/KIND)")
     parser.add_argument("--dpi", type=positive, default=200, help="resolution of raster images (default: 200)")
     pairs = add_image_options(parser)       # for sheet, features and spectrum
     pairs.add_argument("--names", nargs="+", help="only these pairs (default: all; features: the first)")
@@ -514,9 +524,11 @@ def build_parser() -> argparse.ArgumentParser:
                        "magnify, auto (a hot target and a textured region) or none; phase: box in the centred spectrum")
     other.add_argument("--checkpoint", default="contrast", metavar="NAME|FILE", help="features: the network; a "
                        "last.pth of train.py also gives M', the output of the auxiliary decoder, if L_SS trained it")
-    other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image to this file")
+    other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image to this file, which is "
+                       "replaced")
     other.add_argument("--points", type=Path, help="tradeoff: CSV file with method, quality, gflop, parameters")
-    other.add_argument("--quality", default="EN", help="tradeoff: name of the quality, for the axis")
+    other.add_argument("--quality", default="quality", help="tradeoff: name of the quality, for the axis (default: "
+                       "%(default)s)")
     other.add_argument("--image", type=Path, default=ROOT / "samples" / "ir" / "smoke.png", help="phase: the image")
     return parser
 
@@ -535,7 +547,7 @@ def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         raise ValueError("tradeoff needs --points FILE")
     if args.kind == "features" and len(args.names or ()) > 1:
         raise ValueError("features draws one pair: give one name with --names")
-    if args.out.suffix.lower() in SUFFIXES - {*FORMATS}:
+    if args.out.suffix.lower() in {*SUFFIXES, ".eps", ".ps"} - {*FORMATS}:
         raise ValueError(f"--out {args.out}: choose {', '.join(FORMATS)}, or a name without suffix")
     if args.csv:
         check_place("--csv", args.csv)
@@ -566,6 +578,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.out = args.out or Path("figures") / args.kind
+    if args.out.is_dir():
+        args.out /= args.kind
     problems: list[str] = []
     try:
         check_options(args, parser)
