@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from support.console import listed, note
 from support.headers import SUFFIXES, DataError
@@ -12,6 +12,8 @@ from support.headers import SUFFIXES, DataError
 # Usual prefixes and suffixes of file names, in upper or lower case: a_ir and a_vis, IR1 and VIS1, x-thermal and x-rgb.
 INFRARED = ("infrared", "thermal", "lwir", "mwir", "tir", "inf", "ir", "mri")
 VISIBLE = ("visible", "vis", "vi", "rgb", "colour", "color", "optical", "tv", "pet", "spect")
+
+Item = TypeVar("Item")
 
 
 class Pair(NamedTuple):
@@ -202,6 +204,11 @@ def all_paired(pairs: list[Pair], unpaired: list[str]) -> list[Pair]:
     if unpaired:
         raise DataError(listing(f"{len(unpaired)} image(s) without a partner of the same name", unpaired))
     return pairs
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, at equal distances over the whole list."""
+    return [items[i * len(items) // count] for i in range(count)] if count < len(items) else list(items)
 
 
 def listing(title: str, lines: list[str]) -> str:

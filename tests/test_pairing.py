@@ -6,7 +6,7 @@ import pytest
 
 from images import DataError, write_image
 from support.console import ImageWarning
-from support.pairing import find_pairs, list_images, natural_key, without_affix
+from support.pairing import find_pairs, list_images, natural_key, spread, without_affix
 
 
 def folders(root, ir, vis):
@@ -15,6 +15,20 @@ def folders(root, ir, vis):
         for name in names:
             write_image(root / side / f"{name}.png", np.zeros((4, 4), np.uint8))
     return root / "ir", root / "vis"
+
+
+def test_chosen_items_are_spread_over_the_whole_list():
+    assert spread("abcdefg", 4) == ["a", "b", "d", "f"] and spread("abcdefg", 2) == ["a", "d"]
+    for count in range(1, 9):
+        places = spread(range(7), count)
+        distances = [b - a for a, b in zip(places, [*places[1:], 7])]
+        assert len(places) == min(count, 7) and places[0] == 0 and max(distances) - min(distances) <= 1
+
+
+@pytest.mark.parametrize("length, count", [(40, 4), (4, 4), (180, 6)])
+def test_the_choices_of_recorded_rows_stay_the_same(length, count):
+    """Of results/flicker.csv and results/pixels.csv."""
+    assert spread(range(length), count) == [*range(0, length, length // count)]
 
 
 @pytest.mark.parametrize(("stem", "name"), [

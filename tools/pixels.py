@@ -32,6 +32,7 @@ from pipeline import PAIR_ERRORS
 from support.console import failed, noted, positive
 from support.console import run as run_command
 from support.outputs import as_csv, check_place, write_atomically
+from support.pairing import spread
 
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -65,7 +66,7 @@ def central_crops(data: str, count: int, side: int) -> list[Tensor]:
     """
     pairs = named_pairs("roadscene", data, "train")
     crops: list[list[Tensor]] = [[], []]
-    chosen = PairDataset(pairs[::max(1, len(pairs) // count)][:count])
+    chosen = PairDataset(spread(pairs, count))
     for name, images in zip(chosen.names, chosen.items):
         height, width = images[0].shape[1:]
         if min(height, width) < side:
