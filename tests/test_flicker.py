@@ -2,6 +2,7 @@
 import csv
 import math
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -115,7 +116,14 @@ def test_a_file_with_another_table_is_found_before_the_measurement(pairs, small,
 @pytest.mark.parametrize("options, message", [
     (["--frames", "1"], "at least 2"),
     (["--cuts"], "--cuts needs --clip"),
-    (["--cuts", "--print", "--clip", "a.avi", "b.avi"], "--print goes without --cuts"),
+    (["--print", "--cuts"], "--print goes without --cuts"),
+    (["--print", "--frames", "3"], "--print goes without --frames"),
+    (["--print", "--pairs", "3"], "--print goes without --pairs"),
+    (["--cuts", "--clip", "a.avi", "b.avi", "--size", "64"], "--cuts goes without --size"),
+    (["--cuts", "--clip", "a.avi", "b.avi", "--steady", "0.5"], "--cuts goes without --steady"),
+    (["--cuts", "--clip", "a.avi", "b.avi", "--checkpoint", "paper"], "--cuts goes without --checkpoint"),
+    (["--clip", "a.avi", "b.avi", "--ir", "DIR"], "--clip goes without --ir"),
+    (["--clip", "a.avi", "b.avi", "--pairs", "3"], "--clip goes without --pairs"),
     (["--print", "--checkpoint", "medical"], "flicker.csv: no rows with the weights medical; measure them with --csv"),
     (["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
     (["--ir", "none", "--vis", "none"], "none: no such folder"),
@@ -126,6 +134,31 @@ def test_errors_are_one_line(options, message, capsys):
     assert flicker.main(options) == 1
     said = capsys.readouterr().err
     assert message in said and said.startswith("flicker.py: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error, code, message", [
+    (KeyboardInterrupt(), 130, "flicker.py: interrupted; finished sequences are recorded\n"),
+    (OSError(28, "No space left on device"), 1, "No space left on device")])
+def test_an_end_before_time_keeps_the_finished_sequences(pairs, small, tmp_path, monkeypatch, capsys, error, code, message):
+    whole = flicker.measured
+
+    def fail(clip, *rest):
+        if clip.name == "b":
+            raise error
+        return whole(clip, *rest)
+    monkeypatch.setattr(flicker, "measured", fail)
+    assert flicker.main([*pairs, *small, "--frames", "2", "--csv", str(tmp_path / "a.csv")]) == code
+    out, err = capsys.readouterr()
+    assert [row["sequence"] for row in rows(tmp_path / "a.csv")] == ["a", "a"]
+    assert out.count("\n| a ") == 2 and message in err
+
+
+def test_the_commands_of_recorded_rows_are_understood():
+    for name in ("flicker", "cuts"):
+        commands = {row["command"] for row in rows(flicker.ROOT / "results" / f"{name}.csv")}
+        for words in map(shlex.split, commands):
+            parser = flicker.build_parser()
+            flicker.check_options(parser.parse_args(words[2:]), parser)
 
 
 def test_frames_are_not_enlarged():

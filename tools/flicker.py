@@ -40,10 +40,10 @@ from dataset import Pair, load_pair
 from images import DataError, luma
 from net import RPFNet
 from pipeline import PAIR_ERRORS
-from support.console import failed, noted, positive
+from support.console import INTERRUPTED, complain, failed, noted, positive
 from support.console import run as run_command
 from support.outputs import check_place
-from support.pairing import match_pairs
+from support.pairing import match_pairs, spread
 from support.records import commit, processor
 from tools.naturalness import Change, entering_target, static_background
 from tools.table_rows import TableError, read_rows, record, weights_name
@@ -200,6 +200,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+# The options of each mode. --csv names the file in all of them.
+OPTIONS = {"pairs": {"ir", "vis", "pairs", "size", "frames", "steady", "checkpoint", "csv"},
+           "clip": {"clip", "size", "frames", "steady", "checkpoint", "csv"},
+           "cuts": {"cuts", "clip", "csv"}, "print": {"print", "checkpoint", "csv"}}
+
+
+def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raises ValueError for options that do not fit together, before any work is done."""
+    mode = "print" if args.print else "cuts" if args.cuts else "clip" if args.clip else "pairs"
+    for name in sorted(set().union(*OPTIONS.values()) - OPTIONS[mode]):
+        if getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"--{mode} goes without --{name}")
+    if args.frames < 2:
+        raise ValueError("--frames: at least 2")
+    if args.cuts and not args.clip:
+        raise ValueError("--cuts needs --clip IR VIS")
+    names = [Path(visible).stem for _, visible in args.clip or ()]
+    if len(names) > len({*names}):      # a row has only this name
+        raise ValueError(f"--clip: two visible files are named {max(names, key=names.count)}; rename one")
+
+
 def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> None:
     cells = [list(columns), *([f"{value:.2f}" if isinstance(value, float) else str(value)
                                for value in (row.get(column, "") for column in columns)] for row in rows)]
@@ -217,50 +238,58 @@ def recorded_rows(path: Path, weights: str) -> list[dict]:
     return [row | {name: float(row[name]) for name in ("steady", *NUMBERS)} for row in rows]
 
 
-def flicker_rows(args: argparse.Namespace) -> list[dict]:
-    """Measure all sequences. Raises DataError, OSError, ValueError."""
+def flicker_rows(args: argparse.Namespace) -> Iterator[list[dict]]:
+    """Measure all sequences, and yield the rows of each. Raises DataError, OSError, ValueError."""
     if args.clip:
         clips = [clip_of_files(files, args.size, args.frames) for files in args.clip]
     else:
         pairs = match_pairs(args.ir, args.vis)
-        clips = [generated(pair, args.size, args.frames) for pair in pairs[::max(1, len(pairs) // args.pairs)][:args.pairs]]
+        clips = [generated(pair, args.size, args.frames) for pair in spread(pairs, args.pairs)]
     keeps = list(dict.fromkeys((0.0, args.steady)))
     networks = [RPFNet.from_pretrained(args.checkpoint).optimize() for _ in keeps]      # as in test.py
     with tqdm(total=len(clips) * args.frames, unit="frame", desc="measuring") as progress:
-        return [row for clip in clips for row in measured(clip, networks, keeps, progress)]
+        for clip in clips:
+            yield [*measured(clip, networks, keeps, progress)]
+
+
+def add_rows(path: Path, rows: Sequence[dict], origin: dict[str, str], columns: Sequence[str], key: Sequence[str]) -> None:
+    """Add measured rows to a file. Raises OSError, TableError."""
+    texts = [{name: f"{x:.3f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in rows]
+    record(path, columns, [row | {name: origin[name] for name in origin if name in columns} for row in texts],
+           lambda row: tuple(row[name] for name in key))
 
 
 @noted()
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     command = shlex.join(["python", "tools/flicker.py", *(sys.argv[1:] if argv is None else argv)])
     origin = {"command": command, "commit": commit(), "machine": processor()}
     columns, key = (CUT_COLUMNS, CUT_COLUMNS[:2]) if args.cuts else (COLUMNS, (*COLUMNS[:4], "weights"))
+    rows: list[dict] = []
     try:
+        check_options(args, parser)
         if not args.cuts:
             origin["weights"] = weights_name(args.checkpoint)
-        if args.frames < 2 or args.cuts and not args.clip:
-            raise ValueError("--frames: at least 2" if args.frames < 2 else "--cuts needs --clip IR VIS")
-        if args.cuts and args.print:
-            raise ValueError("--print goes without --cuts: it prints the rows of a network")
-        names = [Path(visible).stem for _, visible in args.clip or ()]
-        if len(names) > len({*names}):      # a row has only this name
-            raise ValueError(f"--clip: two visible files are named {max(names, key=names.count)}; rename one")
         if args.print:
-            show(recorded_rows(args.csv or RECORDED, origin["weights"]), COLUMNS[:10], 1)
+            rows = recorded_rows(args.csv or RECORDED, origin["weights"])
             return 0
         if args.csv:
             check_place("--csv", args.csv)
             read_rows(args.csv, columns)        # before the measurement, so that a wrong file is found early
-        rows = [{name: round(x, 3) if isinstance(x, float) else x for name, x in row.items()}     # as in the file
-                for row in (cut_rows(args.clip) if args.cuts else flicker_rows(args))]
-        show(rows, columns[:4] if args.cuts else columns[:10], 2 if args.cuts else 1)
-        if args.csv:
-            rounded = [{name: f"{x:.3f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in rows]
-            record(args.csv, columns, [row | {name: origin[name] for name in origin if name in columns} for row in rounded],
-                   lambda row: tuple(row[name] for name in key))
+        for group in ([row] for row in cut_rows(args.clip)) if args.cuts else flicker_rows(args):
+            group = [{name: round(x, 3) if isinstance(x, float) else x for name, x in row.items()} for row in group]
+            rows += group
+            if args.csv:
+                add_rows(args.csv, group, origin, columns, key)
     except (TableError, *PAIR_ERRORS) as error:
         return failed("flicker.py", error)
+    except KeyboardInterrupt:
+        complain("flicker.py: interrupted; finished sequences are " + ("recorded" if args.csv else "printed"))
+        return INTERRUPTED
+    finally:
+        if rows:        # also those before Ctrl-C or an error
+            show(rows, columns[:4] if args.cuts else columns[:10], 2 if args.cuts else 1)
     return 0
 
 
