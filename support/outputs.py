@@ -84,9 +84,11 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
 
 
 def check_place(option: str, file: Path) -> None:
-    """Raises ValueError if a file cannot be written there: it is a folder, or its folder does not exist."""
+    """Raises ValueError if a file cannot be written there: it is a folder or a device, or its folder does not exist."""
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise ValueError(f"{option} {file}: {'is a folder' if file.is_dir() else 'no such folder'}")
+    if file.exists() and not file.is_file():        # write_atomically would replace /dev/null by a file
+        raise ValueError(f"{option} {file}: is a device or a pipe; name a file")
 
 
 def refuse_input(file: Path, inputs: Iterable[Path]) -> None:

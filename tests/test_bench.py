@@ -1,6 +1,7 @@
 """tools/bench.py: its rows, what their fields mean, and what becomes of rows that fail; no assertion on speed."""
 import json
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import BrokenExecutor, Future
@@ -112,7 +113,9 @@ def test_prints_what_markdown_makes_of_the_file(done, tmp_path, capsys):
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--peer", "no/such/peer.py"], "No such file or directory: 'no/such/peer.py'"),
-    (["--json", "no/such/folder/a.json"], "no/such/folder'"),
+    (["--json", "no/such/folder/a.json"], "--json no/such/folder/a.json: no such folder"),
+    (["--json", str(ROOT)], f"--json {ROOT}: is a folder"),
+    (["--json", os.devnull], f"--json {os.devnull}: is a device"),
     (["--tasks", "training", "--batch", "2"], "--batch goes with --tasks inference"),
     (["--markdown", "no/such.json"], "--markdown no/such.json: not a file of --json"),
     (["--markdown", str(ROOT / "README.md")], "README.md: not a file of --json"),
@@ -126,10 +129,42 @@ def test_what_cannot_work_is_one_line(capsys, options, message):
     assert error.startswith("bench.py: ") and message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("content", [[], {"rows": [1], "machine": {}, "failed": {}}, {"rows": [], "machine": [], "failed": {}}])
+def test_another_json_file_is_no_report(tmp_path, capsys, content):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert bench.main(["--markdown", str(tmp_path / "a.json")]) == 1
+    error = capsys.readouterr().err
+    assert "a.json: not a file of --json" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("error, code, message", [
+    (KeyboardInterrupt(), 130, "bench.py: interrupted"), (OSError(28, "No space left on device"), 1, "No space left")])
+def test_an_end_before_time_keeps_the_finished_rows(monkeypatch, tmp_path, capsys, error, code, message):
+    def measure(cases, *_):
+        if cases[0].size == "64x48":
+            raise error
+        return [bench.row(cases[0], *passes(7)) | {"ratio": 1.0}], {}
+    monkeypatch.setattr(bench, "measure", measure)
+    options = ["--device", "cpu", "--sizes", "32x48", "64x48", "--json", str(tmp_path / "a.json")]
+    assert bench.main(options) == code
+    out, err = capsys.readouterr()
+    assert message in err and out.count("| inference | 32x48 ") == 1
+    assert [r["size"] for r in json.loads((tmp_path / "a.json").read_text())["rows"]] == ["32x48"]
+
+
+def test_a_file_that_cannot_be_written_costs_no_printed_row(monkeypatch, tmp_path, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(bench, "write_atomically", full)
+    monkeypatch.setattr(bench, "measure", lambda cases, *_: ([bench.row(cases[0], *passes(7)) | {"ratio": 1.0}], {}))
+    assert bench.main(["--device", "cpu", "--json", str(tmp_path / "a.json")]) == 1
+    out, err = capsys.readouterr()
+    assert "| inference | 480x640 " in out and "No space left" in err
+
+
 def test_windows_has_no_load_average(monkeypatch):
     monkeypatch.delattr(bench.os, "getloadavg", raising=False)
-    monkeypatch.setattr(bench, "plan", lambda args: [])
-    assert bench.run(bench.build_parser().parse_args(["--device", "cpu"]))["machine"]["load average"] == "unknown"
+    assert bench.empty_report(bench.build_parser().parse_args(["--device", "cpu"]))["machine"]["load average"] == "unknown"
 
 
 @pytest.mark.parametrize("size", ["480", "480x", "15x640", "axb", "-480x640"])
@@ -221,6 +256,11 @@ def test_rows_take_turns(turns):
     assert [(r["model"], r["median_ms"], r["spread_ms"], r["ratio"]) for r in rows] == [
         ("released", 40, 30, 1), ("RPFNet", 7, 3, 0.175), ("peer", 5, 0, 0.125)]
     assert all(r["peak_mb"] == 10 and r["repeats"] == 3 for r in rows)      # later passes add fragments of the heap
+
+
+def test_the_start_of_the_processes_has_a_progress_bar(turns, capsys):
+    turns(1, released=passes(10), RPFNet=passes(7))
+    assert "starting processes: 100%" in (error := capsys.readouterr().err) and "2/2" in error
 
 
 def test_one_pass_has_no_spread(turns):

@@ -8,7 +8,8 @@ rows      released: tools/released.py as its users run it. Ratios are relative t
           RPFNet, optimize(): BatchNorm folded into the convolutions; with bfloat16 this is `test.py --fast`
           RPFNet, compiled: optimize(bfloat16=True, compiled=True), with --compile. Compilation takes long
           TF32 (CUDA): convolutions of float32 tensors rounded to ten bits, PyTorch's default; float32 rows do not round
-          Training is a step of train.py with recipes/paper.json. Weights are random. RPFNet's rows keep freed memory
+          Training is a step of train.py with recipes/paper.json. RPFNet's rows keep freed memory
+          Weights are random, except those of --checkpoint.
           small, tiny, ...: the networks of --checkpoint, optimize()
 ms        Median of the timed passes. Spread is their interquartile range. After a warm-up, rows are timed in turns.
 peak MB   Memory beyond libraries, weights and inputs: of the process of the row (CPU, Linux), of PyTorch's allocator
@@ -29,7 +30,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -47,13 +48,14 @@ from inference import MIN_SIZE
 from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
-from support.console import failed, first_line, positive
+from support.console import INTERRUPTED, complain, failed, first_line, positive
 from support.console import run as run_command
+from support.outputs import check_place, write_atomically
 from support.records import commit, processor
 from support.runtime import check_device, default_device, exact_convolutions, keep_freed_memory, peak_memory
 from tools.released import ReleasedNet
 from trainer import Trainer
-from weights import CHECKPOINTS
+from weights import CHECKPOINTS, read_json
 
 OURS = ("RPFNet", *CHECKPOINTS)                 # models that are networks of net.py
 KEPT, COMPILED = "memory kept", "compiled"      # values of Case.variant
@@ -149,7 +151,9 @@ def measure(cases: Sequence[Case], device: str, threads: int, repeats: int) -> t
     """Measure the rows of one task and size, the baseline first. Returns the rows, and {row: error} of failed rows."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # spinning threads would slow down the next row
     pools = {case: ProcessPoolExecutor(1, get_context("spawn"), serve, (case, device, threads)) for case in cases}
-    wait([pool.submit(os.getpid) for pool in pools.values()])   # all processes have started before anything is timed
+    starts = [pool.submit(os.getpid) for pool in pools.values()]
+    for _ in tqdm(as_completed(starts), total=len(starts), desc="starting processes", unit="row"):
+        pass        # all processes have started before anything is timed
     answers, errors = {case: [] for case in cases}, {}
     for case in tqdm(list(cases) * (1 + repeats), desc=f"{cases[0].task} {cases[0].size}", unit="pass"):     # in turns
         if case not in errors:
@@ -189,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
         "in float32: a Python file whose build() returns a module, which is called as network(ir, vis_y); can be repeated")
     add("--repeats", type=positive, help="timed passes of each row (default: 2 on a CPU, 30 on a GPU)")
     add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
-    add("--json", type=Path, default=Path(os.devnull), metavar="FILE", help="also write rows and machine to this file")
+    add("--json", type=Path, metavar="FILE", help="also write rows and machine to this file, which is replaced")
     add("--markdown", type=Path, metavar="FILE", help="measure nothing; print the table of a file written by --json")
     return parser
 
@@ -216,25 +220,36 @@ def plan(args: argparse.Namespace) -> list[list[Case]]:
     return [cases for task in args.tasks for cases in groups[task]]
 
 
-def run(args: argparse.Namespace) -> dict:
-    """Measure all rows. Returns rows, failed rows and the machine. Raises ValueError or OSError for wrong options."""
+def check_options(args: argparse.Namespace) -> None:
+    """Raises ValueError or OSError for wrong options, before any work is done."""
     default = build_parser().get_default
     given = [name for name in ("sizes", "batch", "compile", "checkpoint", "peer") if getattr(args, name) != default(name)]
     if given and "inference" not in args.tasks:
         raise ValueError(f"--{given[0]} goes with --tasks inference")
-    for needed in [*args.peer, args.json.absolute().parent]:
-        os.stat(needed)         # report a missing file before the measurement
+    for peer in args.peer:
+        os.stat(peer)
+    if args.json:
+        check_place("--json", args.json)
     check_device(args.device)
-    report = {"rows": [], "failed": {}, "machine": {
+
+
+def empty_report(args: argparse.Namespace) -> dict:
+    """A report without rows: the machine, and how it is used."""
+    return {"rows": [], "failed": {}, "machine": {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
         "threads": args.threads, "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else "unknown",
         "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "commit": commit(),
         "command": shlex.join(["python", *sys.argv])}}
+
+
+def run(args: argparse.Namespace, report: dict) -> None:
+    """Measure all rows, and write the report after each task and size. Raises OSError."""
     for cases in plan(args):
         rows, errors = measure(cases, args.device, args.threads, args.repeats or (30 if args.device == "cuda" else 2))
-        report["rows"], report["failed"] = report["rows"] + rows, report["failed"] | errors
-    args.json.write_text(json.dumps(report, indent=1) + "\n")
-    return report
+        report["rows"] += rows
+        report["failed"] |= errors
+        if args.json:
+            write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def markdown(report: dict) -> str:
@@ -247,12 +262,33 @@ def markdown(report: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    if args.markdown:
+        return print_again(args.markdown)
     try:
-        report = json.loads(args.markdown.read_text()) if args.markdown else run(args)
-        print(markdown(report))
-    except (ValueError, KeyError, OSError) as error:
-        where = f": --markdown {args.markdown}: not a file of --json" if args.markdown else ""
-        return failed(f"bench.py{where}", error)
+        check_options(args)
+    except (ValueError, OSError) as error:
+        return failed("bench.py", error)
+    report = empty_report(args)
+    try:
+        run(args, report)
+    except OSError as error:
+        return failed("bench.py", error)
+    except KeyboardInterrupt:
+        complain("bench.py: interrupted; the table has the tasks and sizes that were finished")
+        return INTERRUPTED
+    finally:
+        print(markdown(report))     # also after Ctrl-C or a full disk
+    return 1 if report["failed"] else 0
+
+
+def print_again(path: Path) -> int:
+    """Print the table of a file of --json. Returns the exit code."""
+    try:
+        report = read_json(path)
+        table = markdown(report)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        return failed(f"bench.py: --markdown {path}: not a file of --json", error)
+    print(table)
     return 1 if report["failed"] else 0
 
 
