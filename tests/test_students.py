@@ -9,7 +9,8 @@ from conftest import trained, write_pairs, write_weights
 
 import metrics
 from dataset import find_pairs
-from tools import students
+from support.records import processor
+from tools import students, table_rows
 from tools.table_rows import gray_pair, record
 
 
@@ -44,6 +45,7 @@ def test_measured_rows_are_recorded_and_a_missing_data_set_is_one_line(pairs, tm
         return [*pairs, pairs[0]._replace(ir=tmp_path / "absent.png")] if dataset == "MSRS" else pairs
     monkeypatch.setattr(students, "pairs_of", pairs_of)
     monkeypatch.setattr(students, "TEACHER", write_weights(tmp_path / "teacher.pth", trained(stages=2)))
+    monkeypatch.setattr(table_rows, "device_name", lambda device: "NVIDIA H200")     # of the default device of other tools
     student = write_weights(tmp_path / "student.pth", trained(stages=1))
     options = ["--datasets", "MSRS", "FLIR-val", "TNO", "--students", student, "--csv", str(tmp_path / "rows.csv")]
     assert students.main(options) == 1
@@ -53,6 +55,7 @@ def test_measured_rows_are_recorded_and_a_missing_data_set_is_one_line(pairs, tm
         rows = list(csv.DictReader(file))
     assert [row["dataset"] for row in rows] == ["FLIR-val"] * 2 and rows[0]["images"] == "2"
     assert re.fullmatch("student-[0-9a-f]{8}", rows[1]["network"]) and float(rows[1]["PSNR"]) > 0 and rows[1]["commit"]
+    assert rows[0]["machine"].startswith(processor()) and rows[0]["machine"].endswith(" threads")
 
 
 def test_the_teacher_is_no_student(tmp_path, capsys):

@@ -36,7 +36,7 @@ from net import RPFNet
 from pipeline import PAIR_ERRORS
 from support.console import complain, failed, finished, first_line, given, noted
 from support.console import run as run_command
-from support.records import commit
+from support.records import commit, device_name
 from support.runtime import keep_freed_memory
 from tools.export import psnr
 from tools.table_rows import (
@@ -45,6 +45,7 @@ from tools.table_rows import (
     TableError,
     digits,
     gray_pair,
+    machine,
     pairs_of,
     provenance,
     read_rows,
@@ -98,7 +99,8 @@ def measure(args: argparse.Namespace, problems: list[str]) -> None:
         except PAIR_ERRORS as error:
             problems.append(f"{dataset}: {first_line(error)}")
             continue
-        about = {"dataset": dataset, "images": str(len(pairs))} | provenance(args)
+        about = {"dataset": dataset, "images": str(len(pairs))} | provenance(args) | {
+            "machine": machine(device_name(torch.device("cpu")))}       # also where there is a GPU
         rows = [dict.fromkeys(COLUMNS, "") | about | {"network": name} | digits(means)
                 for name, means in measured.items()]
         record(args.csv, COLUMNS, rows, lambda row: (row["dataset"], row["network"]))
