@@ -140,7 +140,9 @@ def test_fails_below_60_db(small, pair, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "load", lambda *args, **options: lambda *images: load(*args)(*images) + 0.01)
     options = ["--size", "64x80", "--out", str(tmp_path / "a.pt2"), "--checkpoint", str(tmp_path / "last.pth")]
     assert command.main([*options, "--check", *pair]) == 1
-    assert "40.0 dB from PyTorch" in capsys.readouterr().out
+    out, error = capsys.readouterr()
+    assert "40.0 dB from PyTorch" in out
+    assert "a.pt2: below 60 dB from PyTorch, so do not use it; please report" in error
 
 
 def test_psnr_has_the_values_of_its_definition():

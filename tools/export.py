@@ -35,7 +35,7 @@ from dataset import Pair, load_pair
 from inference import MIN_SIZE, prepare
 from net import RPFNet
 from pipeline import PAIR_ERRORS
-from support.console import failed, given, given_path, noted, positive
+from support.console import complain, failed, given, given_path, noted, positive
 from support.console import run as run_command
 from support.outputs import check_place, write_atomically
 from support.runtime import keep_freed_memory
@@ -182,7 +182,7 @@ def check_options(args: argparse.Namespace) -> list[Tensor]:
 
 
 def check(args: argparse.Namespace, model: nn.Module, images: Sequence[Tensor]) -> bool:
-    """Compare the file with the network, print PSNR and (with --time) speed. Returns False below ENOUGH dB."""
+    """Compare the file with the network, print PSNR and (with --time) speed. Complains and returns False below ENOUGH dB."""
     ways = {str(args.out): load(args.out, threads=1 if args.time else 0), "PyTorch": torch.inference_mode()(model.__call__)}
     score = psnr(*(fuse(*images) for fuse in ways.values()))
     print(f"{args.out}: {score:.1f} dB from PyTorch in float32 on {args.check[0].name}")
@@ -190,6 +190,9 @@ def check(args: argparse.Namespace, model: nn.Module, images: Sequence[Tensor]) 
         exported, ours = medians(ways, images, args.time).values()
         print(f"{args.out}: {exported:.3f} s, PyTorch {ours:.3f} s, ratio {exported / ours:.2f} "
               f"(process time of one thread, median of {args.time})")
+    if score < ENOUGH:
+        complain(f"export.py: {args.out}: below {ENOUGH} dB from PyTorch, so do not use it; please report the versions "
+                 "of torch and onnxruntime")
     return score >= ENOUGH
 
 
