@@ -38,10 +38,34 @@ def few(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options, message", [
     (["--side", "49"], "--side 49: a has only 56x48 pixels; give a smaller side"),
-    (["--out", "absent/a.csv"], "--out absent/a.csv: no such folder")])
-def test_pixels_says_in_one_line_what_is_wrong(few, capsys, options, message):
+    (["--out", "."], "--out .: is a folder")])
+def test_pixels_says_in_one_line_what_is_wrong(few, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(few)
     assert pixels.main(options) == 1
     assert capsys.readouterr().err == f"pixels.py: {message}\n"
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("error, code, message", [
+    (KeyboardInterrupt(), 130, "pixels.py: interrupted"), (OSError(28, "No space left on device"), 1, "No space left")])
+def test_pixels_keeps_the_rows_before_an_end(few, monkeypatch, capsys, error, code, message):
+    whole = pixels.optimum
+
+    def fail(loss, *rest):
+        if loss is [*pixels.LOSSES.values()][1]:
+            raise error
+        return whole(loss, *rest)
+    monkeypatch.setattr(pixels, "optimum", fail)
+    monkeypatch.chdir(few)
+    options = ["--count", "1", "--side", "48", "--steps", "2"]
+    assert pixels.main(options) == code
+    out, err = capsys.readouterr()
+    with Path("runs/pixels.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["loss"] for row in rows] == ["average of the sources", "paper"] and message in err
+    assert [line.partition("  ")[0] for line in out.splitlines()[2:]] == ["average of the sources", "paper"]
+    assert [rows[0][name] for name in ("count", "side", "steps")] == ["1", "48", "2"]
+    assert rows[0]["command"] == "python tools/pixels.py " + " ".join(options) and rows[0]["commit"]
 
 
 @pytest.mark.parametrize("option", ["--count", "--side", "--steps"])

@@ -6,15 +6,16 @@ The images are central crops of training pairs. They start as the average of the
 L_F. The result is the optimum of the loss, so losses can be compared in minutes and without the randomness of training.
 The crops are used twice, the second time at a quarter of their levels, as at night.
 
-It writes one row for each loss to results/pixels.csv: metrics (protocol definition), "background" (w = 0) relative to
-the visible image, "hot" pixels relative to the infrared image, and "lift", by how many gray levels the dimmed results
-are brighter than the mean of the brighter source.
+It writes one row for each loss: metrics (protocol definition), "background" (w = 0) relative to the visible image, "hot"
+pixels relative to the infrared image, and "lift", by how many gray levels the dimmed results are brighter than the mean
+of the brighter source. The file is replaced, loss by loss.
 """
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,15 @@ import metrics
 from dataset import PairDataset, named_pairs
 from images import DataError
 from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SSIMLoss, above_deviation, adaptive_weight
+from measures.tables import aligned
 from pipeline import PAIR_ERRORS
-from support.console import failed, noted, positive
+from support.console import INTERRUPTED, complain, failed, noted, positive
 from support.console import run as run_command
-from support.outputs import as_csv, check_place, write_atomically
+from support.outputs import as_csv, check_place, making, write_atomically
 from support.pairing import spread
+from support.records import commit
 
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 DIMMED = 0.25       # factor of the dimmed crops
 
 
@@ -103,33 +105,50 @@ def score(fused: Tensor, ir: Tensor, vis_y: Tensor) -> dict[str, float]:
     return {name: round(value, 4) for name, value in means.items()}
 
 
-def measured(args: argparse.Namespace) -> list[dict]:
-    """The rows of the file, which are printed as soon as they are measured. Raises DataError."""
+def measured(args: argparse.Namespace) -> Iterator[dict]:
+    """Yield the row of each loss, after that of the average of the sources. Raises DataError."""
     ir, vis_y = (torch.cat([x, DIMMED * x]) for x in central_crops(args.data, args.count, args.side))
-    rows: list[dict] = [{"loss": "average of the sources"} | score((ir + vis_y) / 2, ir, vis_y)]
-    print(rows[0], flush=True)
+    yield {"loss": "average of the sources"} | score((ir + vis_y) / 2, ir, vis_y)
     for name, loss in LOSSES.items():
-        rows.append({"loss": name} | score(optimum(loss, ir, vis_y, args.steps), ir, vis_y))
-        print(rows[-1], flush=True)
-    return rows
+        yield {"loss": name} | score(optimum(loss, ir, vis_y, args.steps), ir, vis_y)
 
 
-@noted()
-def main(argv: Sequence[str] | None = None) -> int:
+def table(rows: Sequence[dict]) -> str:
+    """The measures of the rows as an aligned table."""
+    return aligned([list(rows[0]), *([str(value) for value in row.values()] for row in rows)])
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/RoadScene", help="folder of RoadScene")
     parser.add_argument("--count", type=positive, default=6, help="number of crops (default: 6)")
     parser.add_argument("--side", type=positive, default=128, help="side of a crop, pixels (default: 128)")
     parser.add_argument("--steps", type=positive, default=60, help="steps of Adam (default: 60)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "pixels.csv",
-                        help="output file (default: results/pixels.csv)")
-    args = parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, default=Path("runs/pixels.csv"), metavar="FILE",
+                        help="output file, which is replaced (default: runs/pixels.csv)")
+    return parser
+
+
+@noted()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    about = {"count": args.count, "side": args.side, "steps": args.steps, "commit": commit(),
+             "command": shlex.join(["python", "tools/pixels.py", *(sys.argv[1:] if argv is None else argv)])}
+    rows: list[dict] = []
     try:
-        check_place("--out", args.out)
-        rows = measured(args)
-        write_atomically(args.out, as_csv(list(rows[0]), rows))
+        with making([args.out.parent]):
+            check_place("--out", args.out)
+            for row in measured(args):
+                rows.append(row)
+                write_atomically(args.out, as_csv([*row, *about], [row | about for row in rows]))
     except PAIR_ERRORS as error:
         return failed("pixels.py", error)
+    except KeyboardInterrupt:
+        complain("pixels.py: interrupted; the rows of finished losses are written")
+        return INTERRUPTED
+    finally:
+        if rows:        # also those before Ctrl-C or an error
+            print(table(rows))
     return 0
 
 
