@@ -105,6 +105,11 @@ def test_yolo_boxes_are_clipped_to_the_image(tmp_path):
     assert as_yolo([second]) == b"1 0.123457 0.500000 0.100000 1.000000\n"
 
 
+def test_the_mark_of_windows_at_the_begin_of_a_file_is_no_part_of_a_class(tmp_path):
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.5 0.5\n", encoding="utf-8-sig")
+    assert read_yolo(tmp_path / "a.txt", ("person", "bicycle")) == [Box(1, 0.5, 0.5, 0.5, 0.5)]
+
+
 def test_labels_of_two_kinds_are_refused_and_class_lists_are_no_labels(tmp_path):
     for name in ("10.txt", "9.txt", "classes.txt", "notes.md", "._9.txt", "._9.xml"):
         (tmp_path / name).touch()
@@ -144,7 +149,7 @@ def test_a_data_set_for_each_method_with_one_split(root, capsys):
 
 
 @pytest.mark.parametrize("missing", [(), ("symlink",), ("symlink", "link")])
-def test_images_are_linked_or_copied(root, monkeypatch, missing):
+def test_images_are_linked_or_copied(root, monkeypatch, capsys, missing):
     def refuse(*_):
         raise OSError("not here")
     for name in missing:
@@ -154,6 +159,20 @@ def test_images_are_linked_or_copied(root, monkeypatch, missing):
     made, source = root / f"set/RPFNet/images/train/{name}.png", root / f"fused/{name}.png"
     assert made.read_bytes() == source.read_bytes()
     assert made.is_symlink() == (not missing) and made.samefile(source) == (len(missing) < 2)
+    note = "note: no symbolic links here: run prepare again after images change: RPFNet, infrared\n"
+    assert capsys.readouterr().err == (note if missing else "")
+
+
+def test_a_name_with_undecodable_bytes_is_named_before_anything_is_written(root, capsys):
+    for folder, suffix in (("labels", "txt"), ("ir", "png"), ("fused", "png")):
+        try:
+            (root / folder / f"3.{suffix}").rename(root / folder / os.fsdecode(b"a\xff." + suffix.encode()))
+        except (OSError, UnicodeError):
+            pytest.skip("this system has only decodable names")
+    assert prepare(root) == 1
+    error = capsys.readouterr().err
+    assert r"a\udcff.txt: its name has undecodable bytes; rename it" in error and error.count("\n") == 1
+    assert not (root / "set").exists()
 
 
 def test_what_cannot_be_used_is_left_out_of_all_methods_and_named(root, capsys):
@@ -223,7 +242,7 @@ def test_voc_boxes_of_another_image_size_are_left_out(root, capsys):
     write_image(root / "ir/6.png", 0, size=(16, 40))
     write_image(root / "fused/6.png", 0, size=(16, 40))
     assert prepare(root, classes=()) == 1
-    assert "6.png: is 40x16 and <size> in " in (error := capsys.readouterr().err) and "6.xml 40x20; use images of" in error
+    assert "6.xml: <size> is 40x20 and the images are 40x16; use images of that size" in capsys.readouterr().err
     assert not list((root / "set").rglob("6.png")) and len(list((root / "set/infrared/images").rglob("*.png"))) == 9
 
 
@@ -393,7 +412,8 @@ def test_a_training_that_was_stopped_leaves_no_row_and_is_made_again(root, fake_
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(detector, "train", stopped)
         train(root)
-    assert "interrupted; the same command goes on" in capsys.readouterr().err and not (root / "rows.csv").exists()
+    assert "interrupted; the same command goes on with this detector, from its first epoch" in capsys.readouterr().err
+    assert not (root / "rows.csv").exists()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(detector, "train", stopped)
         train(root, "--again")

@@ -11,10 +11,10 @@ train    trains a detector for each method and seed, evaluates it on the test pa
 score    evaluates trained detectors again, without training
 table    prints the recorded rows and those of the paper
 
-A method and seed that already has a row is not trained again, so the same `train` command continues after Ctrl-C. score
-and train --again start over with the first method. If a method's images have changed since its training, that is an error,
-and --again trains on the new images. All methods have the same scenes, split, seeds and schedule. The detector is
-trained from scratch, unless --weights names a file.
+A method and seed that already has a row is not trained again. After Ctrl-C, the same `train` command skips finished
+trainings and repeats the one that was interrupted. score and train --again start over with the first method. If a
+method's images have changed since its training, that is an error, and --again trains on the new images. All methods
+have the same scenes, split, seeds and schedule. The detector is trained from scratch, unless --weights names a file.
 
 train and score need the ultralytics package: python -m pip install -r requirements-detection.txt
 Its licence is AGPL-3.0, which differs from the licence of this project. Consider it if you distribute or offer software
@@ -348,7 +348,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     beginning.add_argument("--weights", type=given_path, metavar="FILE", help="initial weights, a .pt file; loading it "
                            "can execute code, so use only files that you trust")
     parser.add_argument("--device", default=default_device(), help="cpu, cuda or cuda:1 (default: cuda if available)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0, for CPUs)")
+    parser.add_argument("--workers", type=int, default=0, help="number of processes that read images (default: 0: read in "
+                        "the main process, best on a CPU)")
     parser.add_argument("--again", action="store_true", help="train: repeat runs that have a row; the row is replaced "
                         "(score always replaces it)")
     parser.add_argument("--out", type=given_path, default=Path("runs/detection"), metavar="DIR",
@@ -369,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return failed("detection.py", error)
     except KeyboardInterrupt:
         continues = args.action == "train" and not args.again
-        complain("detection.py: interrupted" + "; the same command goes on from here" * continues)
+        complain("detection.py: interrupted" + "; the same command goes on with this detector, from its first epoch" * continues)
         raise
     return finished(problems)
 

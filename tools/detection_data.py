@@ -25,7 +25,7 @@ from tqdm import tqdm
 from dataset import load_pair
 from images import DataError, decode, luma, split_colour, to_image, write_image
 from metrics import baseline
-from support.console import listed
+from support.console import listed, note
 from support.outputs import is_stray, refuse_overwriting, write_atomically
 from support.pairing import find_pairs, list_images, natural_key
 from support.records import short_hash
@@ -63,22 +63,28 @@ def find_labels(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths}
 
 
-def read_voc(path: Path, classes: Sequence[str]) -> list[Box]:
-    """Read the boxes of a VOC XML file. They are clipped to the image. Raises DataError."""
+def read_voc(path: Path, classes: Sequence[str], image: tuple[int, int] | None = None) -> list[Box]:
+    """Read the boxes of a VOC XML file. They are clipped to the image.
+
+    Args:
+        path: the file.
+        classes: class names in the order of their numbers.
+        image: width and height of the images; None is not compared with <size>.
+    Raises:
+        DataError: no valid file, or a file of images of another size.
+    """
     try:
         root = ElementTree.parse(path).getroot()
-        size = _voc_size(root)
+        size = [float(root.findtext(f"size/{side}", "")) for side in ("width", "height")]
         objects = [(item.findtext("name", "").strip(), [float(item.findtext(f"bndbox/{corner}", ""))
                     for corner in ("xmin", "ymin", "xmax", "ymax")]) for item in root.iter("object")]
     except (OSError, ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{path}: not a VOC file with sizes and boxes ({error}); copy it again") from None
     if min(size) <= 0:
         raise DataError(f"{path}: <size> of the image is not positive; correct it")
+    if image and size != [*image]:
+        raise DataError("{}: <size> is {:g}x{:g} and the images are {}x{}; use images of that size".format(path, *size, *image))
     return [_voc_box(path, name, corners, size, classes) for name, corners in objects]
-
-
-def _voc_size(root: ElementTree.Element) -> list[float]:
-    return [float(root.findtext(f"size/{side}", "")) for side in ("width", "height")]
 
 
 def _voc_box(path: Path, name: str, corners: Sequence[float], size: Sequence[float], classes: Sequence[str]) -> Box:
@@ -87,10 +93,10 @@ def _voc_box(path: Path, name: str, corners: Sequence[float], size: Sequence[flo
     return checked(path, clipped(classes.index(name), np.divide(corners, [*size, *size])))
 
 
-def read_yolo(path: Path, classes: Sequence[str]) -> list[Box]:
-    """Read the boxes of a YOLO text file, clipped to the image. An empty file: no objects. Raises DataError."""
+def read_yolo(path: Path, classes: Sequence[str], image: tuple[int, int] | None = None) -> list[Box]:
+    """As `read_voc`, for a YOLO text file. It holds no size of images. An empty file: no objects."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()       # -sig: Windows programs begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); copy it again") from None
     return [_yolo_box(path, number, line, classes) for number, line in enumerate(lines, 1) if line.strip()]
@@ -187,6 +193,11 @@ def in_common(labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Pat
     names = [name for name in labels if all(name in files for files in methods.values())]
     if not names:
         raise DataError("no label has an image of the same name in every folder: " + "; ".join(problems))
+    for name in names:
+        try:
+            name.encode()       # the lists of the split are UTF-8
+        except UnicodeEncodeError:
+            raise DataError(f"{labels[name]}: its name has undecodable bytes; rename it and its images") from None
     return names, problems
 
 
@@ -205,10 +216,8 @@ def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[
     boxes = {}
     for name in tqdm(names, desc="checking", unit="image", leave=False, disable=None):
         try:
-            some = READERS[labels[name].suffix.lower()](labels[name], classes)
-            paths = [files[name] for files in (present, *methods.values()) if name in files]
-            check_label_size(labels[name], paths[-1], check_images(paths))
-            boxes[name] = some
+            size = check_images([files[name] for files in (present, *methods.values()) if name in files])
+            boxes[name] = READERS[labels[name].suffix.lower()](labels[name], classes, size)
         except DataError as error:
             if name in present:     # without this image, the method would have another split
                 raise
@@ -233,12 +242,6 @@ def check_images(paths: Sequence[Path]) -> tuple[int, int]:
         if sizes[-1] != sizes[0]:       # the boxes would not fit a cropped image
             raise DataError("{}: is {}x{} and {} {}x{}; fuse it at that size".format(path, *sizes[-1], paths[0], *sizes[0]))
     return sizes[0]
-
-
-def check_label_size(label: Path, image: Path, size: tuple[int, int]) -> None:
-    """Raise DataError if a VOC file was made for an image of another size. YOLO files hold no size."""
-    if label.suffix.lower() == ".xml" and (said := _voc_size(ElementTree.parse(label).getroot())) != [*size]:
-        raise DataError("{}: is {}x{} and <size> in {} {:g}x{:g}; use images of that size".format(image, *size, label, *said))
 
 
 def split(names: Sequence[str], seed: int) -> dict[str, list[str]]:
@@ -273,6 +276,7 @@ def write_split(out: Path, parts: Mapping[str, Sequence[str]], boxes: Mapping[st
 def write_method(folder: Path, files: Mapping[str, Path], boxes: Mapping[str, Sequence[Box]],
                  parts: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:
     """Write the data set of one method. Raises DataError if its folders hold other files."""
+    linked = True
     for part, names in parts.items():
         images, labels = folder / "images" / part, folder / "labels" / part
         targets = {images / files[name].name: files[name] for name in names}
@@ -283,9 +287,11 @@ def write_method(folder: Path, files: Mapping[str, Path], boxes: Mapping[str, Se
             if others:
                 raise DataError(f"{place}: holds files of another data set ({listed(sorted(others), 3)}); remove {folder}")
         for target, source in tqdm(targets.items(), desc=f"{folder.name} {part}", leave=False, disable=None):
-            link(source, target)
+            linked &= link(source, target)
         for path, text in texts.items():
             write_atomically(path, text, sync=False)
+    if not linked:      # a hard link, too, keeps the old image when a program replaces the file
+        note("no symbolic links here: run prepare again after images change", folder.name)
     places = "".join(f"{part}: images/{part}\n" for part in parts)
     write_atomically(folder / "data.yaml", f"{places}names: {json.dumps(list(classes))}\n".encode())   # JSON is YAML
 
@@ -305,17 +311,21 @@ def image_hash(folder: Path) -> str:
         raise DataError(f"{error.filename}: {error.strerror}; prepare the method again") from None
 
 
-def link(source: Path, target: Path) -> None:
-    """Make `target` a symbolic link, a hard link or a copy of `source`, whichever works first."""
+def link(source: Path, target: Path) -> bool:
+    """Make `target` a symbolic link, a hard link or a copy of `source`, whichever works first.
+
+    Returns whether it is a symbolic link.
+    """
     source = source.resolve()
     target.unlink(missing_ok=True)
     for make in (os.symlink, os.link):
         try:
             make(source, target)
-            return
+            return make is os.symlink
         except OSError:     # missing rights on Windows, a file system without links, or two different disks
             pass
     shutil.copyfile(source, target)
+    return False
 
 
 # ---------------------------------------------------------------------------------------------
