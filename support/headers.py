@@ -4,15 +4,15 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
+from PIL.ExifTags import Base as Tag        # of Exif and of TIFF 6.0; it loads no decoder
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}      # image files that are read
-ORIENTATION, PHOTOMETRIC, SUBFILE_TYPE = 274, 262, 254      # tags of TIFF 6.0, also used by Exif
 EXIF = (b"Exif", b"eXIf", b"EXIF")      # names of the block in JPEG, PNG and WebP files
-MIN_IS_WHITE = 0                        # value of PHOTOMETRIC
-REDUCED = 1                             # bit of SUBFILE_TYPE: a thumbnail or another reduced copy
+MIN_IS_WHITE = 0                        # value of PhotometricInterpretation
+REDUCED = 1                             # bit of NewSubfileType: a thumbnail or another reduced copy
+DEFLATE = (8, 32946)                    # values of Compression
 
 # The end of entropy-coded JPEG data: a byte FF that is not escaped (00), not a restart marker and not a fill byte.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -28,7 +28,7 @@ def orientation(data: bytes) -> int:
     """Exif orientation of a JPEG, PNG or WebP file, 1 (upright) to 8. 1 for TIFF, because OpenCV rotates it itself."""
     if _is_tiff(data) or not any(name in data for name in EXIF):     # a search takes less time than Pillow
         return 1
-    value = _tags(data).get(ORIENTATION)
+    value = _tags(data).get(Tag.Orientation)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
@@ -47,7 +47,7 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def min_is_white(data: bytes) -> bool:
     """Whether the file is a TIFF in which 0 means white."""
-    return _is_tiff(data) and _tags(data).get(PHOTOMETRIC) == MIN_IS_WHITE
+    return _is_tiff(data) and _tags(data).get(Tag.PhotometricInterpretation) == MIN_IS_WHITE
 
 
 def pages(data: bytes) -> int:
@@ -61,14 +61,14 @@ def pages(data: bytes) -> int:
         with Image.open(io.BytesIO(data)) as image:
             for index in range(getattr(image, "n_frames", 1)):
                 image.seek(index)
-                number += not getattr(image, "tag_v2", {}).get(SUBFILE_TYPE, 0) & REDUCED
+                number += not getattr(image, "tag_v2", {}).get(Tag.NewSubfileType, 0) & REDUCED
     except Exception:       # noqa: BLE001  as in _tags
         pass
     return max(number, 1)
 
 
 def _is_tiff(data: bytes) -> bool:
-    return data[:4] in (b"II*\0", b"MM\0*")
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")        # the last two: BigTIFF
 
 
 def _tags(data: bytes) -> dict[int, object]:
@@ -96,41 +96,29 @@ def damage(data: bytes) -> str:
     """
     if data[:2] == b"\xff\xd8":
         return _jpeg_damage(data)
-    return _tiff_damage(data) if data[:2] in (b"II", b"MM") else ""
+    return _tiff_damage(data) if _is_tiff(data) else ""
 
 
 def _jpeg_damage(data: bytes) -> str:
-    for marker, _ in _jpeg_segments(data):
-        if marker == 0xD9:
-            return ""
-        if marker is None:
-            return "its data are damaged"
-    return "it ends in the middle"
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int | None, bytes]]:
-    """Yield (marker, content) of each segment (ITU T.81, annex B). Ends with (None, b"") if a segment is not valid."""
+    """Walk through the segments (ITU T.81, annex B), up to the end of the image."""
     at, scanned = 2, False
     while at + 4 <= len(data) or data[at:at + 2] == b"\xff\xd9":
         marker = data[at + 1]
         if data[at] != 0xFF or scanned and marker not in _AFTER_SCAN | {0xFF}:
-            yield None, b""
-            return
-        if marker == 0xFF or marker == 0x01:        # a fill byte, or a marker without content
-            at += 1 if marker == 0xFF else 2
-            continue
-        if marker == 0xD9:
-            yield marker, b""
-            return
-        end = at + 2 + int.from_bytes(data[at + 2:at + 4], "big")
-        yield marker, data[at + 4:end]
+            return "its data are damaged"
+        if marker == 0xD9:      # end of the image
+            return ""
+        if marker == 0xFF:      # a fill byte
+            at += 1
+        elif marker == 0x01:    # without content
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
         if marker == 0xDA:      # start of scan: the pixels follow
             scanned = True
-            found = _NEXT_MARKER.search(data, end)
-            if not found:
-                return
-            end = found.start()
-        at = end
+            found = _NEXT_MARKER.search(data, at)
+            at = found.start() if found else len(data)
+    return "it ends in the middle"
 
 
 def _tiff_damage(data: bytes) -> str:
@@ -141,9 +129,10 @@ def _tiff_damage(data: bytes) -> str:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             found = getattr(image, "tag_v2", {})
-            if found.get(259) in (8, 32946):        # Deflate has a checksum, which libtiff does not verify
-                tags = [found.get(strips, found.get(tiles, ())) for strips, tiles in ((273, 324), (279, 325))]
-                for start, length in zip(*tags):
+            if found.get(Tag.Compression) in DEFLATE:       # it has a checksum, which libtiff does not verify
+                starts = found.get(Tag.StripOffsets, found.get(Tag.TileOffsets, ()))
+                lengths = found.get(Tag.StripByteCounts, found.get(Tag.TileByteCounts, ()))
+                for start, length in zip(starts, lengths):
                     zlib.decompress(data[start:start + length])
     except (UnidentifiedImageError, Image.DecompressionBombError):
         return ""       # cannot be checked

@@ -79,10 +79,13 @@ def test_exif_after_the_pixels_of_a_png_is_found():
 # --- min is white ---
 
 
-def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(tmp_path):
+@pytest.mark.parametrize("big", [False, True])
+def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(tmp_path, big):
     deep = smooth()[..., 0].astype(np.uint16) * 257
     for photometric, expected in ((1, deep), (0, 65535 - deep)):
-        (tmp_path / "a.tif").write_bytes(stored(deep, "TIFF", tiffinfo={262: photometric}))
+        data = stored(deep, "TIFF", tiffinfo={262: photometric}, big_tiff=big)
+        assert data[:4] == (b"II+\0" if big else b"II*\0")        # Pillow before 11.1 writes no BigTIFF
+        (tmp_path / "a.tif").write_bytes(data)
         assert np.array_equal(read_vis(tmp_path / "a.tif"), expected // 257)
 
 
@@ -101,6 +104,10 @@ def test_further_pages_of_a_tiff_are_mentioned_and_thumbnails_are_not(tmp_path):
     assert headers.pages(stored(smooth(), "PNG")) == headers.pages(b"II*\0damaged") == 1
     with pytest.warns(ImageWarning, match="three.tif: the file has several pages, and only the first is read"):
         read_vis(tmp_path / "three.tif")
+
+
+def test_further_pages_of_a_big_tiff_are_mentioned():
+    assert headers.pages(stored(smooth(), "TIFF", big_tiff=True, save_all=True, append_images=[Image.fromarray(smooth())])) == 2
 
 
 # --- damage ---
@@ -132,9 +139,10 @@ def test_overwritten_bytes_in_a_jpeg_are_noticed():
     assert "damaged" in headers.damage(bytes(data))
 
 
+@pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
-def test_damaged_8_bit_tiffs_are_refused(tmp_path, compression):
-    data = bytearray(stored(smooth(100, 120), "TIFF", compression=compression))
+def test_damaged_8_bit_tiffs_are_refused(tmp_path, compression, big):
+    data = bytearray(stored(smooth(100, 120), "TIFF", compression=compression, big_tiff=big))
     assert headers.damage(bytes(data)) == ""
     data[len(data) // 2:len(data) // 2 + 500] = np.random.default_rng(1).integers(0, 256, 500, np.uint8).tobytes()
     (tmp_path / "a.tif").write_bytes(data)
