@@ -11,7 +11,7 @@ from support.headers import SUFFIXES, DataError
 
 # Usual prefixes and suffixes of file names, in upper or lower case: a_ir and a_vis, IR1 and VIS1, x-thermal and x-rgb.
 INFRARED = ("infrared", "thermal", "lwir", "mwir", "tir", "inf", "ir", "mri")
-VISIBLE = ("visible", "vis", "vi", "rgb", "colour", "color", "optical", "tv", "pet", "spect")
+VISIBLE = ("visible", "vis", "vi", "rgb", "colour", "color", "optical", "tv", "pet", "spect", "ct")
 
 Item = TypeVar("Item")
 
@@ -180,16 +180,24 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
 
 
 def _sides(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Infrared and visible images of one folder, each as {name without prefix or suffix: path}. Raises DataError."""
+    """Infrared and visible images of one folder, each as {name without prefix or suffix: path}. Raises DataError.
+
+    Warns about images of neither side.
+    """
     sides: tuple[dict, dict] = {}, {}
+    others = []
     for stem, path in list_images(folder).items():
         for side, affixes in zip(sides, (INFRARED, VISIBLE)):
             name = without_affix(stem, affixes)
             if name != stem:
                 _add(side, name, path)
                 break
-    if not sides[0] and not sides[1]:
-        raise DataError(f"{folder}: no IR*/VIS* files; give two folders instead (infrared and visible)")
+        else:
+            others.append(path.name)
+    if not sides[0] or not sides[1]:
+        raise DataError(f"{folder}: needs both IR* and VIS* files; or give two folders (infrared and visible)")
+    if others:
+        note("left out, because the name has no prefix or suffix such as IR or VIS", f"{folder}/ ({listed(others, 5)})")
     return sides
 
 

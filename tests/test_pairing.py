@@ -46,6 +46,7 @@ def test_affixes(stem, name):
     (["A", "B"], ["a", "b"], ["a", "b"]),
     (["x_thermal", "y_thermal"], ["x_rgb", "y_rgb"], ["x", "y"]),
     (["s1_thermal"], ["s1"], ["s1"]),
+    (["s1_MRI", "s2_MRI"], ["s1_CT", "s2_CT"], ["s1", "s2"]),
     (["frame_1", "frame_2"], ["img01", "img02"], ["img01", "img02"]),
 ], ids=str)
 def test_names_of_real_folders_are_matched_and_said(tmp_path, ir, vis, names):
@@ -68,6 +69,29 @@ def test_equal_stems_go_without_a_guess(tmp_path):
         warnings.simplefilter("error")
         pairs, unpaired = find_pairs(*folders(tmp_path, ["1", "01", "ir"], ["01", "1", "vis"]))
     assert [pair.name for pair in pairs] == ["01", "1"] and len(unpaired) == 2
+
+
+def test_one_folder_of_both_sides(tmp_path):
+    both, _ = folders(tmp_path, ["IR1", "VIS1", "IR2", "VIS2"], [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pairs, unpaired = find_pairs(both, both)
+    assert [(pair.name, pair.ir.stem, pair.vis.stem) for pair in pairs] == [("1", "IR1", "VIS1"), ("2", "IR2", "VIS2")]
+    assert not unpaired
+
+
+def test_images_of_neither_side_are_mentioned(tmp_path):
+    both, _ = folders(tmp_path, ["MRI1", "CT1", "scene3", "scene10"], [])
+    with pytest.warns(ImageWarning, match=r"\(scene3\.png, scene10\.png\): left out, because the name has no prefix"):
+        pairs, unpaired = find_pairs(both, both)
+    assert [pair.name for pair in pairs] == ["1"] and not unpaired
+
+
+@pytest.mark.parametrize("names", [["IR1", "IR2"], ["VIS1"], ["scene1"], ["IR1", "scene1"]], ids=str)
+def test_one_folder_needs_both_sides(tmp_path, names):
+    folder, _ = folders(tmp_path, names, [])
+    with pytest.raises(DataError, match="ir: needs both IR\\* and VIS\\* files; or give two folders"):
+        find_pairs(folder, folder)
 
 
 def test_patterns(tmp_path):
