@@ -50,6 +50,7 @@ def decode(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     # imread cannot open every non-ASCII path on every system, so the bytes are read here and decoded by imdecode.
+    # UNCHANGED: OpenCV versions differ in which kinds of files they rotate by Exif, so headers.py does it for all.
     try:
         if not path.is_file():
             raise DataError(f"{path}: no such file")
@@ -244,8 +245,9 @@ def apparent_shift(ir: np.ndarray, vis: np.ndarray) -> float | None:
     Args:
         ir, vis: uint8 of one size, (H, W) or (H, W, 3).
     """
-    scale = min(1.0, ALIGNMENT_SIDE / max(ir.shape))
-    if min(ir.shape) < ALIGNMENT_LEAST or min(ir.shape) * scale < COMPARED_LEAST:
+    shorter, longer = sorted(ir.shape[:2])
+    scale = min(1.0, ALIGNMENT_SIDE / longer)
+    if shorter < ALIGNMENT_LEAST or shorter * scale < COMPARED_LEAST:
         return None
     first, second = (_edges(luma(image), scale) for image in (ir, vis))
     window = cv2.createHanningWindow(first.shape[::-1], cv2.CV_32F)

@@ -60,7 +60,7 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
     Raises:
         ValueError: the network returned NaN or infinite values. They would become black or white pixels.
     """
-    weight = next(model.parameters())
+    weight = next(model.parameters(), torch.empty(0))       # without parameters, such as an average: float32 on the CPU
     batches = (torch.from_numpy(np.stack(images)[:, None]).to(weight.device) for images in zip(*pairs))
     ir, vis_y = (batch.to(weight.dtype) for batch in batches)      # infrared is copied to the device as uint8
     training = [module for module in model.modules() if module.training]     # others may be in eval mode on purpose

@@ -40,6 +40,15 @@ def test_fuse_is_the_network_on_the_luminance_with_the_colour_of_vis():
         assert np.abs(fused.astype(int) - expected).max() <= 1      # a rounding either way
 
 
+def test_a_network_without_parameters_runs_on_the_cpu():
+    class Maximum(nn.Module):
+        def forward(self, ir, vis_y):
+            return torch.maximum(ir, vis_y)
+
+    ir, vis = pair()
+    assert np.array_equal(fuse_pair(Maximum(), ir, vis[..., 0]), np.maximum(ir, vis[..., 0]))
+
+
 def test_fuse_keeps_shape_and_chrominance(model):
     ir, vis = pair()
     fused = model.fuse(ir, vis)
