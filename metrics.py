@@ -37,7 +37,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset import Reader, add_reading_options, add_source_options, find_sources, list_images, reader
+from dataset import Pair, Reader, add_reading_options, add_source_options, find_sources, list_images, reader
 from images import DataError, luma, read_gray, read_vis
 from measures import (
     AG,
@@ -64,9 +64,8 @@ from measures import (
     evaluate,
 )
 from measures.images import Image, Trio
-from measures.protocols import CDDFUSE_COLUMNS, PAPER_COLUMNS, canonical, column, evaluate_trio, table_columns
+from measures.protocols import PAPER_COLUMNS, canonical, column, evaluate_trio, table_columns
 from measures.registry import ALIASES, UndefinedWarning
-from measures.ssim import MS_SSIM_MIN_SIDE
 from measures.tables import (
     Row,
     Running,
@@ -78,16 +77,14 @@ from measures.tables import (
     ranks,
     table,
 )
-from measures.vif import VIF_MIN_SIDE
 from support.console import INTERRUPTED, can_show, collected, complain, explain, failed, finished, first_line, positive, run
 from support.headers import SUFFIXES
 from support.outputs import OutputError, refuse_input
 
 __all__ = [
-    "AG", "CC", "CDDFUSE_COLUMNS", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "MS_SSIM_MIN_SIDE",
-    "NAMES", "PAPER_COLUMNS", "PROTOCOLS", "PSNR", "SCD", "SD", "SF", "SSIM", "VIF", "VIFF", "VIF_MIN_SIDE", "Nabf", "Qabf",
-    "Row", "Running", "Scored", "Task", "baseline", "columns", "evaluate", "published_rows", "rank_of_ranks", "ranks",
-    "score", "score_all", "table",
+    "AG", "CC", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "NAMES", "PAPER_COLUMNS", "PROTOCOLS",
+    "PSNR", "SCD", "SD", "SF", "SSIM", "VIF", "VIFF", "Nabf", "Qabf", "Row", "Running", "Scored", "Task", "baseline",
+    "columns", "evaluate", "published_rows", "rank_of_ranks", "ranks", "score", "score_all", "table",
 ]
 
 # ---------------------------------------------------------------------------------------------
@@ -249,7 +246,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def collect_pairs(args: argparse.Namespace) -> tuple[list, list[str]]:
+def collect_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
     """The pairs to score, and one line for each source image without a partner. Raises DataError."""
     chosen = find_sources(args)
     if chosen is None:
@@ -275,7 +272,7 @@ def collect_methods(specs: Sequence[str], taken: Collection[str] = BASELINES) ->
     return methods
 
 
-def match_methods(pairs: Sequence, folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
+def match_methods(pairs: Sequence[Pair], folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """Match the fused images of each method to the pairs. Raises DataError if there is no such folder.
 
     Args:
@@ -291,17 +288,18 @@ def match_methods(pairs: Sequence, folders: dict[str, Path]) -> tuple[dict[str, 
     return methods, problems
 
 
-def match_fused(pairs: Sequence, folder: Path) -> tuple[dict[str, Path], list[str], list[str]]:
+def match_fused(pairs: Sequence[Pair], folder: Path) -> tuple[dict[str, Path], list[str], list[str]]:
     """Match fused images to pairs by file stem. Raises DataError if there is no such folder.
 
-    If the names are numbers, 01 and 1 match, unless the folder holds both.
+    If the names are numbers, 01 and 1 match, unless the folder holds both or the image has the exact name of another pair.
 
     Returns:
         {name of the pair: fused image}, one line for each pair without an image, one for each image without a pair.
     """
     found = list_images(folder)
+    names = {pair.name for pair in pairs}
     numbers = Counter(int(stem) for stem in found if stem.isdecimal())
-    by_number = {int(stem): stem for stem in found if stem.isdecimal() and numbers[int(stem)] == 1}
+    by_number = {int(stem): stem for stem in found if stem.isdecimal() and numbers[int(stem)] == 1 and stem not in names}
     matched, missing = {}, []
     for pair in pairs:
         stem = pair.name
@@ -326,7 +324,7 @@ def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: Sequence[str],
+def read_tasks(pairs: Sequence[Pair], methods: dict[str, dict[str, Path]], baselines: Sequence[str],
                problems: list[str], read: Reader) -> Iterator[Task]:
     """Read the images pair by pair. Images that cannot be read are left out, with a line in `problems`."""
     for pair in pairs:
@@ -347,7 +345,7 @@ def read_tasks(pairs: Sequence, methods: dict[str, dict[str, Path]], baselines: 
         yield Task(pair.name, ir, vis, fused)
 
 
-def check_csv(path: Path, pairs: Sequence, methods: dict[str, dict[str, Path]]) -> None:
+def check_csv(path: Path, pairs: Sequence[Pair], methods: dict[str, dict[str, Path]]) -> None:
     """Raises ValueError or OutputError if --csv has the name of an image."""
     if path.suffix.lower() in SUFFIXES:
         raise ValueError(f"--csv {path}: this is an image's name; give a file that ends in .csv")

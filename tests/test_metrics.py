@@ -242,6 +242,13 @@ def test_leading_zeros_match_only_where_clear(tree):
     assert set(metrics.match_fused(pairs, tree / "other")[0]) == {"1"}
 
 
+def test_an_image_is_not_taken_from_the_pair_of_its_exact_name(tmp_path):
+    from dataset import Pair
+    (tmp_path / "1.png").write_bytes(b"")
+    pairs = [Pair(name, tmp_path / "ir.png", tmp_path / "vis.png") for name in ("01", "1")]
+    assert metrics.match_fused(pairs, tmp_path) == ({"1": tmp_path / "1.png"}, [f"{tmp_path}: no fused image for 01"], [])
+
+
 def test_command_says_how_many_images_ror_compares(tree, capsys):
     command(tree, "--fused", f"A={tree / 'ours'}", f"B={tree / 'other'}", "--metrics", "EN", "CC", "--workers", 1)
     assert "means over 3 images; RoR over the 2 that all methods have" in capsys.readouterr().out
