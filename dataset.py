@@ -227,10 +227,10 @@ class PairDataset:
 class CropDataset:
     """Random crops for training (paper, section 4.1.1: 3,383 crops of 128 x 128 in each epoch).
 
-    Item: (ir, vis_y), each a uint8 array (1, size, size). For the same pairs and options, the seed and n determine item
-    number n: its pair, position, flips and darkening. So the crops do not depend on the number of workers, and a
-    resumed run continues with the same crops. Images smaller than a crop are padded with their mirror image at the
-    lower and right edges.
+    Item: (ir, vis_y), each a uint8 array (1, size, size). Items have no end: `crop_batches` gives the numbers. For the
+    same pairs and options, the seed and n determine item number n: its pair, position, flips and darkening. So the
+    crops do not depend on the number of workers, and a resumed run continues with the same crops. Images smaller than a
+    crop are padded with their mirror image at the lower and right edges.
 
     Args:
         pairs: the full-size pairs.
@@ -251,9 +251,6 @@ class CropDataset:
             raise DataError(listing(f"smaller than half of the {size}x{size} training crop", small))
         self.items = [tuple(_mirrored(image, size) for image in pair) for pair in pairs.items]
         self.size, self.seed, self.flips, self.dim = size, seed, flips, dim
-
-    def __len__(self) -> int:
-        raise TypeError("the stream of crops has no end; see crop_batches")
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.seed, number))

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 IMAGE = (1, 2, 3)       # the axes of one image in a batch
 EPSILON = 1e-9          # epsilon of Eq. 10; also added to variances, which are 0 in a constant window
 SSIM_C2 = 0.03**2       # constant C2 of SSIM for images in [0, 1] (Wang et al. 2004)
-SSIM_SIGMA = 1.5        # standard deviation of SSIM's Gaussian window, pixels
+SSIM_WINDOW = 11        # side of SSIM's Gaussian window, pixels
+SSIM_SIGMA = 1.5        # its standard deviation, pixels
 DARK = 0.1              # added to the level in LuminanceLoss; limits the weight of dark pixels
-FAINT = 1e-3            # Sobel magnitude; a step of one 8-bit level gives 1.6e-2
+FAINT = 1e-3            # least divisor in `max_normalised`, a Sobel magnitude; a step of one 8-bit level gives 1.6e-2
 ROUNDING = 1e-3         # tolerance of the range check, for interpolation and half precision
 FLAT = 1e-5             # upper bound of the Sobel magnitude that rounding causes in a constant image
 
@@ -78,8 +79,8 @@ def l2_norm(x: Tensor) -> Tensor:
 class ImageLoss(nn.Module):
     """Base class of the losses. It checks their images."""
 
-    smallest = 2        # least height and width of an image, pixels
-    looked = False      # whether the range of a batch on a GPU has been checked
+    smallest = 2            # least height and width of an image, pixels
+    range_checked = False   # whether the range of a batch on a GPU has been checked
 
     def check(self, **images: Tensor) -> None:
         """Raises ValueError for images that do not fit the description at the top of this file.
@@ -104,8 +105,8 @@ class ImageLoss(nn.Module):
                 raise ValueError(f"{name} is {x.dtype}; expected floats in [0, 1], so divide 8-bit images by 255")
             if x.device != images["ir"].device:
                 raise ValueError(f"{name} is on {x.device} and ir on {images['ir'].device}")
-        if images["ir"].device.type == "cpu" or not self.looked:
-            self.looked = True
+        if images["ir"].device.type == "cpu" or not self.range_checked:
+            self.range_checked = True
             for name, x in images.items():
                 self._check_range(name, x.detach(), (-1, 2) if name == "fused" else (0, 1))
 
@@ -307,7 +308,7 @@ class SSIMLoss(ImageLoss):
         ValueError: the window is not an odd number from 3.
     """
 
-    def __init__(self, window: int = 11, weighted: bool = False, whole: bool = False):
+    def __init__(self, window: int = SSIM_WINDOW, weighted: bool = False, whole: bool = False):
         super().__init__()
         if isinstance(window, bool) or not isinstance(window, int) or window < 3 or window % 2 == 0:
             raise ValueError(f"window={window!r}; an odd number of pixels from 3 is needed")
@@ -373,13 +374,13 @@ class DistillationLoss(ImageLoss):
     Args:
         teacher: a trained network, called as teacher(ir, vis_y) in eval mode. Inputs and output are (B, 1, H, W) in
             [0, 1].
-        window: side of SSIM's Gaussian window, pixels.
     """
 
-    def __init__(self, teacher: nn.Module, window: int = 11):
+    smallest = SSIM_WINDOW
+
+    def __init__(self, teacher: nn.Module):
         super().__init__()
-        self.teacher, self.window = teacher.eval(), window
-        self.smallest = window
+        self.teacher = teacher.eval()
 
     def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         """Arguments, result and errors as for `FusionLoss.fusion`."""
@@ -388,7 +389,7 @@ class DistillationLoss(ImageLoss):
             wanted = self.teacher(ir, vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             fused, wanted = fused.float(), wanted.float()
-            terms = {"L_1": F.l1_loss(fused, wanted), "L_ssim": 2 * ssim_loss(fused, wanted, self.window)}
+            terms = {"L_1": F.l1_loss(fused, wanted), "L_ssim": 2 * ssim_loss(fused, wanted, SSIM_WINDOW)}
         return terms["L_1"] + terms["L_ssim"], terms
 
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:

@@ -125,7 +125,7 @@ def _length_options(parser: argparse.ArgumentParser) -> None:
     length = parser.add_argument_group("length (the learning rate schedule scales with it)")
     length.add_argument("--epochs", type=positive, help="number of epochs of --crops crops; the paper does not "
                         "print it, and 100 fits its schedule")
-    length.add_argument("--steps", type=count(0, 10**9), help="number of optimiser steps, in place of epochs; 0: off")
+    length.add_argument("--steps", type=whole, help="number of optimiser steps, in place of epochs; 0: off")
     length.add_argument("--max-minutes", type=number(0), help="end after this time; 0: no limit. Such a run is not "
                         "reproducible: its learning rate depends on the speed of the machine")
 
@@ -190,7 +190,7 @@ def _performance_options(parser: argparse.ArgumentParser) -> None:
                              "decoder and the losses stay in float32")
     performance.add_argument("--workers", type=count(0, 256), default=0, help="data loader processes; the images are "
                              "in memory, so 0 is usually as fast")
-    performance.add_argument("--val-every", type=count(0, 10**9), help="epochs between validations; 0: no validation")
+    performance.add_argument("--val-every", type=whole, help="epochs between validations; 0: no validation")
 
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
@@ -361,7 +361,7 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
     if "epochs" in chosen and chosen.get("steps"):
         parser.error("--epochs goes without --steps, which is the number of steps of the whole run")
     for name, reason in _without_effect(args):
-        # --no-cpm beside --no-prior is allowed: it says what is so anyway.
+        # --no-cpm with --no-prior is allowed: --no-prior already switches the CPM off.
         if name in chosen and (chosen[name] is not False or args.teacher != NO_TEACHER):
             parser.error(f"{option(name)} has no effect: {reason}")
     if args.fixed_statistics and args.max_minutes:

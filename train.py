@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from torch import distributed
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import CropDataset, Pair, PairDataset, match_pairs, named_pairs, reader
@@ -32,37 +31,32 @@ from recipe import (
     RECIPE,
     VERSION,
     TrainingError,
-    build_parser,
     has_validation,
     parse,
     read_recipe,
     read_state,
     refuse_overwriting_a_run,
-    whole,
 )
-from support.console import INTERRUPTED, collected, complain, failed, first_line, grouped, printable
+from support.console import INTERRUPTED, collected, complain, explain, failed, first_line
 from support.outputs import OutputError, locked, making
 from support.records import commit, device_name
 from support.runtime import IMITATED, default_device, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
 from trainer import (
-    SMALLER,
+    MEMORY_REMEDY,
     Stop,
     Trainer,
     build_loss,
     build_network,
     check_memory,
     learning_rate,
-    leave_signals_to_the_parent,
-    own_crops,
     say,
-    to_unit,
     write_once,
     write_or_warn,
 )
 
 # The API of this module: `main` for notebooks, the others for tests.
-__all__ = ["RECIPE", "VERSION", "Trainer", "TrainingError", "build_loss", "build_network", "build_parser", "commit",
-           "device_name", "learning_rate", "main", "parse", "read_recipe", "whole"]
+__all__ = ["RECIPE", "VERSION", "Trainer", "build_loss", "build_network", "commit", "learning_rate", "main", "parse",
+           "read_recipe"]
 
 CHECK_EVERY = 50        # steps between checks of the loss; each check waits for the GPU
 SAVE_EVERY = 300        # seconds between checkpoints
@@ -112,12 +106,9 @@ def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Sto
 
 def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, stop: Stop) -> None:
     """Train one epoch from its step `start`. Ends early if the run is finished or stopped, or at fixed_from."""
-    args, saved = trainer.args, trainer.clock()
-    batches = list(trainer.batches(len(trainer.history), start))
-    loader = DataLoader(crops, batch_sampler=own_crops(batches), num_workers=args.workers,
-                        pin_memory=trainer.device.type == "cuda", worker_init_fn=leave_signals_to_the_parent)
-    for (ir, vis), numbers in zip(loader, batches):
-        trainer.train_step(to_unit(ir, trainer.device), to_unit(vis, trainer.device), len(numbers))
+    saved = trainer.clock()
+    for batch in trainer.loaded(crops, start):
+        trainer.train_step(*batch)
         trainer.agree(stop)
         bar.update()
         if trainer.step % CHECK_EVERY == 0:
@@ -132,7 +123,7 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
 def described(error: Exception) -> str:
     """The error in one line, or as a list of files. The message for a lack of memory has a remedy."""
     if lacks_memory(error):
-        return f"too little memory for a training step ({first_line(error)}); {SMALLER}"
+        return f"too little memory for a training step ({first_line(error)}); {MEMORY_REMEDY}"
     if isinstance(error, DataError | TrainingError):
         return str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
@@ -146,19 +137,17 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
     with collected(notes):
         pairs, val = load_data(args)
     if team.rank == 0:
-        for line in grouped(notes):
-            say(f"note: {printable(line)}", sys.stderr)
+        explain(notes)
     check_memory(args)
     trainer = Trainer(args, pairs.names)
     if state:
         trainer.load(state, args.out / "last.pth")
     elif args.init:
         trainer.start_from(args.init)
-    if team.rank == 0:
-        if args.amp and not trainer.bfloat16:
-            say(f"note: --amp: {IMITATED}", sys.stderr)
-        say(f"{len(pairs)} training pairs, {len(val) if val else 'no'} validation pairs; "
-            f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}")
+    if args.amp and not trainer.bfloat16:
+        say(f"note: --amp: {IMITATED}", sys.stderr)
+    say(f"{len(pairs)} training pairs, {len(val) if val else 'no'} validation pairs; "
+        f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}")
     with Stop() as stop:
         run(trainer, pairs, val, stop)
     return trainer, stop
@@ -186,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         saved = f"; the last save, if there was one, is {args.out / 'last.pth'}" if args else ""
         complain("", f"train.py: ended at once{saved}")
         return INTERRUPTED
-    if stop and team.rank == 0:
+    if stop:
         start = "python" if team.world == 1 else f"torchrun --nproc_per_node={team.world}"      # on one machine
         device = "" if args.device == default_device() else f" --device {args.device}"
         say(f"stopped at step {trainer.step}; resume with: {start} train.py --out {shlex.quote(str(args.out))} --resume{device}")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import io
 import json
 import math
@@ -34,8 +33,8 @@ from weights import check_weights, find, load
 
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 PARTS = 5               # of a run; the rate is halved from one to the next: every 20 of 100 epochs in the paper
-LEAST = 60              # lower bound of a step's memory, bytes per pixel, channel, stage; measured: 110 with bfloat16
-SMALLER = "lower --batch, --crop, --channels or --stages, or add --amp"
+LEAST_STEP_BYTES = 60   # lower bound of a step's memory, per pixel, channel and stage; measured: 110 with bfloat16
+MEMORY_REMEDY = "lower --batch, --crop, --channels or --stages, or add --amp"
 FADED = 1e-4            # if the maximum Sobel magnitude of M' is below this, M' counts as constant
 
 
@@ -72,10 +71,10 @@ def check_memory(args: argparse.Namespace) -> None:
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))      # set by torchrun: processes on this machine
     crops = min(args.batch, args.crops) * here / team.world
-    least = crops * args.crop**2 * args.channels * args.stages * LEAST
+    least = crops * args.crop**2 * args.channels * args.stages * LEAST_STEP_BYTES
     if least > there:
         raise TrainingError(f"too little memory for a training step: it takes {least / 2**30:.0f} GB at least, and "
-                            f"this machine has {there / 2**30:.0f}; {SMALLER}")
+                            f"this machine has {there / 2**30:.0f}; {MEMORY_REMEDY}")
 
 
 def learning_rate(initial: float, schedule: str, progress: float) -> float:
@@ -186,13 +185,19 @@ class Trainer:
         batch, also here.
         """
         statistics = ExactStatistics(self.model, self.decoder)
-        batches = list(self.batches(len(self.history)))
-        loader = DataLoader(crops, batch_sampler=own_crops(batches))
-        for (ir, vis), numbers in tqdm(zip(loader, batches), total=len(batches), desc="statistics", unit="batch",
-                                       leave=False, disable=team.rank > 0):
-            self._forward(self.model, self.decoder, to_unit(ir, self.device), to_unit(vis, self.device))
-            statistics.add(len(team.share(numbers)))
+        for ir, vis_y, size in tqdm(self.loaded(crops), total=self.per_epoch, desc="statistics", unit="batch", leave=False,
+                                    disable=team.rank > 0):
+            self._forward(self.model, self.decoder, ir, vis_y)
+            statistics.add(len(team.share(range(size))))
         statistics.store(team.sum)
+
+    def loaded(self, crops: CropDataset, start: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """Yield the steps of this epoch, from its step `start`, as arguments of `train_step`."""
+        batches = list(self.batches(len(self.history), start))
+        loader = DataLoader(crops, batch_sampler=own_crops(batches), num_workers=self.args.workers,
+                            pin_memory=self.device.type == "cuda", worker_init_fn=leave_signals_to_the_parent)
+        for (ir, vis), numbers in zip(loader, batches):
+            yield to_unit(ir, self.device), to_unit(vis, self.device), len(numbers)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[int]]:
         """Crop numbers of the steps of an epoch, from its step `start`."""
@@ -379,9 +384,8 @@ class Trainer:
         self.history.append(row)
         self.sums = {}
         self.write_log()
-        if team.rank == 0:
-            say(f"epoch {number}: " + "  ".join(
-                f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
+        say(f"epoch {number}: " + "  ".join(
+            f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
 
 
 def _as_text(value: object) -> str | dict[str, str]:
@@ -391,7 +395,7 @@ def _as_text(value: object) -> str | dict[str, str]:
 
 def _load_moments(optimiser: torch.optim.Optimizer, stored: dict) -> None:
     """Load Adam's moments and the last learning rate. The other options of Adam come from the recipe."""
-    groups = copy.deepcopy(optimiser.state_dict()["param_groups"])
+    groups = optimiser.state_dict()["param_groups"]
     groups[0]["lr"] = float(stored["param_groups"][0]["lr"])
     optimiser.load_state_dict({"state": stored["state"], "param_groups": groups})
 
@@ -513,7 +517,9 @@ def write_or_warn(path: Path, data: bytes) -> bool:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line above the progress bar and flush it, so that a log file is up to date."""
+    """Print a line above the progress bar, by rank 0 only, and flush it, so that a log file is up to date."""
+    if team.rank > 0:
+        return
     tqdm.write(text, stream)
     (stream or sys.stdout).flush()
 

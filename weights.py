@@ -110,7 +110,8 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
             compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
-            damaged = None if compressed else archive.testzip()     # it would decompress a zip bomb
+            # testzip would decompress compressed parts, for example a zip bomb.
+            damaged = None if compressed else archive.testzip()
     except Exception as error:      # noqa: BLE001  zipfile raises many types for damaged files
         raise ValueError(f"{path}: damaged or incomplete ({printable(first_line(error))}); "
                          "copy or download it again") from None

@@ -6,7 +6,7 @@ import re
 import zlib
 
 import numpy as np
-from PIL.ExifTags import Base as Tag        # of Exif and of TIFF 6.0; it loads no decoder
+from PIL.ExifTags import Base as Tag  # of Exif and of TIFF 6.0; it loads no decoder
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}      # image files that are read
 EXIF = (b"Exif", b"eXIf", b"EXIF")      # names of the block in JPEG, PNG and WebP files
