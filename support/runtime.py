@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
 
 import cv2
 import torch
@@ -38,16 +37,6 @@ def keep_freed_memory() -> None:
     # the trim threshold turns off its automatic growth, and almost all blocks would be returned.
     if libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def peak_memory(device: str) -> float | None:
-    """Peak memory so far, MB: of PyTorch's allocator on CUDA, else resident memory. None on systems except Linux."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    if sys.platform != "linux":
-        return None
-    (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return int(kilobytes) * 1024 / 1e6
 
 
 def lacks_memory(error: Exception) -> bool:

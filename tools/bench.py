@@ -52,7 +52,7 @@ from support.console import INTERRUPTED, complain, failed, first_line, positive
 from support.console import run as run_command
 from support.outputs import check_place, write_atomically
 from support.records import commit, processor
-from support.runtime import check_device, default_device, exact_convolutions, keep_freed_memory, peak_memory
+from support.runtime import check_device, default_device, exact_convolutions, keep_freed_memory
 from tools.released import ReleasedNet
 from trainer import Trainer
 from weights import CHECKPOINTS, read_json
@@ -129,6 +129,16 @@ def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
         start = time.perf_counter()
         once()
         yield {"ms": 1000 * (time.perf_counter() - start), "peak_mb": idle and round(peak_memory(device) - idle, 1)}
+
+
+def peak_memory(device: str) -> float | None:
+    """Peak memory so far, MB: of PyTorch's allocator on CUDA, else resident memory. None on systems except Linux."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    if sys.platform != "linux":
+        return None
+    (kilobytes,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) * 1024 / 1e6
 
 
 def serve(*row: object) -> None:
