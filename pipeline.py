@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from dataset import SizeError, reader
 from images import DataError, luma, note_shift, write_image
 from inference import fuse_luminance, in_colour_of, prepare
-from support.console import first_line
+from support.console import one_line
 from support.outputs import DISK_ERRORS
 from support.pairing import Pair
 from support.runtime import lacks_memory, on_gpu, team
@@ -183,22 +184,24 @@ class Fuser:
     def _finish(self, ahead: int) -> None:
         """Wait until at most `ahead` images are still to be written. Raises OSError if the disk is full."""
         while len(self._writing) > ahead:
-            pair, done = self._writing[0]       # removed only after it is counted, because Ctrl-C can come in between
-            try:
-                done.result()
-                self.written += 1
-            except PAIR_ERRORS as error:
-                if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                    raise
-                self._failed(pair, error)
-            self._writing.popleft()
+            self._settle(*self._writing[0])
+            self._writing.popleft()     # only after it is counted, because Ctrl-C can come in between
+
+    def _settle(self, pair: Pair, done: Future) -> None:
+        """Wait for a write, and count it or record its error. Raises OSError if the disk is full."""
+        try:
+            done.result()
+            self.written += 1
+        except PAIR_ERRORS as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise
+            self._failed(pair, error)
 
     def _count_the_rest(self) -> None:
         for pair, done in self._writing:
-            error = None if done.cancelled() else done.exception()
-            self.written += not done.cancelled() and error is None
-            if error and not (isinstance(error, OSError) and error.errno in DISK_ERRORS):
-                self._failed(pair, error)
+            if not done.cancelled():
+                with suppress(OSError):     # of a full disk, which ends the run anyway
+                    self._settle(pair, done)
         self._writing.clear()
 
     def _failed(self, pair: Pair, error: Exception) -> None:
@@ -211,8 +214,7 @@ def explained(error: Exception, args: argparse.Namespace) -> str:
         return f"{error}, or resize one of them with --resize ir or --resize vis"
     if isinstance(error, DataError):
         return str(error)
-    text = first_line(error)
     if lacks_memory(error):
         tiles = f"a smaller --tile than {args.tile}" if args.tile else "--tile 1024"
-        return f"out of memory ({text}); try {'smaller frames' if args.video else tiles}"
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else text
+        return f"out of memory ({one_line(error)}); try {'smaller frames' if args.video else tiles}"
+    return one_line(error)

@@ -48,6 +48,7 @@ from support.console import (
 from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, shared_name
+from support.records import device_name
 from support.runtime import IMITATED, default_device, has_bfloat16, keep_freed_memory, on_gpu, team, use_device
 from weights import CHECKPOINTS
 
@@ -187,10 +188,6 @@ def output_folders(args: argparse.Namespace) -> list[Path]:
     return [args.out, compare_folder(args)] if args.compare else [args.out]
 
 
-def device_name(args: argparse.Namespace) -> str:
-    return torch.cuda.get_device_name(args.device) if on_gpu(args.device) else args.device.upper()
-
-
 def load_network(args: argparse.Namespace) -> nn.Module:
     """The network that the options name, on its device, ready for inference. Raises DataError, OSError, ValueError."""
     if args.released and (args.checkpoint or args.fast or args.compile or args.as_published):
@@ -266,8 +263,8 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
         # The first batch of each process is left out: it includes memory allocation and the choice of kernels.
         mean = statistics.mean(seconds[team.world * args.batch:] or seconds)
         place = args.out_file or f"{args.out}{'/' if args.out.name else ''}"
-        print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on {device_name(args)}"
-                        + (f", {team.world} processes side by side" if team.world > 1 else "")))
+        print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on "
+                        f"{device_name(torch.device(args.device))}{', side by side' * (team.world > 1)}"))
     explain(notes)
     code = finished(problems)
     for text in dict.fromkeys(fatal):
@@ -291,7 +288,7 @@ def fuse_images(args: argparse.Namespace) -> int:
 
 def fuse_video(args: argparse.Namespace) -> int:
     """Fuse a video. Returns the exit code. Frames that were written before an error or Ctrl-C are kept."""
-    fuser, code, problems = None, 0, []
+    fuser, code, problem = None, 0, ""
     notes: list[tuple[str, ...]] = []
     with collected(notes):
         try:
@@ -300,14 +297,15 @@ def fuse_video(args: argparse.Namespace) -> int:
             with making([fuser.folder]), locked(fuser.folder):
                 fuser.fuse_all(load_network(args))
         except FATAL as error:
-            code, problems = 1, [f"test.py: {explained(error, args)}"]
+            code, problem = 1, explained(error, args)
         except KeyboardInterrupt:
-            code, problems = INTERRUPTED, ["test.py: interrupted"]
+            code, problem = INTERRUPTED, "interrupted"
     if fuser and fuser.written:
         print(printable(f"{fuser.written} frame{'s' * (fuser.written > 1)} in {fuser.place}, "
-                        f"{fuser.written / fuser.seconds:.1f} frames a second on {device_name(args)}"))
+                        f"{fuser.written / fuser.seconds:.1f} frames a second on {device_name(torch.device(args.device))}"))
     explain(notes)
-    complain(*(line for text in problems for line in text.splitlines()))
+    if problem:
+        failed("test.py", problem)
     return code
 
 

@@ -37,7 +37,7 @@ from recipe import (
     read_state,
     refuse_overwriting_a_run,
 )
-from support.console import INTERRUPTED, collected, complain, explain, failed, first_line
+from support.console import INTERRUPTED, collected, complain, explain, failed, one_line
 from support.outputs import OutputError, locked, making
 from support.records import commit, device_name
 from support.runtime import IMITATED, default_device, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
@@ -123,12 +123,8 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
 def described(error: Exception) -> str:
     """The error in one line, or as a list of files. The message for a lack of memory has a remedy."""
     if lacks_memory(error):
-        return f"too little memory for a training step ({first_line(error)}); {MEMORY_REMEDY}"
-    if isinstance(error, DataError | TrainingError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return first_line(error)
+        return f"too little memory for a training step ({one_line(error)}); {MEMORY_REMEDY}"
+    return str(error) if isinstance(error, DataError | TrainingError) else one_line(error)
 
 
 def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:

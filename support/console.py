@@ -13,7 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 INTERRUPTED = 130       # exit code after Ctrl-C, as in a shell
@@ -27,6 +27,13 @@ def printable(text: str) -> str:
 def first_line(error: Exception) -> str:
     """First line of an error's message; the name of its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: Exception) -> str:
+    """"FILE: REASON" for an OSError that names a file, otherwise the first line of the error's message."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return first_line(error)
 
 
 def can_show(text: str) -> bool:
@@ -137,7 +144,7 @@ def run(main: Callable[[], int]) -> int:
     except OSError as error:
         command = os.path.basename(sys.argv[0])
         if error.filename:
-            return failed(command, f"{error.filename}: {error.strerror}")
+            return failed(command, one_line(error))
         print(f"{command}: standard output: {error.strerror}", file=sys.stderr)      # which has no file name
         return _without_output(1)
     finally:
@@ -171,10 +178,8 @@ class Lasting:
             return len(text)
 
     def flush(self) -> None:
-        try:
+        with suppress(OSError, ValueError):     # as in write
             self._stream.flush()
-        except (OSError, ValueError):
-            pass
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)

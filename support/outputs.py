@@ -116,10 +116,8 @@ def making(folders: Sequence[Path]) -> Iterator[None]:
         yield
     finally:
         for place in sorted(missing, reverse=True):     # subfolders first
-            try:
+            with suppress(OSError):     # not empty, or never created
                 place.rmdir()
-            except OSError:     # not empty, or never created
-                pass
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_the_readme_command_fuses_the_samples_with_the_shipped_checkpoint(tmp_pa
     assert done.returncode == 0, done.stderr
     samples = names(ROOT / "samples" / "ir")
     assert len(samples) == 4 and names(tmp_path / "Fused") == samples
-    assert "4 images in Fused/" in done.stdout and "ms an image on" in done.stdout
+    assert "4 images in Fused/" in done.stdout and "ms an image on cpu, " in done.stdout
     for name in samples:
         fused, vis = read_vis(tmp_path / "Fused" / name), read_vis(ROOT / "samples" / "vis" / name)
         ir = read_vis(ROOT / "samples" / "ir" / name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import console
-from support.console import grouped, printable
+from support.console import grouped, one_line, printable
 
 ROOT = Path(console.__file__).parents[1]
 
@@ -30,6 +30,13 @@ def test_notes_are_one_line_for_each_thing():
     notes = [("dark", "a"), ("flat", "b"), ("dark", "c"), ("dark", "a"), ("odd",)]
     assert grouped(notes) == ["dark: a, c", "flat: b", "odd"]
     assert grouped(notes, most=1) == ["dark: a and 1 more", "flat: b", "odd"]
+
+
+@pytest.mark.parametrize(("error", "line"), [
+    (OSError(2, "No such file", "a.png"), "a.png: No such file"), (OSError("a\nb"), "a"), (ValueError("  c\nd"), "c"),
+    (MemoryError(), "MemoryError"), (OSError(5, None, "a.png"), "[Errno 5] None: 'a.png'")], ids=str)
+def test_an_error_is_one_line(error, line):
+    assert one_line(error) == line
 
 
 @pytest.mark.parametrize("body", ["time.sleep(60)", "[time.sleep(0.01) for _ in range(6000)]"])

@@ -117,7 +117,7 @@ def test_two_files_become_one_of_the_same_length_rate_and_size(clips, tmp_path, 
     assert len(frames) == LENGTH and rate == RATE and frames[0].shape == (*SIZE, 3)
     assert names(tmp_path / "out") == [name]        # and no temporary file
     said = capsys.readouterr()
-    assert f"10 frames in {tmp_path / 'out' / name}" in said.out and "frames a second on CPU" in said.out
+    assert f"10 frames in {tmp_path / 'out' / name}" in said.out and "frames a second on cpu, " in said.out
     assert "10/10" in said.err
 
 
