@@ -134,7 +134,8 @@ def _crop_options(parser: argparse.ArgumentParser) -> None:
     crops = parser.add_argument_group("crops and optimisers")
     crops.add_argument("--batch", type=count(1, 2**16), help="crops in a step, over all processes")
     crops.add_argument("--crop", type=count(MIN_SIZE, 2**13), help="side of a crop, pixels")
-    crops.add_argument("--crops", type=count(1, 10**7), help="crops in an epoch")
+    crops.add_argument("--crops", type=count(1, 10**7), help="crops in an epoch. A run of a few --steps also ends with a "
+                       "pass over all of them, for the exact BatchNorm statistics; few --crops make it short")
     crops.add_argument("--fixed-crops", action=FLAG, help="the same crops in each epoch; --no-fixed-crops: new ones")
     crops.add_argument("--flips", action=FLAG, help="flip crops at random")
     crops.add_argument("--dim", type=number(0, 1), help="probability that a source of a crop is darkened at random, as "

@@ -1,10 +1,11 @@
 """Train RPFNet.
 
-    python train.py --data data/RoadScene                           the paper's recipe (recipes/paper.json)
-    python train.py --data data/RoadScene --recipe contrast         our loss, for natural pictures
-    python train.py --data data/RoadScene --amp --steps 4240        options override the recipe: shorter, in bfloat16
-    python train.py --data data/RoadScene --resume                  resume after Ctrl-C, a kill or a crash
-    torchrun --nproc_per_node=4 train.py --data data/RoadScene      the same run on four GPUs
+    python train.py --steps 3 --crops 48 --out runs/trial                           a trial: three steps, then the validation
+    python train.py --data data/RoadScene --out runs/paper                          the paper's recipe (recipes/paper.json)
+    python train.py --data data/RoadScene --recipe contrast --out runs/contrast     our loss, for natural pictures
+    python train.py --amp --steps 4240 --out runs/short                             options override the recipe
+    python train.py --out runs/paper --resume                                       resume after Ctrl-C, a kill or a crash
+    torchrun --nproc_per_node=4 train.py --out runs/four                            the paper's recipe on four GPUs
 
 Files in --out: last.pth (everything that --resume needs), best.pth and best.json (weights and recipe, for test.py and
 RPFNet.from_pretrained), log.csv (one row for each epoch).

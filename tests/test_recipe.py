@@ -249,6 +249,13 @@ def test_help_shows_the_values_of_the_named_recipe(capsys):
     assert "side of a crop, pixels (default: 128)" in shown[0] and "side of a crop, pixels (default: 320)" in shown[1]
 
 
+def test_the_examples_of_the_help_do_not_write_into_one_folder():
+    examples = re.findall(r"^ +(?:python|torchrun .*) train\.py (.*?)(?:  .*)?$", train.__doc__, re.MULTILINE)
+    runs = [train.parse(example.split()) for example in examples if "--resume" not in example]
+    assert len(runs) == len({run.out for run in runs}) == 5
+    assert any(0 < run.steps <= 3 and run.crops <= 3 * run.batch for run in runs)       # a trial, with its statistics
+
+
 def test_options_that_switch_off_what_is_off_already_are_allowed():
     args = options("--no-prior", "--no-saliency", "--no-cpm", "--weight", "none", "--no-contrast")
     assert not (args.prior or args.saliency or args.cpm or args.contrast)
