@@ -21,6 +21,9 @@ from weights import LIMITS, in_words, load, read_json
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in layout.splits)
+# Default of --data for each of them, as in docs/data.md.
+FOLDERS = {"roadscene": "data/RoadScene", "msrs": "data/MSRS",
+           **dict.fromkeys(("mri-pet", "mri-spect", "mri"), "data/Harvard")}
 
 # The options that determine the result. --resume uses the values stored in the checkpoint.
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
@@ -108,7 +111,8 @@ def _main_options(parser: argparse.ArgumentParser) -> None:
     main.add_argument("--recipe", type=given, default="paper", metavar="NAME|FILE", help="recipe with the defaults of "
                       "the options below: paper, contrast, medical, small, tiny (in recipes/), or a JSON file, such as "
                       "best.json of a run")
-    main.add_argument("--data", type=given, default="data/RoadScene", help="folder of the data set")
+    main.add_argument("--data", type=given, help="folder of the data set (default: "
+                      "data/RoadScene, data/MSRS or data/Harvard)")
     main.add_argument("--dataset", type=str.lower, choices=TRAINING_SETS, help="name of the data set")
     main.add_argument("--ir", type=given, metavar="DIR", help="your own pairs: folder of infrared images ...")
     main.add_argument("--vis", type=given, metavar="DIR", help="... and folder of visible images, matched by file name")
@@ -344,6 +348,8 @@ def _new(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: di
         args.data = args.dataset = None
     elif not args.dataset:
         raise TrainingError(f"--recipe {args.recipe}: it names no data set; give --ir and --vis, or --dataset")
+    else:
+        args.data = args.data or FOLDERS[args.dataset]
     # L_SS needs the residual features (--prior). The loss with a teacher has no L_SS.
     args.saliency = args.saliency and args.prior and args.teacher == NO_TEACHER
     return args

@@ -11,7 +11,7 @@ from training import TINY
 import train
 from loss import DistillationLoss, FusionLoss
 from net import RPFNet
-from recipe import PLACES
+from recipe import FOLDERS, PLACES, TRAINING_SETS
 from weights import CHECKPOINTS
 
 ROOT = Path(train.__file__).parent
@@ -69,6 +69,12 @@ def test_each_recipe_file_has_all_options_and_is_what_its_name_stands_for(path):
     args = options("--recipe", path.stem)
     assert {key: getattr(args, key) for key in train.RECIPE} == stored["recipe"]
     assert all(getattr(args, key) is None for key in PLACES if key != "data")
+
+
+def test_each_data_set_has_its_folder_by_default():
+    assert FOLDERS.keys() == {*TRAINING_SETS}
+    assert [options(*argv).data for argv in ([], ["--recipe", "medical"], ["--dataset", "msrs"], ["--data", "x"])] == [
+        "data/RoadScene", "data/Harvard", "data/MSRS", "x"]
 
 
 def test_each_checkpoint_has_a_recipe_of_its_name():
