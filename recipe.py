@@ -98,6 +98,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         if self.source is not None:
             raise TrainingError(f"{self.source}: not a recipe of this train.py: {message.removeprefix('argument --')}")
+        if message.startswith("unrecognized arguments: ") and not message.partition(": ")[2].startswith("-"):
+            message += "; a folder follows its option: --out for a run (also to resume it), --data for a data set"
         super().error(message)
 
 
@@ -430,7 +432,8 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
                if getattr(args, key) != stored[key]]
     if changed:
         raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
-                            "Drop these options, or start a new run with another --out")
+                            "Drop these options, or start a new run from its weights: "
+                            f"--init {path}, with another --out")
     return args
 
 

@@ -141,6 +141,9 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
         trainer.load(state, args.out / "last.pth")
     elif args.init:
         trainer.start_from(args.init)
+    if trainer.finished:
+        say(f"the run is finished ({trainer.step} of {trainer.total} steps); --init {args.out / 'last.pth'} starts a new "
+            "one from its weights")
     if args.amp and not trainer.bfloat16:
         say(f"note: --amp: {IMITATED}", sys.stderr)
     say(f"{len(pairs)} training pairs, {len(val) if val else 'no'} validation pairs; "

@@ -232,6 +232,7 @@ def test_impossible_values_are_refused_by_name(option, value, capsys):
     (["--dataset", "msrs", "--ir-pattern", "*_ir"], "--ir-pattern and --vis-pattern go with --ir and --vis"),
     (["--ir-range", "9", "5"], "--ir-range 9 5: LOW must be below HIGH"),
     (["--recipe", "contrast", "--epochs", "5"], "--epochs 5: the recipe has --steps 1200"),
+    (["--resume", "runs/a"], "unrecognized arguments: runs/a; a folder follows its option: --out for a run"),
     (["--resume", "--init", "best.pth"], "--init goes without --resume"),
     (["--resume", "--recipe", "paper"], "--recipe goes without --resume"),
 ])

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from training import TINY, fail_to_write, interrupt_at, rows, same_weights
+from training import TINY, fail_to_write, interrupt_at, rows, said, same_weights
 
 import train
 import trainer
@@ -279,8 +279,19 @@ def test_resume_refuses_another_recipe(folders, tmp_path, capsys):
     assert train.main([*folders, *TINY, "--steps", "2", *run]) == 0
     assert train.main(["--resume", "--batch", "3", *run]) == 1
     assert "batch 2 -> 3" in capsys.readouterr().err
+    assert train.main(["--resume", "--steps", "4", *run]) == 1
+    line, = said(capsys)
+    assert "steps 2 -> 4" in line and f"--init {tmp_path / 'run' / 'last.pth'}, with another --out" in line
     assert train.main(["--resume", "--out", str(tmp_path / "absent")]) == 1
     assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_resuming_a_finished_run_says_so(folders, tmp_path, capsys):
+    run = ["--out", str(tmp_path)]
+    assert train.main([*folders, *TINY, "--steps", "3", *run]) == 0
+    assert "is finished" not in capsys.readouterr().out
+    assert train.main(["--resume", *run]) == 0
+    assert "the run is finished (3 of 3 steps)" in capsys.readouterr().out
 
 
 def test_best_weights_load_and_carry_their_origin(folders, tmp_path):
