@@ -194,7 +194,7 @@ TITLES = {
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter, usage="python metrics.py --fused [NAME=]DIR [options]",
         description="Score fused images against their sources, in the arithmetic of published tables.",
         epilog="examples:\n"
                "  python metrics.py --fused Fused --ir data/ir --vis data/vis\n"

@@ -202,7 +202,7 @@ def _performance_options(parser: argparse.ArgumentParser) -> None:
 
 def build_parser(description: str | None = None) -> argparse.ArgumentParser:
     """The parser of train.py. The options that a recipe sets have no default."""
-    parser = _Parser(description=description, formatter_class=_HelpFormatter)
+    parser = _Parser(description=description, formatter_class=_HelpFormatter, usage="python train.py [options]")
     for add_options in (_main_options, _length_options, _crop_options, _network_options, _loss_options,
                         _performance_options):
         add_options(parser)

@@ -39,7 +39,7 @@ from recipe import (
     refuse_overwriting_a_run,
 )
 from support.console import INTERRUPTED, collected, complain, explain, failed, one_line
-from support.outputs import OutputError, locked, making
+from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.records import commit, device_name
 from support.runtime import IMITATED, default_device, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
 from trainer import (
@@ -64,8 +64,12 @@ SAVE_EVERY = 300        # seconds between checkpoints
 
 
 def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None]:
-    """Training and validation pairs. The latter are None for data without a validation split. Raises DataError."""
+    """Training and validation pairs. The latter are None for data without a validation split.
+
+    Raises DataError, or OutputError if --out holds such images.
+    """
     def load(pairs: Sequence[Pair]) -> PairDataset:
+        refuse_overwriting([args.out], None, [image for pair in pairs for image in (pair.ir, pair.vis)])
         return PairDataset(pairs, team.rank == 0, reader(args))
 
     if args.ir:
@@ -125,7 +129,8 @@ def described(error: Exception) -> str:
     """The error in one line, or as a list of files. The message for a lack of memory has a remedy."""
     if lacks_memory(error):
         return f"too little memory for a training step ({one_line(error)}); {MEMORY_REMEDY}"
-    return str(error) if isinstance(error, DataError | TrainingError) else one_line(error)
+    remedy = "; --out names a folder" if isinstance(error, FileExistsError | NotADirectoryError) else ""
+    return str(error) if isinstance(error, DataError | TrainingError) else one_line(error) + remedy
 
 
 def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:

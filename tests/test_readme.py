@@ -200,6 +200,13 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     return {script: module.build_parser() for script, module in modules.items() if hasattr(module, "build_parser")}
 
 
+def test_a_wrong_option_is_not_hidden_below_a_long_usage():
+    """Each action of detection.py has few options, and a usage of its own."""
+    usages = {script: parser.format_usage() for script, parser in parsers().items() if script != "tools/detection.py"}
+    assert [script for script, usage in usages.items()
+            if not usage.startswith(f"usage: python {script} ") or usage.count("\n") != 1] == []
+
+
 def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
     """All options of a parser and of its subcommands."""
     for action in parser._actions:

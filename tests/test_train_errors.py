@@ -108,6 +108,16 @@ def test_a_second_run_in_one_folder_is_told_at_once(folders, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize(("out", "message"), [
+    (".", "this folder holds source images; choose another --out"), ("0.png", "; --out names a folder")])
+def test_nothing_is_written_among_the_training_images(folders, capsys, out, message):
+    place = Path(folders[1])
+    before = sorted(place.iterdir())
+    assert train.main([*folders, *TINY, "--steps", "1", "--out", str(place / out)]) == 1
+    line, = said(capsys)
+    assert str(place) in line and line.endswith(message) and sorted(place.iterdir()) == before
+
+
 def test_a_run_that_cannot_start_leaves_no_folder(tmp_path):
     assert train.main(["--data", str(tmp_path / "absent"), "--out", str(tmp_path / "new" / "run")]) == 1
     assert not list(tmp_path.iterdir())

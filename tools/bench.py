@@ -190,7 +190,8 @@ def row(case: Case, known: dict, *timed: dict) -> dict:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python tools/bench.py [options]")
     add, best = parser.add_argument, default_device()
     add("--device", choices=("cpu", "cuda"), default=best, help="device (default: cuda if available)")
     add("--tasks", nargs="+", choices=("inference", "training"), default=["inference"], help="(default: inference)")

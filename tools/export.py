@@ -149,7 +149,8 @@ def output(text: str) -> Path:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python tools/export.py --size HxW --out FILE [options]")
     add = parser.add_argument
     add("--size", type=size, required=True, metavar="HxW", help="height and width of the images, such as 480x640")
     add("--out", type=output, required=True, metavar="FILE", help="file to write: .onnx or .pt2")

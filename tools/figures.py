@@ -511,7 +511,8 @@ KINDS: dict[str, Callable[[argparse.Namespace, list[str]], Figure]] = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python tools/figures.py KIND [options]")
     parser.add_argument("kind", choices=KINDS, help="kind of figure")
     parser.add_argument("--out", type=Path, help="file to write: .png, .jpg, .pdf or .svg; without suffix, a .png and "
                         "a .pdf file; in a folder that exists, KIND.png and KIND.pdf (default: figures/KIND)")

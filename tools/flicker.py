@@ -178,7 +178,8 @@ def cut_rows(clips: Sequence[Sequence[str]]) -> Iterator[dict]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python tools/flicker.py [options]")
     parser.add_argument("--ir", type=Path, default=ROOT / "samples" / "ir", help="infrared folder (default: samples/)")
     parser.add_argument("--vis", type=Path, default=ROOT / "samples" / "vis", help="visible folder")
     parser.add_argument("--pairs", type=positive, default=4,

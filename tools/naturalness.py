@@ -306,6 +306,7 @@ def build_parser() -> argparse.ArgumentParser:
     width = max(map(len, MEASURES | FLICKER_MEASURES))
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
+        usage="python tools/naturalness.py [options]",
         epilog="measures (F is the fused image):\n" + "\n".join(
             f"  {name:{width}}  {text}" for name, text in (MEASURES | FLICKER_MEASURES).items()))
     images = add_image_options(parser)

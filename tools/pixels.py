@@ -119,7 +119,8 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python tools/pixels.py [options]")
     parser.add_argument("--data", default="data/RoadScene", help="folder of RoadScene")
     parser.add_argument("--count", type=positive, default=6, help="number of crops (default: 6)")
     parser.add_argument("--side", type=positive, default=128, help="side of a crop, pixels (default: 128)")

@@ -130,7 +130,8 @@ def print_rows(path: Path, style: str) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python tools/students.py [options]")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR",
                         help="folder that holds RoadScene/, TNO/, MSRS/ (default: data)")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="only these")

@@ -274,7 +274,8 @@ def print_parts(args: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python tools/tables.py --table TABLE [options] [-- OPTIONS OF TRAIN.PY]")
     parser.add_argument("--table", required=True, choices=sorted(TABLES), help="which table")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR",
                         help="folder of the measured rows (default: results/ of the repository)")
