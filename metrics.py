@@ -77,7 +77,19 @@ from measures.tables import (
     ranks,
     table,
 )
-from support.console import INTERRUPTED, can_show, collected, complain, explain, failed, finished, first_line, positive, run
+from support.console import (
+    INTERRUPTED,
+    can_show,
+    collected,
+    complain,
+    explain,
+    failed,
+    finished,
+    first_line,
+    given,
+    positive,
+    run,
+)
 from support.headers import SUFFIXES
 from support.outputs import OutputError, refuse_input
 
@@ -196,7 +208,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter, usage="python metrics.py --fused [NAME=]DIR [options]",
         description="Score fused images against their sources, in the arithmetic of published tables.",
-        epilog="examples:\n"
+        epilog="RoR, the last column, is the rank of ranks: the methods are ranked under each metric, the ranks of a method\n"
+               "are averaged, and the averages are ranked. 1 is the best.\n\n"
+               "examples:\n"
                "  python metrics.py --fused Fused --ir data/ir --vis data/vis\n"
                "  python metrics.py --fused RPFNet=Fused LRRNet=other/LRRNet --dataset tno --data data/TNO \\\n"
                "      --baselines --protocol paper --paper 4")
@@ -231,6 +245,8 @@ def add_image_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     images.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR",
                         help="folders of fused images, one for each method; file names are the names of the pairs (for "
                         "IR{n}/VIS{n}: {n}); colour is converted to luma")
+    images.add_argument("--fused-pattern", type=given, metavar="'*_fused'", help="pattern of the file names in all folders of "
+                        "--fused; * is the name of the pair")
     add_source_options(images)
     add_reading_options(images)
     return images
@@ -272,31 +288,39 @@ def collect_methods(specs: Sequence[str], taken: Collection[str] = BASELINES) ->
     return methods
 
 
-def match_methods(pairs: Sequence[Pair], folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """Match the fused images of each method to the pairs. Raises DataError if there is no such folder.
+def match_methods(pairs: Sequence[Pair], folders: dict[str, Path],
+                  pattern: str | None = None) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Match the fused images of each method to the pairs; errors as for `match_fused`.
 
     Args:
         pairs: the pairs.
         folders: {method: folder}, see `collect_methods`.
+        pattern: see `match_fused`.
     Returns:
-        {method: {name of the pair: fused image}}, and one line for each pair or image without a match.
+        {method: {name of the pair: fused image}}, and one line for each pair or image without a match, or for a method
+        without any match.
     """
     methods, problems = {}, []
     for method, folder in folders.items():
-        methods[method], missing, others = match_fused(pairs, folder)
-        problems += [*missing, *others]
+        methods[method], missing, others = match_fused(pairs, folder, pattern)
+        problems += [*missing, *others] if methods[method] else [
+            f"{folder}: none of its {len(others)} images has the name of a pair, such as {pairs[0].name}; give the right "
+            "folder, or the pattern of these names, as in --fused-pattern '*_fused'"]
     return methods, problems
 
 
-def match_fused(pairs: Sequence[Pair], folder: Path) -> tuple[dict[str, Path], list[str], list[str]]:
-    """Match fused images to pairs by file stem. Raises DataError if there is no such folder.
+def match_fused(pairs: Sequence[Pair], folder: Path,
+                pattern: str | None = None) -> tuple[dict[str, Path], list[str], list[str]]:
+    """Match fused images to pairs by file stem, or by a pattern, whose * is the name of the pair.
 
     If the names are numbers, 01 and 1 match, unless the folder holds both or the image has the exact name of another pair.
 
     Returns:
         {name of the pair: fused image}, one line for each pair without an image, one for each image without a pair.
+    Raises:
+        DataError: there is no such folder, or no image matches the pattern.
     """
-    found = list_images(folder)
+    found = list_images(folder, pattern, "--fused-pattern")
     names = {pair.name for pair in pairs}
     numbers = Counter(int(stem) for stem in found if stem.isdecimal())
     by_number = {int(stem): stem for stem in found if stem.isdecimal() and numbers[int(stem)] == 1 and stem not in names}
@@ -484,10 +508,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         folders = collect_methods(args.fused)
         if not folders and not args.baselines:
             raise ValueError("nothing to score: give --fused [NAME=]DIR or --baselines")
+        if args.fused_pattern and not folders:
+            raise ValueError("--fused-pattern goes with --fused")
         published = published_rows(args.paper, args.dataset) if args.paper else None
         with collected(notes):
             pairs, problems = collect_pairs(args)
-            methods, unpaired = match_methods(pairs, folders)
+            methods, unpaired = match_methods(pairs, folders, args.fused_pattern)
             problems += unpaired
         baselines = BASELINES if args.baselines else ()
         if args.csv:

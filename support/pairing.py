@@ -23,11 +23,16 @@ class Pair(NamedTuple):
     vis: Path
 
 
-def list_images(folder: str | Path) -> dict[str, Path]:
+def list_images(folder: str | Path, pattern: str | None = None, option: str = "") -> dict[str, Path]:
     """{file stem: path} of the images in a folder, in natural order (2 before 10). Warns about other files.
 
-    Raises DataError if there is no such folder, or if two images have the same stem.
+    With a pattern, only the images that match it, and in place of the stem what its * stands for. option: the option
+    that names the pattern, for errors.
+
+    Raises DataError if there is no such folder, if two images have the same name, or if no image matches the pattern.
     """
+    if pattern:
+        return _matching(_image_files(Path(folder)), pattern, option)
     found: dict[str, Path] = {}
     for path in _image_files(Path(folder)):
         _add(found, path.stem, path)
@@ -157,8 +162,8 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
     """
     ir_dir, vis_dir = Path(ir_dir), Path(vis_dir)
     if ir_pattern or vis_pattern:
-        ir = _matching(_image_files(ir_dir), ir_pattern or "*", "--ir-pattern")
-        vis = _matching(_image_files(vis_dir), vis_pattern or "*", "--vis-pattern")
+        ir = list_images(ir_dir, ir_pattern or "*", "--ir-pattern")
+        vis = list_images(vis_dir, vis_pattern or "*", "--vis-pattern")
     elif ir_dir.resolve() == vis_dir.resolve():
         ir, vis = _sides(ir_dir)
     else:

@@ -187,6 +187,10 @@ def command(tree, *options):
     return metrics.main(["--ir", folder, "--vis", folder, *map(str, options)])
 
 
+def test_the_help_explains_the_last_column():
+    assert "RoR, the last column, is the rank of ranks" in metrics.build_parser().format_help()
+
+
 def test_command_writes_every_image_and_protocol(tree, capsys):
     code = command(tree, "--fused", f"A={tree / 'ours'}", f"B={tree / 'other'}", "--baselines", "--protocol", "both",
                    "--csv", tree / "out.csv", "--workers", 1)
@@ -240,6 +244,22 @@ def test_leading_zeros_match_only_where_clear(tree):
     assert len(missing) == 1 and "10" in missing[0] and not others
     (tree / "other" / "002.png").write_bytes((tree / "other" / "02.png").read_bytes())
     assert set(metrics.match_fused(pairs, tree / "other")[0]) == {"1"}
+
+
+def test_fused_images_with_a_suffix_need_a_pattern(tree, capsys):
+    for path in [*(tree / "ours").iterdir()]:
+        path.rename(path.with_stem(f"{path.stem}_fused"))
+    run = ["--fused", f"A={tree / 'ours'}", "--metrics", "EN", "--workers", 1]
+    assert command(tree, *run) == 1
+    assert capsys.readouterr().err == (
+        f"skipped: {tree / 'ours'}: none of its 3 images has the name of a pair, such as 1; give the right folder, or the "
+        "pattern of these names, as in --fused-pattern '*_fused'\n")
+    assert command(tree, *run, "--fused-pattern", "*_fused") == 0
+    assert "means over 3 images" in capsys.readouterr().out
+    assert command(tree, *run, "--fused-pattern", "*_f") == 1
+    assert "--fused-pattern *_f: no such file among 1_fused.png" in capsys.readouterr().err
+    assert command(tree, "--baselines", "--fused-pattern", "*_f") == 1
+    assert "--fused-pattern goes with --fused" in capsys.readouterr().err
 
 
 def test_an_image_is_not_taken_from_the_pair_of_its_exact_name(tmp_path):

@@ -198,8 +198,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sizes", type=size, nargs="+", default=["480x640"], metavar="HxW", help="for inference (default: 480x640)")
     add("--batch", type=positive, default=1, help="batch size for inference (default: 1)")
     add("--compile", action="store_true", help="for inference: also measure the compiled RPFNet")
-    add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="for inference: also time these weights; "
-        "can be repeated")
+    add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="for inference: also time these "
+        "shipped weights; can be repeated")
     add("--peer", action="append", default=[], metavar="FILE", help="for inference: also measure another network, "
         "in float32: a Python file whose build() returns a module, which is called as network(ir, vis_y); can be repeated")
     add("--repeats", type=positive, help="timed passes of each row (default: 2 on a CPU, 30 on a GPU)")

@@ -107,7 +107,8 @@ def fused_images(args: argparse.Namespace, pairs: Sequence[Pair], problems: list
     """{method: {name of the pair: file}} for --fused. Missing images are added to `problems`."""
     methods = {}
     for name, folder in collect_methods(args.fused).items():
-        methods[name], missing, _ = match_fused(pairs, folder)      # --names leaves out pairs, so others are no problem
+        # --names leaves out pairs, so others are no problem.
+        methods[name], missing, _ = match_fused(pairs, folder, args.fused_pattern)
         problems += missing
         refuse_inputs(args, methods[name].values())
     return methods
@@ -535,8 +536,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 COMMON = {"ir", "vis", "dataset", "data", "split", "names", "ir_pattern", "vis_pattern", "resize", "ir_range"}
-OPTIONS = {"sheet": {*COMMON, "fused", "count", "box"}, "features": {*COMMON, "checkpoint"},
-           "spectrum": {*COMMON, "fused", "count", "csv"}, "tradeoff": {"points", "quality"}, "phase": {"image", "box"}}
+FUSED = {"fused", "fused_pattern"}
+OPTIONS = {"sheet": {*COMMON, *FUSED, "count", "box"}, "features": {*COMMON, "checkpoint"},
+           "spectrum": {*COMMON, *FUSED, "count", "csv"}, "tradeoff": {"points", "quality"}, "phase": {"image", "box"}}
 
 
 def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

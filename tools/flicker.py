@@ -190,7 +190,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="wider frames are resized to this width (default: %(default)s)")
     parser.add_argument("--frames", type=positive, default=20,
                         help="frames of each sequence, at least 2 (default: %(default)s)")
-    parser.add_argument("--checkpoint", default="contrast", help="weights, as for test.py (default: %(default)s)")
+    parser.add_argument("--checkpoint", default="contrast", metavar="NAME|FILE",
+                        help="weights, as for test.py (default: %(default)s)")
     parser.add_argument("--steady", type=weight_of_past, default=KEEP, help="weight of the past (default: %(default)s)")
     parser.add_argument("--cuts", action="store_true",
                         help="without a network: measure the changes by which scene cuts are detected")

@@ -82,13 +82,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def matched_methods(pairs: Sequence[Pair], folders: dict[str, Path]) -> tuple[dict[str, dict[str, Path]], list[str]]:
+def matched_methods(pairs: Sequence[Pair], folders: dict[str, Path],
+                    pattern: str | None = None) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """As `match_methods`. Raises DataError for a method without any image, because it is probably the wrong folder."""
-    methods, problems = match_methods(pairs, {method: folder for method, folder in folders.items() if folder.is_dir()})
+    there = {method: folder for method, folder in folders.items() if folder.is_dir()}
+    methods, problems = match_methods(pairs, there, pattern)
     for method, folder in folders.items():
         if not methods.get(method):
             raise DataError(f"{folder}: no fused image here has the name of a pair, such as {pairs[0].name}; "
-                            f"give the right folder with --fused {method}=DIR, or make it with test.py --out {folder}")
+                            f"give the right folder with --fused {method}=DIR or the pattern with --fused-pattern, "
+                            f"or make it with test.py --out {folder}")
     return methods, problems
 
 
@@ -275,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if taken:
             raise ValueError(f"--fused {taken[0]}: the name of a source; write OTHER={folders[taken[0]]}")
         pairs, problems = sources_or_samples(args)
-        methods, unpaired = matched_methods(pairs, folders)
+        methods, unpaired = matched_methods(pairs, folders, args.fused_pattern)
         problems += unpaired
         clear(args.out, [*(path for pair in pairs for path in (pair.ir, pair.vis)),
                          *(path for paths in methods.values() for path in paths.values())])

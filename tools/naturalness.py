@@ -315,7 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     network = parser.add_argument_group("network")
     network.add_argument("--checkpoint", type=Path, metavar="NAME|FILE", help="fuse the pairs with these weights, "
-                         "and measure the results; the row has the name of the file")
+                         "and measure the results; the row has the name of the weights or of the file")
     network.add_argument("--as-published", action="store_true", help="normalise each image by its own statistics, as "
                          "for the published images")
     network.add_argument("--flicker", nargs="?", type=positive, const=5, metavar="PAIRS", help="also measure "
@@ -333,9 +333,9 @@ def build_parser() -> argparse.ArgumentParser:
 def check_options(args: argparse.Namespace) -> None:
     """Raises ValueError for options that do not fit together, before any work is done."""
     if not args.fused and not args.checkpoint:
-        raise ValueError("nothing to measure: give --fused [NAME=]DIR or --checkpoint FILE")
+        raise ValueError("nothing to measure: give --fused [NAME=]DIR or --checkpoint NAME|FILE")
     if (args.as_published or args.flicker or args.device) and not args.checkpoint:
-        raise ValueError("--as-published, --flicker and --device need a network: give --checkpoint FILE")
+        raise ValueError("--as-published, --flicker and --device need a network: give --checkpoint NAME|FILE")
     if args.frames and not args.flicker:
         raise ValueError("--frames goes with --flicker")
     args.frames = args.frames or 20
@@ -443,7 +443,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_options(args)
         pairs, problems = collect_pairs(args)
-        fused, unpaired = match_methods(pairs, collect_methods(args.fused))
+        fused, unpaired = match_methods(pairs, collect_methods(args.fused), args.fused_pattern)
         problems += unpaired
         if args.csv:
             check_csv(args.csv, pairs, fused)
