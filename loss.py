@@ -433,6 +433,12 @@ class FusionLoss(nn.Module):
         """The loss of the paper, with the options of recipes/paper.json."""
         return cls(FrequencyContrastiveLoss(weight="printed"), SSIMLoss(), SaliencyStructureLoss())
 
+    @classmethod
+    def contrast(cls) -> FusionLoss:
+        """Our loss for natural pictures, with the options of recipes/contrast.json."""
+        return cls(FrequencyContrastiveLoss(weight="adaptive"), SSIMLoss(7, weighted=True, whole=True),
+                   SaliencyStructureLoss(), LuminanceLoss(), lambda_3=2.0)
+
     def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         """L_F, the terms that need only the fused image (Eq. 8); arguments as for `forward`.
 

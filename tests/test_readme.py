@@ -3,6 +3,7 @@ import argparse
 import csv
 import importlib
 import json
+import math
 import re
 import shlex
 import statistics
@@ -11,8 +12,11 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import write_roadscene
 
+from net import RPFNet
 from tools import students
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,6 +252,22 @@ def test_documented_options_exist(path):
             assert command[-2] in dataset.DATASETS
         elif script.endswith(".py"):
             assert (ROOT / script).is_file()
+
+
+def test_the_training_loop_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", read(ROOT / "docs" / "training.md"), re.DOTALL)
+    for printed, small in (("RPFNet()", "RPFNet(channels=4, stages=1)"), ("size=128", "size=32"), ("range(10)", "range(2)"),
+                           ("length=400", "length=6"), ("batch=8", "batch=2")):
+        assert printed in code
+        code = code.replace(printed, small)
+    write_roadscene(tmp_path / "data" / "RoadScene")
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(code, scope)
+    image = np.zeros((32, 32), np.uint8)
+    fused = RPFNet.from_pretrained("checkpoints/own.pth").fuse(image, image)
+    assert fused.shape == (32, 32) and math.isfinite(scope["total"].item())
 
 
 def test_the_notebook_snippet_runs(monkeypatch):

@@ -58,6 +58,13 @@ def test_the_papers_recipe_builds_the_printed_loss():
     assert terms["L_s"].item() == pytest.approx(2 * (1 - ssim), rel=1e-3)
 
 
+def test_the_loss_of_the_contrast_recipe_has_a_name():
+    inputs = [torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    ours, named = train.build_loss(options("--recipe", "contrast"))(*inputs), FusionLoss.contrast()(*inputs)
+    torch.testing.assert_close(ours, named, rtol=0, atol=0)
+    assert "L_l" in named[1]
+
+
 def test_the_papers_network_is_the_default_network():
     assert train.build_network(options()).config == RPFNet().config
 
