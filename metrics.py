@@ -222,7 +222,7 @@ def build_parser() -> argparse.ArgumentParser:
                       "and toolbox; paper: the six columns of the RPFNet paper, as they were computed; cddfuse: the "
                       "eight columns of the tables that follow CDDFuse, and with --metrics also AG, PSNR, CC, MSE "
                       "(default: definition; with --paper: paper). float and uint8, the former names of definition and "
-                      "toolbox, are accepted in this release")
+                      "toolbox, are accepted in version 0.4")
     what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these (default: the columns of the "
                       f"protocol; all for definition and toolbox): {' '.join(NAMES)}")
     what.add_argument("--paper", metavar="TABLE", help="also print the published rows of this table of the paper: 1, "

@@ -67,7 +67,7 @@ def evaluate(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, protocol: str =
                 the average gradient;
             "cddfuse": EN, SD, SF, MI (nats), SCD, VIF, Qabf (0-255), SSIM (sum, data range 2) as in CDDFuse, and
                 AG (mean over H x W), PSNR, CC, MSE (gray levels).
-            "float" and "uint8", the former names of the first two, are accepted in this release.
+            "float" and "uint8", the former names of the first two, are accepted in version 0.4.
         names: the metrics to compute, a part of `columns(protocol)`; by default all. Under "paper", SF means SF (AG).
     Returns:
         {name: value} in the order of `names`. An undefined metric is nan, with a warning: MS-SSIM below 176 x 176

@@ -112,12 +112,12 @@ def test_prints_what_markdown_makes_of_the_file(done, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["--peer", "no/such/peer.py"], "No such file or directory: 'no/such/peer.py'"),
+    (["--peer", "no/such/peer.py"], "bench.py: no/such/peer.py: No such file or directory"),
     (["--json", "no/such/folder/a.json"], "--json no/such/folder/a.json: no such folder"),
     (["--json", str(ROOT)], f"--json {ROOT}: is a folder"),
     (["--json", os.devnull], f"--json {os.devnull}: is a device"),
     (["--tasks", "training", "--batch", "2"], "--batch goes with --tasks inference"),
-    (["--markdown", "no/such.json"], "--markdown no/such.json: not a file of --json"),
+    (["--markdown", "no/such.json"], "bench.py: no/such.json: No such file or directory"),
     (["--markdown", str(ROOT / "README.md")], "README.md: not a file of --json"),
     (["--markdown", str(ROOT / "recipes" / "paper.json")], "paper.json: not a file of --json"),
     pytest.param(["--device", "cuda"], "device cuda: ",

@@ -323,6 +323,9 @@ def test_tradeoff_needs_its_columns(folders, capsys):
         error = capsys.readouterr().err
         assert "expected a CSV with method, quality, gflop, parameters" in error and problem in error
         assert error.count("\n") == 1
+    points.unlink()
+    assert run(folders, "tradeoff", "--points", points) == 1
+    assert capsys.readouterr().err == f"figures.py: --points {points}: No such file or directory\n"
 
 
 def test_tradeoff_reads_the_csv_of_excel_and_names_its_axis(folders):

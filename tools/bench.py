@@ -48,7 +48,7 @@ from inference import MIN_SIZE
 from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
-from support.console import INTERRUPTED, complain, failed, first_line, positive
+from support.console import INTERRUPTED, complain, failed, first_line, one_line, positive
 from support.console import run as run_command
 from support.outputs import check_place, write_atomically
 from support.records import commit, processor
@@ -278,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_options(args)
     except (ValueError, OSError) as error:
-        return failed("bench.py", error)
+        return failed("bench.py", one_line(error))
     report = empty_report(args)
     try:
         run(args, report)
@@ -297,7 +297,9 @@ def print_again(path: Path) -> int:
     try:
         report = read_json(path)
         table = markdown(report)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except OSError as error:
+        return failed("bench.py", one_line(error))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return failed(f"bench.py: --markdown {path}: not a file of --json", error)
     print(table)
     return 1 if report["failed"] else 0

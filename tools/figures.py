@@ -432,7 +432,9 @@ def read_points(path: Path) -> list[tuple[str, float, float, float]]:
             raise ValueError("gflop must be above 0")
         if not max(point[3] for point in points) > 0:
             raise ValueError("parameters must be above 0")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"--points {path}: {error.strerror}") from None
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"--points {path}: expected a CSV with method, quality, gflop, parameters "
                         f"({type(error).__name__}: {error})") from None
     return points

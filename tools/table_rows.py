@@ -67,7 +67,7 @@ class Protocol(NamedTuple):
 
 PROTOCOLS = {
     "paper": Protocol("paper", ("EN", "SF", "SD", "CC", "SCD", "VIFF"),
-                      "protocol paper: SF holds the average gradient, SD and VIFF are the uint8 variants"),
+                      "protocol paper: SF holds the average gradient, SD and VIFF are those of toolbox"),
     "definition": Protocol("definition", ("EN", "SF", "SD", "CC", "SCD", "VIF"), "protocol definition"),
 }
 METRICS = tuple(dict.fromkeys(name for protocol in PROTOCOLS.values() for name in protocol.names))
