@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import write_roadscene
 
+import recipe
 from net import RPFNet
 from tools import students
 
@@ -201,6 +202,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parsers of our commands and tools, by the file's name as a document writes it."""
     scripts = ["train.py", "test.py", "metrics.py", *sorted(f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py"))]
     modules = {script: importlib.import_module(script.removesuffix(".py").replace("/", ".")) for script in scripts}
+    modules["train.py"] = recipe        # which holds its options
     return {script: module.build_parser() for script, module in modules.items() if hasattr(module, "build_parser")}
 
 
