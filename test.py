@@ -53,6 +53,7 @@ from support.runtime import IMITATED, default_device, has_bfloat16, keep_freed_m
 from weights import CHECKPOINTS
 
 FORMATS = ("png", "bmp", "tif", "jpg")
+SPELLINGS = {".jpeg": "jpg", ".tiff": "tif"} | {f".{name}": name for name in FORMATS}      # of the suffixes of --out
 LARGEST_TILE = 10**6
 MOST_IN_A_BATCH = 256       # a batch is read into memory before it is fused
 FATAL = (*PAIR_ERRORS, OutputError)     # reported in one line
@@ -171,10 +172,11 @@ def choose_output(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
     if video.is_video(args.out):
         raise DataError(f"--out {args.out}: this is a video file, and the sources are images; give a folder, or --video for "
                         "two folders of frames")
-    if suffix in SUFFIXES and not args.out.is_dir():
-        if suffix[1:] not in FORMATS:
+    two_files = args.ir and args.ir.is_file()       # then a name with a suffix is meant as a file
+    if (suffix in SUFFIXES or suffix and two_files) and not args.out.is_dir():
+        if suffix not in SPELLINGS:
             raise DataError(f"--out {args.out}: results are written as {', '.join(FORMATS)}")
-        if args.format and args.format != suffix[1:]:
+        if args.format and args.format != SPELLINGS[suffix]:
             raise DataError(f"--out {args.out} and --format {args.format} name two formats")
         if len(pairs) != 1:
             raise DataError(f"--out {args.out}: one file for {len(pairs)} pairs; give a folder")

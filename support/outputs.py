@@ -61,7 +61,8 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
     """Check all outputs against all inputs, before anything is written. Raises OutputError.
 
     An output folder must not hold an input file. The next run would otherwise read the fused images as sources. A
-    single output file must not be an input file, and must not have the name of an input file with another suffix.
+    single output file must not be an input file, and must not have the name of an input file with another suffix. In
+    the folder of an input file, it must not exist: it can be a source of another pair.
 
     Args:
         folders: output folders.
@@ -77,6 +78,8 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
         for source in homes.get(_identity(file.parent), []):
             if source.stem.casefold() == file.stem.casefold():
                 raise OutputError(f"{file}: {source.name} is a source; choose another name for --out")
+        if _identity(file) and _identity(file.parent) in homes:
+            raise OutputError(f"{file}: exists, in a folder of sources; delete it first, or choose another --out")
         folders = [folder for folder in folders if folder != file.parent]
     for folder in folders:
         if _identity(folder) in homes:

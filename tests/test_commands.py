@@ -353,11 +353,16 @@ def test_a_second_run_in_one_folder_is_told(folders, small, capsys):
 def test_one_pair_goes_to_the_file_that_out_names(folders, small, capsys):
     one = ["--ir", str(folders / "ir" / "a.png"), "--vis", str(folders / "vis" / "a.jpg"), *small]
     assert fuse_command.main([*one, "--out", str(folders / "new" / "one.bmp")]) == 0
-    assert read_vis(folders / "new" / "one.bmp").shape == (20, 31, 3)
+    assert fuse_command.main([*one, "--out", str(folders / "new" / "one.bmp")]) == 0       # replaces an earlier result
+    assert fuse_command.main([*one, "--out", str(folders / "new" / "one.tiff"), "--format", "tif"]) == 0
+    assert read_vis(folders / "new" / "one.bmp").shape == read_vis(folders / "new" / "one.tiff").shape == (20, 31, 3)
     for options, message in ((["one.webp"], "results are written as"), (["one.png", "--format", "bmp"], "two formats"),
-                             (["vis/a.png"], "a.jpg is a source")):
+                             (["one.gif"], "results are written as"), (["vis/a.png"], "a.jpg is a source"),
+                             (["vis/b.jpg"], "b.jpg: exists, in a folder of sources")):
         assert fuse_command.main([*one, "--out", str(folders / options[0]), *options[1:]]) == 1
         assert message in capsys.readouterr().err
+    (folders / "v1.5").mkdir()
+    assert fuse_command.main([*one, "--out", str(folders / "v1.5")]) == 0 and names(folders / "v1.5") == ["a.png"]
     several = ["--ir", str(folders / "ir"), "--vis", str(folders / "vis"), *small]
     assert fuse_command.main([*several, "--out", "many.png"]) == 1
     assert "one file for 3 pairs" in capsys.readouterr().err

@@ -100,6 +100,9 @@ def test_one_result_is_neither_a_source_nor_its_twin(source):
     for name in ("a.jpg", "a.png", "A.png"):
         with pytest.raises(OutputError, match="a.jpg is a source"):
             refuse_overwriting([source.parent], source.parent / name, [source])
+    (source.parent / "fused.png").write_bytes(b"x")         # perhaps a source of another pair
+    with pytest.raises(OutputError, match="fused.png: exists, in a folder of sources; delete it first"):
+        refuse_overwriting([source.parent], source.parent / "fused.png", [source])
 
 
 def test_a_result_is_no_input_also_before_the_input_exists(source):
