@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inference import check_batch, fuse_pair
+from inference import check_batch, check_range, fuse_pair
 from layers import (
     BatchNorm,
     ImagePools,
@@ -230,6 +230,7 @@ class RPFNet(nn.Module):
             share_convolutions(self.stages)
         self.head = Head(channels)
         self.uses_bfloat16 = False
+        self.range_checked = False
 
     def forward(self, ir: Tensor, vis_y: Tensor,
                 return_features: bool = False) -> Tensor | tuple[Tensor, list[Features]]:
@@ -242,9 +243,14 @@ class RPFNet(nn.Module):
         Returns:
             The fused luminance, (B, 1, H, W) in [0, 1], float32 (float64 after `double()`), or (it, features).
         Raises:
-            ValueError: wrong shapes or dtypes, or weights in half precision.
+            ValueError: wrong shapes or dtypes, or weights in half precision. In eval mode also values far outside
+                [0, 1]; on a GPU, this is checked in the first batch only, because the check waits for the GPU.
         """
         check_batch(ir, vis_y)
+        if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):      # a graph has no values
+            if ir.is_cpu or not self.range_checked:
+                self.range_checked = True
+                check_range(ir, vis_y)
         if self.head.last.weight.element_size() < 4:
             raise ValueError(f"the weights are {self.head.last.weight.dtype}, but the FFTs need float32 or float64; "
                              "use optimize(bfloat16=True) or torch.autocast in place of half() or bfloat16()")
@@ -314,7 +320,8 @@ class RPFNet(nn.Module):
 
         Args:
             path: "contrast" (our loss, the default), "paper" (the paper's loss), "medical", "small", "tiny"; a `.pth`
-                file of weights with its `.json` file beside it; or a training checkpoint (last.pth) of train.py.
+                file of weights with its `.json` file beside it; a training checkpoint (last.pth) of train.py; or a
+                file of torch.save({"model": model.state_dict(), "config": model.config}, path).
             device: device of the network.
         Raises:
             OSError, ValueError: no such file, or no valid weights of this network. The message names the file.

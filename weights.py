@@ -199,7 +199,8 @@ def _described(path: Path, source: Path) -> object:
         about = read_json(source)
     except FileNotFoundError:       # the weights do not show all arguments, for example not `border`
         raise ValueError(f"{path}: the network's arguments are missing; put the {source.name} that was written "
-                         "with it beside it") from None
+                         'with it beside it, or save a network of your own with torch.save({"model": '
+                         'model.state_dict(), "config": model.config}, path)') from None
     if "config" not in about:
         raise ValueError(f'{source}: "config", the arguments of the network, is missing')
     return about["config"]

@@ -319,6 +319,16 @@ def test_wrong_batches_are_refused_with_what_was_given(model):
         model(*(torch.zeros(1, 1, 32, 32, dtype=torch.uint8) for _ in range(2)))
 
 
+def test_8_bit_values_as_floats_are_refused_in_eval_mode(model):
+    ir, vis = random_pair(1, 32, 32)
+    for pair in ((255 * ir, vis), (ir, 255 * vis), (2 * ir - 1, vis)):
+        for _ in range(2):      # in each batch, on a CPU
+            with pytest.raises(ValueError, match=r"values from .*; expected \[0, 1\], so divide 8-bit images by 255"):
+                model(*pair)
+    model(1.2 * ir - 0.1, vis)      # as after bicubic resampling
+    model.train()(255 * ir, vis)    # the losses check the batches of a training
+
+
 @pytest.mark.parametrize("options", [{"sharing": "all"}, {"global_branch": "wavelet"}, {"stages": 0}, {"channels": 6},
                                      {"border": -1}], ids=str)
 def test_unknown_options_are_refused_with_what_was_given(options):
@@ -479,7 +489,7 @@ def test_bad_checkpoints_are_named(tmp_path):
     with pytest.raises(ValueError, match="text.pth"):
         RPFNet.from_pretrained(tmp_path / "text.pth")
     torch.save(RPFNet(channels=8).state_dict(), tmp_path / "bare.pth")
-    with pytest.raises(ValueError, match="put the bare.json"):
+    with pytest.raises(ValueError, match="put the bare.json.*or save a network of your own with torch.save.*model.config"):
         RPFNet.from_pretrained(tmp_path / "bare.pth")
     with pytest.raises(ValueError, match="device nonsense"):
         RPFNet.from_pretrained(tmp_path / "bare.pth", device="nonsense")
