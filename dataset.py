@@ -144,10 +144,6 @@ def _listed(name: str, pairs: list[Pair], split: str) -> list[Pair]:
 # Reading pairs, training crops
 
 
-class SizeError(DataError):
-    """The two images of a pair have different sizes."""
-
-
 def load_pair(pair: Pair, resize: str | None = None,
               span: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read both images of a pair: uint8 of one size, infrared (H, W) and visible (H, W) or RGB (H, W, 3).
@@ -158,8 +154,7 @@ def load_pair(pair: Pair, resize: str | None = None,
             same field of view. Aspect ratios that differ by more than 2 % are an error.
         span: range of 16-bit infrared, see `read_ir`.
     Raises:
-        DataError: a file cannot be read, or the aspect ratios differ.
-        SizeError: the sizes differ and `resize` is not given.
+        DataError: a file cannot be read, or the sizes differ and `resize` is not given, or the aspect ratios differ.
     """
     return of_one_size(pair, read_ir(pair.ir, span), read_vis(pair.vis), resize)
 
@@ -171,12 +166,12 @@ def of_one_size(pair: Pair, ir: np.ndarray, vis: np.ndarray, resize: str | None)
     """Bring two images to one size by `resize`, if necessary; arguments, result and errors as for `load_pair`."""
     if ir.shape == vis.shape[:2]:
         return ir, vis
-    sizes = f"{pair.name}: infrared is {ir.shape[1]}x{ir.shape[0]} and visible {vis.shape[1]}x{vis.shape[0]}"
-    if not resize:
-        raise SizeError(f"{sizes}; register them to one size first ({pair.ir}, {pair.vis})")
+    sizes = f"infrared is {ir.shape[1]}x{ir.shape[0]} and visible {vis.shape[1]}x{vis.shape[0]} ({pair.ir}, {pair.vis})"
     proportion = ir.shape[1] * vis.shape[0] / (ir.shape[0] * vis.shape[1])
     if not 0.98 <= proportion <= 1.02:
-        raise DataError(f"{sizes}, which is not the same field of view; register them instead of resizing")
+        raise DataError(f"{sizes}, which is not the same field of view; register them to one size first")
+    if not resize:
+        raise DataError(f"{sizes}; register them to one size first, or resize one with --resize ir or --resize vis")
     return (resized(ir, vis.shape), vis) if resize == "ir" else (ir, resized(vis, ir.shape))
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dataset import SizeError, reader
+from dataset import reader
 from images import DataError, luma, note_shift, write_image
 from inference import fuse_luminance, in_colour_of, prepare
 from support.console import one_line
@@ -210,8 +210,6 @@ class Fuser:
 
 def explained(error: Exception, args: argparse.Namespace) -> str:
     """The error in words, with a remedy where there is one."""
-    if isinstance(error, SizeError):
-        return f"{error}, or resize one of them with --resize ir or --resize vis"
     if isinstance(error, DataError):
         return str(error)
     if lacks_memory(error):

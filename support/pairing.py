@@ -42,7 +42,7 @@ def list_images(folder: str | Path, pattern: str | None = None, option: str = ""
 def _image_files(folder: Path) -> list[Path]:
     """The images in a folder, in natural order. Warns about other files. Raises DataError if there is no such folder."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"{folder}: {'is a file; give its folder' if folder.exists() else 'no such folder'}")
     paths = [p for p in folder.iterdir() if not p.name.startswith(".")]
     others = [p.name for p in paths if p.suffix.lower() not in SUFFIXES and not p.is_dir()]
     if others:

@@ -383,12 +383,15 @@ def test_a_run_that_fused_nothing_leaves_no_folder(folders, small):
 def test_one_side_is_resized_to_the_other(folders, small, capsys, side):
     cv2.imwrite(str(folders / "ir" / "a.png"), np.zeros((40, 62), np.uint8))
     assert fuse(folders, *small) == 1
-    assert "--resize ir or --resize vis" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--resize ir or --resize vis" in error and "skipped: a: infrared is 62x40 and visible 31x20" in error
     assert fuse(folders, *small, "--resize", side) == 0
     assert read_vis(folders / "out" / "a.png").shape == ((20, 31, 3) if side == "ir" else (40, 62, 3))
     cv2.imwrite(str(folders / "ir" / "a.png"), np.zeros((62, 40), np.uint8))
-    assert fuse(folders, *small, "--resize", side) == 1
-    assert "not the same field of view" in capsys.readouterr().err
+    for options in ([], ["--resize", side]):
+        assert fuse(folders, *small, *options) == 1
+        error = capsys.readouterr().err
+        assert "not the same field of view; register them to one size first" in error and "--resize" not in error
 
 
 def test_one_scale_for_16_bit_infrared(folders, small, capsys):

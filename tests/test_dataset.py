@@ -92,6 +92,8 @@ def test_ambiguous_names_and_empty_folders_are_refused(tmp_path):
         match_pairs(tmp_path / "none", tmp_path / "vis")
     with pytest.raises(DataError, match="no such folder"):
         match_pairs(tmp_path / "absent", tmp_path / "vis")
+    with pytest.raises(DataError, match="IR1.png: is a file; give its folder"):
+        match_pairs(tmp_path / "one" / "IR1.png", tmp_path / "vis")
 
 
 # --- published layouts ---

@@ -383,7 +383,8 @@ def test_sources_are_matched_and_read_as_by_test_py(tree, capsys):
         cv2.imwrite(str(tree / "pairs" / f"IR{n}.png"), cv2.resize(ir, (36, 32)))
     options = ["--fused", f"A={tree / 'ours'}", "--ir-pattern", "IR*", "--vis-pattern", "VIS*", "--metrics", "EN",
                "--workers", 1]
-    assert command(tree, *options) == 1 and "register them to one size first" in capsys.readouterr().err
+    assert command(tree, *options) == 1
+    assert "register them to one size first, or resize one with --resize ir or --resize vis" in capsys.readouterr().err
     assert command(tree, *options, "--resize", "ir") == 0
 
 
