@@ -152,12 +152,30 @@ def check_arrays(ir: np.ndarray, vis: np.ndarray) -> None:
     """Check the images of a pair. Raises TypeError, ValueError, as for `fuse_pair`."""
     for name, image in (("ir", ir), ("vis", vis)):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            raise TypeError(f"{name}: expected a numpy array of uint8, got {getattr(image, 'dtype', type(image).__name__)}")
+            raise TypeError(f"{name}: expected a numpy array of uint8, got {_kind_and_remedy(image)}")
     if ir.ndim != 2:
-        raise ValueError(f"ir: expected (H, W), got {ir.shape}")
+        raise ValueError(f"ir: expected (H, W), got {_shape_and_remedy(ir)}")
     if vis.ndim not in (2, 3) or vis.ndim == 3 and vis.shape[2] != 3:
-        raise ValueError(f"vis: expected (H, W) or (H, W, 3), got {vis.shape}")
+        raise ValueError(f"vis: expected (H, W) or (H, W, 3), got {_shape_and_remedy(vis)}")
     if ir.shape != vis.shape[:2]:
         raise ValueError(f"ir is {ir.shape} and vis is {vis.shape[:2]}; they must be aligned, pixel by pixel")
     if min(ir.shape) < MIN_SIZE:
         raise ValueError(f"images of {ir.shape} are too small; H and W must be at least {MIN_SIZE}")
+
+
+def _kind_and_remedy(image: object) -> str:
+    if image is None:
+        return "None; did cv2.imread find the file?"
+    if isinstance(image, Tensor):
+        return "a tensor; call model(ir, vis_y) with tensors"
+    if not isinstance(image, np.ndarray):
+        return type(image).__name__
+    remedies = {"f": "; convert values in [0, 1] by np.rint(255 * x).astype(np.uint8)",
+                "u": "; images.read_ir and images.read_vis scale 16-bit files"}
+    return f"{image.dtype}{remedies.get(image.dtype.kind, '')}"
+
+
+def _shape_and_remedy(image: np.ndarray) -> str:
+    remedies = {1: "drop the last axis", 3: "convert it to gray", 4: "drop the alpha channel"}
+    remedy = remedies.get(image.shape[2]) if image.ndim == 3 else None
+    return f"{image.shape}; {remedy or 'give one image at a time'}"

@@ -135,8 +135,9 @@ def load(path: Path) -> object:
             # PyTorch's own message is not shown: it advises weights_only=False, which executes code in the file.
             asked = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
             what = printable(asked[1]) if asked else "objects other than tensors"
+            theirs = "; if this is the authors' Model.pth, use --released" if what == "net.FusionNetwork" else ""
             raise ValueError(f"{path}: refused, because its pickle asks for {what}; weights are stored as "
-                             "model.state_dict(), not as the whole model") from None
+                             f"model.state_dict(), not as the whole model{theirs}") from None
         except Exception as error:      # noqa: BLE001  torch raises many types; each would hide the file's name
             raise ValueError(f"{path}: cannot be read as weights ({printable(first_line(error))})") from None
 

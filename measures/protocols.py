@@ -68,7 +68,8 @@ def evaluate(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, protocol: str =
             "cddfuse": EN, SD, SF, MI (nats), SCD, VIF, Qabf (0-255), SSIM (sum, data range 2) as in CDDFuse, and
                 AG (mean over H x W), PSNR, CC, MSE (gray levels).
             "float" and "uint8", the former names of the first two, are accepted in version 0.4.
-        names: the metrics to compute, a part of `columns(protocol)`; by default all. Under "paper", SF means SF (AG).
+        names: the metrics to compute, or one of them, a part of `columns(protocol)`; by default all. Under "paper", SF
+            means SF (AG).
     Returns:
         {name: value} in the order of `names`. An undefined metric is nan, with a warning: MS-SSIM below 176 x 176
         pixels, VIF and VIFF below 41 x 41, SSIM below 11 x 11, correlations of a constant image.
@@ -81,6 +82,7 @@ def evaluate(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, protocol: str =
 def evaluate_trio(trio: Trio, protocol: str, names: Iterable[str] | None = None) -> dict[str, float]:
     """`evaluate` for checked images, which may already hold cached results."""
     protocol = canonical(protocol)
+    names = [names] if isinstance(names, str) else names
     names = columns(protocol) if names is None else [column(name, protocol) for name in names]
     held = PAPER_COLUMNS if protocol == "paper" else {name: (name, protocol) for name in names}
     return {name: METRICS[held[name][0]].of(trio, held[name][1]) for name in names}

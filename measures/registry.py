@@ -72,7 +72,10 @@ def _public_function(entry: Metric) -> Callable[..., float]:
     signature = inspect.Signature(parameters, return_annotation=float)
 
     def function(*args, **kwargs):
-        given = signature.bind(*args, **kwargs).arguments
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{entry.compute.__name__}({', '.join(signature.parameters)}): {error}") from None
         arithmetic = given.get("protocol", "definition")
         arithmetic = ALIASES.get(arithmetic, arithmetic)
         if arithmetic not in ARITHMETICS:

@@ -55,10 +55,16 @@ def check_device(device: str | torch.device) -> None:
     if device is None:
         raise ValueError("device=None: leave it out for its default")
     try:
-        if torch.device(device).type == "meta":
-            raise ValueError("device meta: it holds no values; choose cpu or cuda")
-        if team.world > 1 and torch.device(device).index is not None:
-            raise ValueError(f"device {device}: torchrun gives each process a GPU of its own; use cuda")
+        known = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device}: unknown; choose cpu or cuda") from None
+    if known.type == "meta":
+        raise ValueError("device meta: it holds no values; choose cpu or cuda")
+    if team.world > 1 and known.index is not None:
+        raise ValueError(f"device {device}: torchrun gives each process a GPU of its own; use cuda")
+    if known.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: PyTorch finds no CUDA GPU here; use --device cpu")
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device}: {first_line(error)}") from None

@@ -120,9 +120,16 @@ def test_as_published_leaves_image_statistics_on_where_they_were(model):
 
 
 @pytest.mark.parametrize("ir, vis, error, message", [
-    (np.zeros((20, 20), np.float32), np.zeros((20, 20), np.uint8), TypeError, "ir: .*float32"),
-    (np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), np.uint8), ValueError, r"ir: .*\(20, 20, 3\)"),
-    (np.zeros((20, 20), np.uint8), np.zeros((20, 20, 4), np.uint8), ValueError, r"vis: .*\(20, 20, 4\)"),
+    (np.zeros((20, 20), np.float32), np.zeros((20, 20), np.uint8), TypeError, r"ir: .*float32; .*np.rint\(255 \* x\)"),
+    (np.zeros((20, 20), np.uint16), np.zeros((20, 20), np.uint8), TypeError, "ir: .*uint16; images.read_ir"),
+    (np.zeros((20, 20), np.int64), np.zeros((20, 20), np.uint8), TypeError, "ir: .*int64$"),
+    (np.zeros((20, 20), np.uint8), None, TypeError, "vis: .*None; did cv2.imread find the file"),
+    (torch.zeros(20, 20), torch.zeros(20, 20), TypeError, r"ir: .*a tensor; call model\(ir, vis_y\)"),
+    (np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), np.uint8), ValueError, r"ir: .*\(20, 20, 3\); convert it to gray"),
+    (np.zeros((20, 20, 1), np.uint8), np.zeros((20, 20), np.uint8), ValueError, "ir: .*; drop the last axis"),
+    (np.zeros((2, 20, 20), np.uint8), np.zeros((2, 20, 20), np.uint8), ValueError, "ir: .*; give one image at a time"),
+    (np.zeros((20, 20), np.uint8), np.zeros((2, 20, 20, 3), np.uint8), ValueError, "vis: .*; give one image at a time"),
+    (np.zeros((20, 20), np.uint8), np.zeros((20, 20, 4), np.uint8), ValueError, r"vis: .*\(20, 20, 4\); drop the alpha"),
     (np.zeros((20, 20), np.uint8), np.zeros((20, 21), np.uint8), ValueError, "aligned"),
     (np.zeros((12, 20), np.uint8), np.zeros((12, 20), np.uint8), ValueError, "too small"),
     ([[0]], np.zeros((12, 20), np.uint8), TypeError, "ir: .*list"),

@@ -318,6 +318,7 @@ def test_only_what_is_asked_is_computed(monkeypatch):
     monkeypatch.setattr("measures.fmi._window_information", None)
     got = evaluate(*trio(0), names=["SCD", "EN", "SSIM"])
     assert list(got) == ["SCD", "EN", "SSIM"]
+    assert evaluate(*trio(0), names="EN") == {"EN": got["EN"]}
 
 
 def test_former_protocol_names():
@@ -343,8 +344,10 @@ def test_functions_show_their_signature():
     assert str(inspect.signature(metrics.SD)) == "(fused: numpy.ndarray, protocol: str = 'definition') -> float"
     f, ir, vis = trio(0)
     assert metrics.SCD(vis=vis, ir=ir, fused=f) == metrics.SCD(f, ir, vis)
-    with pytest.raises(TypeError, match="missing a required argument: 'vis'"):
+    with pytest.raises(TypeError, match=r"SCD\(fused, ir, vis\): missing a required argument: 'vis'"):
         metrics.SCD(f, ir)
+    with pytest.raises(TypeError, match=r"EN\(fused\): too many positional arguments"):
+        metrics.EN(f, ir, vis)
     assert pickle.loads(pickle.dumps(metrics.SD)) is metrics.SD
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import weights
 from tools.released import FourierBranch, ReleasedNet, load_released
 
 # ---------------------------------------------------------------------------------------------
@@ -358,10 +359,12 @@ def test_refuses_other_files(tmp_path, content):
 
 
 def test_refuses_other_objects(save):
-    with pytest.raises(ValueError, match=r"expected a pickled net\.FusionNetwork, got OrderedDict"):
+    with pytest.raises(ValueError, match=r"expected a pickled net\.FusionNetwork, got OrderedDict; .*use --checkpoint"):
         load_released(save(authors_network().state_dict()))
-    with pytest.raises(ValueError, match=r"expected a pickled net\.FusionNetwork, got net\.Other"):
+    with pytest.raises(ValueError, match=r"expected a pickled net\.FusionNetwork, got net\.Other$"):
         load_released(save(Other()))
+    with pytest.raises(ValueError, match="if this is the authors' Model.pth, use --released"):
+        weights.load(save(authors_network()))
 
 
 def test_names_a_missing_file(tmp_path):

@@ -48,12 +48,16 @@ def test_gathered_shares_are_in_the_order_before_sharing(monkeypatch, count):
 # --- devices and errors ---
 
 
-def test_devices_that_cannot_be_used_are_named_in_one_line():
+def test_devices_that_cannot_be_used_are_named_in_one_line(monkeypatch):
     check_device("cpu")
-    for device in ("nonsense", "cuda:99"):
-        with pytest.raises(ValueError, match=f"device {device}: ") as error:
+    with pytest.raises(ValueError, match="device cuda:99: ") as error:
+        check_device("cuda:99")
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, why in (("gpu", "unknown; choose cpu or cuda"), ("cuda", "PyTorch finds no CUDA GPU here; use --device cpu")):
+        with pytest.raises(ValueError) as error:
             check_device(device)
-        assert "\n" not in str(error.value)
+        assert str(error.value) == f"device {device}: {why}"
 
 
 def test_a_numbered_gpu_becomes_the_current_one(monkeypatch):

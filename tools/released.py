@@ -255,8 +255,9 @@ def load_released(path: str | Path) -> ReleasedNet:
     path = Path(path)
     root = _unpickle(path)
     if not isinstance(root, _StandIn) or root.kind != "net.FusionNetwork":
+        remedy = "; if these are weights of this project, use --checkpoint" if isinstance(root, dict) else ""
         raise ValueError(f"{path}: expected a pickled net.FusionNetwork, "
-                         f"got {root.kind if isinstance(root, _StandIn) else type(root).__name__}")
+                         f"got {root.kind if isinstance(root, _StandIn) else type(root).__name__}{remedy}")
     model, ignored, problems = ReleasedNet(), [], []
     ours = {name: module for name, module in model.named_modules()
             if isinstance(module, (nn.Conv2d, nn.InstanceNorm2d))}
