@@ -19,6 +19,11 @@ All images are 8-bit gray numpy arrays of one shape (H, W). Colour is converted 
 """
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from support import console
+
+    console.before_imports()
+
 import argparse
 import csv
 import multiprocessing

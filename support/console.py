@@ -15,8 +15,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
 INTERRUPTED = 130       # exit code after Ctrl-C, as in a shell
+# The modules of the packages in requirements.txt.
+REQUIRED = {"torch", "torchvision", "numpy", "cv2", "PIL", "kornia", "skimage", "tqdm"}
 
 
 def printable(text: str) -> str:
@@ -110,14 +113,23 @@ def given_path(text: str) -> Path:
 def before_imports() -> None:
     """Called by a command before its imports. They take seconds, and Ctrl-C should end them without a traceback.
 
+    A missing package of requirements.txt is reported in one line, and any other error with its traceback.
     Closed standard streams are opened on the null device. Otherwise the next file that is opened would get the
     descriptor of such a stream, and C libraries would write their warnings into it.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:      # SIGINT is ignored for background jobs
         signal.signal(signal.SIGINT, _leave)
+    sys.excepthook = _without_package
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
+
+
+def _without_package(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, ModuleNotFoundError) and error.name in REQUIRED:
+        complain(f"{os.path.basename(sys.argv[0])}: {error.name} is missing; python -m pip install -r requirements.txt")
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def run(main: Callable[[], int]) -> int:

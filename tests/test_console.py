@@ -65,6 +65,26 @@ def test_ctrl_c_that_the_shell_ignores_stays_ignored():
     assert (running.communicate(timeout=60)[1], running.returncode) == (b"", 0)
 
 
+def test_a_missing_package_is_named_and_other_errors_keep_their_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "excepthook", None)        # restores the present one at the end
+    monkeypatch.setattr(sys, "argv", ["folder/test.py"])
+    console.before_imports()
+    for name in ("cv2", "dataset"):
+        error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+        sys.excepthook(type(error), error, None)
+    missing, *traceback = capsys.readouterr().err.splitlines()
+    assert missing == "test.py: cv2 is missing; python -m pip install -r requirements.txt"
+    assert traceback == ["ModuleNotFoundError: No module named 'dataset'"]
+    assert len(console.REQUIRED) == len((ROOT / "requirements.txt").read_text().split())
+
+
+@pytest.mark.parametrize("name", ["test.py", "train.py", "metrics.py"])
+def test_the_commands_prepare_for_missing_packages(name):
+    before, _, rest = (ROOT / name).read_text(encoding="utf-8").partition("    console.before_imports()\n\nimport argparse\n")
+    assert rest and "import numpy" not in before and "import torch" not in before
+
+
 OUT, ERR = "out \\xe4rger\n", "err \\xe4rger\n"      # in ASCII
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for the full disk; this system has none")
 

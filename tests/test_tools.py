@@ -1,6 +1,7 @@
 """Each tool explains itself: it imports, and --help ends with exit code 0. Those without a test file of their own run."""
 import csv
 import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,8 @@ from dataset import match_pairs
 from tools import pixels
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py")
-               if '__name__ == "__main__"' in path.read_text(encoding="utf-8"))
+FILES = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tools").glob("*.py"))}
+TOOLS = [path.stem for path, text in FILES.items() if "\ndef main(" in text]
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -25,6 +26,12 @@ def test_a_tool_explains_itself(tool, capsys):
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"tools.{tool}").main(["--help"])
     assert ended.value.code == 0 and "usage: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in TOOLS], ids=lambda path: path.stem)
+def test_a_module_beside_the_tools_names_its_command(path):
+    with pytest.raises(SystemExit, match=rf"{path.name} is a module; the commands? (is|are) .*\.py"):
+        runpy.run_path(str(path), run_name="__main__")
 
 
 @pytest.fixture

@@ -9,6 +9,9 @@
 """
 from __future__ import annotations
 
+if __name__ == "__main__":
+    raise SystemExit("detection_data.py is a module; the command is tools/detection.py")
+
 import hashlib
 import json
 import os

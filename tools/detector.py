@@ -5,6 +5,9 @@ services and installations have been turned off. Its settings are written to a t
 """
 from __future__ import annotations
 
+if __name__ == "__main__":
+    raise SystemExit("detector.py is a module; the command is tools/detection.py")
+
 import atexit
 import os
 import shutil

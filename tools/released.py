@@ -10,6 +10,9 @@ that extracts the weights without executing code in the pickle.
 """
 from __future__ import annotations
 
+if __name__ == "__main__":
+    raise SystemExit("released.py is a module; the commands are test.py and tools/tables.py, with --released")
+
 import pickle
 import re
 from collections.abc import Iterator

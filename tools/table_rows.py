@@ -8,6 +8,9 @@ parts.csv has one row for each data set, method and part.
 """
 from __future__ import annotations
 
+if __name__ == "__main__":
+    raise SystemExit("table_rows.py is a module; the command is tools/tables.py")
+
 import argparse
 import copy
 import csv
