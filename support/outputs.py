@@ -79,7 +79,7 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
             if source.stem.casefold() == file.stem.casefold():
                 raise OutputError(f"{file}: {source.name} is a source; choose another name for --out")
         if _identity(file) and _identity(file.parent) in homes:
-            raise OutputError(f"{file}: exists, in a folder of sources; delete it first, or choose another --out")
+            raise OutputError(f"{file}: exists beside a source, and may be one itself; choose another --out, or remove it")
         folders = [folder for folder in folders if folder != file.parent]
     for folder in folders:
         if _identity(folder) in homes:

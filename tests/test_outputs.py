@@ -101,7 +101,7 @@ def test_one_result_is_neither_a_source_nor_its_twin(source):
         with pytest.raises(OutputError, match="a.jpg is a source"):
             refuse_overwriting([source.parent], source.parent / name, [source])
     (source.parent / "fused.png").write_bytes(b"x")         # perhaps a source of another pair
-    with pytest.raises(OutputError, match="fused.png: exists, in a folder of sources; delete it first"):
+    with pytest.raises(OutputError, match="fused.png: exists beside a source, and may be one itself"):
         refuse_overwriting([source.parent], source.parent / "fused.png", [source])
 
 
