@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import glob
 import io
 import os
 import secrets
@@ -61,8 +62,8 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
     """Check all outputs against all inputs, before anything is written. Raises OutputError.
 
     An output folder must not hold an input file. The next run would otherwise read the fused images as sources. A
-    single output file must not be an input file, and must not have the name of an input file with another suffix. In
-    the folder of an input file, it must not exist: it can be a source of another pair.
+    single output file must not be an input file, and must not have the name of an input file with another suffix. It
+    must not replace the source of another pair: a file in the folder of one source, with its partner in that of the other.
 
     Args:
         folders: output folders.
@@ -78,8 +79,10 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
         for source in homes.get(_identity(file.parent), []):
             if source.stem.casefold() == file.stem.casefold():
                 raise OutputError(f"{file}: {source.name} is a source; choose another name for --out")
-        if _identity(file) and _identity(file.parent) in homes:
-            raise OutputError(f"{file}: exists beside a source, and may be one itself; choose another --out, or remove it")
+        others = {path.parent for home, paths in homes.items() if home != _identity(file.parent) for path in paths}
+        partners = [path for folder in others for path in folder.glob(f"{glob.escape(file.stem)}.*")]
+        if partners and file.exists() and _identity(file.parent) in homes:
+            raise OutputError(f"{file}: is the partner of {partners[0]}; choose another name for --out")
         folders = [folder for folder in folders if folder != file.parent]
     for folder in folders:
         if _identity(folder) in homes:

@@ -358,7 +358,7 @@ def test_one_pair_goes_to_the_file_that_out_names(folders, small, capsys):
     assert read_vis(folders / "new" / "one.bmp").shape == read_vis(folders / "new" / "one.tiff").shape == (20, 31, 3)
     for options, message in ((["one.webp"], "results are written as"), (["one.png", "--format", "bmp"], "two formats"),
                              (["one.gif"], "results are written as"), (["vis/a.png"], "a.jpg is a source"),
-                             (["vis/b.jpg"], "b.jpg: exists beside a source")):
+                             (["vis/b.jpg"], "b.jpg: is the partner of")):
         assert fuse_command.main([*one, "--out", str(folders / options[0]), *options[1:]]) == 1
         assert message in capsys.readouterr().err
     (folders / "v1.5").mkdir()

@@ -100,9 +100,20 @@ def test_one_result_is_neither_a_source_nor_its_twin(source):
     for name in ("a.jpg", "a.png", "A.png"):
         with pytest.raises(OutputError, match="a.jpg is a source"):
             refuse_overwriting([source.parent], source.parent / name, [source])
-    (source.parent / "fused.png").write_bytes(b"x")         # perhaps a source of another pair
-    with pytest.raises(OutputError, match="fused.png: exists beside a source, and may be one itself"):
-        refuse_overwriting([source.parent], source.parent / "fused.png", [source])
+    (source.parent / "fused.png").write_bytes(b"an earlier result")
+    refuse_overwriting([source.parent], source.parent / "fused.png", [source])
+
+
+def test_one_result_does_not_replace_a_source_of_another_pair(tmp_path):
+    files = [tmp_path / side / f"{name}.png" for side in ("ir", "vis") for name in "ab"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"x")
+    sources = [tmp_path / "ir" / "a.png", tmp_path / "vis" / "a.png"]
+    refuse_overwriting([tmp_path / "vis"], tmp_path / "vis" / "c.png", sources)
+    for side in ("ir", "vis"):
+        with pytest.raises(OutputError, match="b.png: is the partner of .*b.png; choose another name"):
+            refuse_overwriting([tmp_path / side], tmp_path / side / "b.png", sources)
 
 
 def test_a_result_is_no_input_also_before_the_input_exists(source):
