@@ -4,12 +4,7 @@
 
 Published tables disagree. Most of them come from MATLAB toolboxes that read images as uint8 and compute some metrics in
 uint8. There a negative difference becomes 0, and a square above 255 becomes 255. A protocol names the arithmetic:
-
-    "definition"    the definitions, in real numbers (formerly "float")
-    "toolbox"       saturating uint8 arithmetic in MI, SF, SD and VIF; VIFF of images in [0, 1] (formerly "uint8")
-    "paper"         the six columns of the RPFNet paper, as they were computed there
-    "cddfuse"       the columns of the papers that follow CDDFuse. Their evaluator uses real numbers and its own
-                    conventions
+"definition", "toolbox", "paper" or "cddfuse". `PROTOCOLS` describes them.
 
 `evaluate` computes all metrics of one image and shares intermediate results. Each metric is also a function:
 `SCD(fused, ir, vis)`, `SD(fused, protocol="toolbox")`. The metrics are implemented in the package `measures`.
@@ -198,15 +193,7 @@ def _start_worker() -> None:
 # ---------------------------------------------------------------------------------------------
 # python metrics.py
 
-TITLES = {
-    "definition": "protocol definition: the definitions, in real numbers",
-    "toolbox": "protocol toolbox: MATLAB's saturating uint8 arithmetic in MI, SF, SD, VIF; VIFF of images in [0, 1]; "
-               "the rest as defined",
-    "cddfuse": "protocol cddfuse: gray levels in real numbers; MI in nats; Qabf of 0-255 images; "
-               "SSIM summed, 7 x 7 windows, data range 2",
-    "paper": "protocol paper: the column that the paper calls SF is the average gradient (AG), SD and VIFF are those "
-             "of toolbox",
-}
+TITLES = {name: f"protocol {name}: {description}" for name, description in PROTOCOLS.items()}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -223,13 +210,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     what = parser.add_argument_group("what to compute")
     what.add_argument("--protocol", metavar="NAME", choices=(*PROTOCOLS, "both", *ALIASES),
-                      help="definition: real numbers; toolbox: MATLAB's saturating uint8 arithmetic; both: definition "
-                      "and toolbox; paper: the six columns of the RPFNet paper, as they were computed; cddfuse: the "
-                      "eight columns of the tables that follow CDDFuse, and with --metrics also AG, PSNR, CC, MSE "
-                      "(default: definition; with --paper: paper). float and uint8, the former names of definition and "
-                      "toolbox, are accepted in version 0.4")
-    what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these (default: the columns of the "
-                      f"protocol; all for definition and toolbox): {' '.join(NAMES)}")
+                      help=f"{'. '.join(f'{name}: {text}' for name, text in PROTOCOLS.items())}. both: definition and "
+                      "toolbox (default: definition; with --paper: paper). float and uint8, the former names of "
+                      "definition and toolbox, are accepted in version 0.4")
+    what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these (default: the columns of the published "
+                      f"tables of the protocol; all for definition and toolbox): {' '.join(NAMES)}; paper has "
+                      f"{', '.join(columns('paper'))}; cddfuse has {', '.join(columns('cddfuse'))}")
     what.add_argument("--paper", metavar="TABLE", help="also print the published rows of this table of the paper: 1, "
                       "2, 3, 4:TNO, 4:MSRS, 4:M3FD, 6 (with --dataset, 4 is enough)")
 

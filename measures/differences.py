@@ -44,7 +44,7 @@ def SD(fused: Image, arithmetic: str) -> float:
 
 @metric(fused_only=True, variants=("cddfuse",))
 def AG(fused: Image, arithmetic: str) -> float:
-    """Average gradient, in gray levels. Range [0, 255], higher is better.
+    """Average gradient, in gray levels. Range [0, 255], tiny images can exceed it; higher is better.
 
     sum(sqrt((gx^2 + gy^2) / 2)) / ((H - 1)(W - 1)), with gx and gy of `numpy.gradient`. The RPFNet paper prints AG in
     its column "SF". "cddfuse": the mean over all H x W pixels.
@@ -52,9 +52,8 @@ def AG(fused: Image, arithmetic: str) -> float:
     """
     gy, gx = np.gradient(fused.pixels.astype(np.float32))
     height, width = fused.pixels.shape
-    inner = (height - 1) * (width - 1)
-    value = float(np.sqrt((gx * gx + gy * gy) / 2).sum(dtype=np.float64)) / inner
-    return value * inner / (height * width) if arithmetic == "cddfuse" else value
+    count = height * width if arithmetic == "cddfuse" else (height - 1) * (width - 1)
+    return float(np.sqrt((gx * gx + gy * gy) / 2).sum(dtype=np.float64)) / count
 
 
 @metric(lower_is_better=True, variants=("cddfuse",))
@@ -73,7 +72,7 @@ def PSNR(trio: Trio, arithmetic: str) -> float:
 
     20 log10(255 / sqrt(MSE)) with the MSE of images in [0, 1]. The peak and the error have different units, so each
     value is 48.13 dB above the textbook definition. inf for equal images. "cddfuse": 10 log10(P^2 / MSE) in gray
-    levels, where P is the brightest pixel of the fused image.
+    levels, where P is the brightest pixel of the fused image; range [-inf, inf], -inf for a black fused image.
     """
     mse = METRICS["MSE"].of(trio, arithmetic)
     if mse == 0:

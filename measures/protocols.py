@@ -9,7 +9,12 @@ from measures import differences, edges, fmi, histogram, ssim, vif  # noqa: F401
 from measures.images import Trio
 from measures.registry import ALIASES, METRICS
 
-PROTOCOLS = ("definition", "toolbox", "paper", "cddfuse")
+PROTOCOLS = {       # name: description in one line
+    "definition": "the definitions, in real numbers",
+    "toolbox": "MATLAB's saturating uint8 arithmetic in MI, SF, SD, VIF; VIFF of images in [0, 1]; the rest as defined",
+    "paper": "the column that the paper calls SF is the average gradient (AG), SD and VIFF are those of toolbox",
+    "cddfuse": "gray levels in real numbers; MI in nats; Qabf of 0-255 images; SSIM summed, 7 x 7 windows, data range 2",
+}
 NAMES = ("EN", "MI", "SF", "SD", "AG", "MSE", "PSNR", "CC", "SCD", "VIF", "VIFF", "Qabf", "SSIM",
          "MS-SSIM", "FMI", "Nabf")
 LOWER_IS_BETTER = frozenset(name for name, metric in METRICS.items() if metric.lower_is_better)
@@ -60,19 +65,14 @@ def evaluate(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, protocol: str =
 
     Args:
         fused, ir, vis: uint8 (H, W), one size, at least 3 x 3.
-        protocol: one of
-            "definition": the definitions, in real numbers;
-            "toolbox": MATLAB's saturating uint8 arithmetic in MI, SF, SD, VIF; VIFF of images in [0, 1];
-            "paper": EN, "SF (AG)", SD (toolbox), CC, SCD, VIFF (toolbox) as in the RPFNet paper, whose column SF holds
-                the average gradient;
-            "cddfuse": EN, SD, SF, MI (nats), SCD, VIF, Qabf (0-255), SSIM (sum, data range 2) as in CDDFuse, and
-                AG (mean over H x W), PSNR, CC, MSE (gray levels).
-            "float" and "uint8", the former names of the first two, are accepted in version 0.4.
+        protocol: a key of `PROTOCOLS`. "float" and "uint8", the former names of "definition" and "toolbox", are
+            accepted in version 0.4.
         names: the metrics to compute, or one of them, a part of `columns(protocol)`; by default all. Under "paper", SF
             means SF (AG).
     Returns:
         {name: value} in the order of `names`. An undefined metric is nan, with a warning: MS-SSIM below 176 x 176
-        pixels, VIF and VIFF below 41 x 41, SSIM below 11 x 11, correlations of a constant image.
+        pixels, VIF and VIFF below 41 x 41, SSIM below 11 x 11 ("cddfuse": 7 x 7), CC with a constant image, SCD and VIF
+        with a constant source, Qabf of two black sources.
     Raises:
         ValueError: images that are not uint8 (H, W), masked, of different sizes or below 3 x 3; unknown names.
     """

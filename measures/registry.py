@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 
 import numpy as np
 
@@ -71,6 +72,7 @@ def _public_function(entry: Metric) -> Callable[..., float]:
         parameters.append(inspect.Parameter("protocol", kind, default="definition", annotation=str))
     signature = inspect.Signature(parameters, return_annotation=float)
 
+    @wraps(entry.compute)
     def function(*args, **kwargs):
         try:
             given = signature.bind(*args, **kwargs).arguments
@@ -84,8 +86,6 @@ def _public_function(entry: Metric) -> Callable[..., float]:
         images = [Image(given[role], role) for role in roles]
         return entry.of(images[0] if entry.fused_only else Trio(*images), arithmetic)
 
-    for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
-        setattr(function, attribute, getattr(entry.compute, attribute))
     function.__signature__ = signature                                                      # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": float}
     return function

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from measures.protocols import LOWER_IS_BETTER, PAPER_COLUMNS
 from support.console import printable
@@ -192,7 +193,7 @@ def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: 
           ascii_only: bool = False) -> str:
     """Format a table of means. The best and second best values are marked. RoR is added if there are several rows.
 
-    A mean over fewer images than that of another row is not marked. RoR compares the means over common images.
+    Only means over the largest number of images are marked. RoR compares the means over common images.
 
     Args:
         rows: the lines of the table.
@@ -219,18 +220,8 @@ def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: 
     if show_ror:
         for line, rank in zip(cells[1:], _ror(rows, names)):
             line.append(rank)
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     marks = _marks(rows, names) if len(rows) > 1 else {}
-    styled = []
-    for i, line in enumerate(cells):
-        padded = []
-        for j, (text, width) in enumerate(zip(line, widths)):
-            # Marks have no visible width, so padding is computed without them.
-            marked = STYLES[style][marks[i - 1, j - 1]].format(text) if (i - 1, j - 1) in marks else text
-            padding = " " * (width - len(text))
-            padded.append(marked + padding if j == 0 else padding + marked)
-        styled.append(padded)
-    return framed(styled, widths, style)
+    return aligned(cells, style, marks={(i + 1, j + 1): STYLES[style][place] for (i, j), place in marks.items()})
 
 
 def _ror(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
@@ -253,12 +244,21 @@ def _marks(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[int, int], i
     return found
 
 
-def aligned(cells: Sequence[Sequence[str]], style: str = "plain", text_columns: int = 1) -> str:
-    """Format a table with aligned columns; arguments as for `framed`, whose cells are padded."""
+def aligned(cells: Sequence[Sequence[str]], style: str = "plain", text_columns: int = 1,
+            marks: Mapping[tuple[int, int], str] = MappingProxyType({})) -> str:
+    """Format a table with aligned columns; other arguments as for `framed`, whose cells are padded.
+
+    marks: {(line, column): format of the cell, such as "**{}**"}.
+    """
     widths = [max(map(len, column)) for column in zip(*cells)]
-    padded = [[text.ljust(width) if i < text_columns else text.rjust(width)
-               for i, (text, width) in enumerate(zip(line, widths))] for line in cells]
-    return framed(padded, widths, style, text_columns)
+
+    def padded(line: int, column: int, text: str) -> str:
+        # Marks have no visible width, so padding is computed without them.
+        marked, padding = marks.get((line, column), "{}").format(text), " " * (widths[column] - len(text))
+        return marked + padding if column < text_columns else padding + marked
+
+    lines = [[padded(i, j, text) for j, text in enumerate(line)] for i, line in enumerate(cells)]
+    return framed(lines, widths, style, text_columns)
 
 
 def framed(cells: Sequence[Sequence[str]], widths: Sequence[int], style: str, text_columns: int = 1) -> str:

@@ -89,7 +89,8 @@ def _sums(trio: Trio, scale: int, saturate: bool = False) -> _Sums:
     return _Sums(vif.tolist(), {key: (both + floor).tolist() for key, both in viff.items()})
 
 
-def _window_statistics(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, kernel: np.ndarray, saturate: bool):
+def _window_statistics(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, kernel: np.ndarray,
+                       saturate: bool) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """Windowed variance of the fused image; variances of the sources; their covariances with the fused image."""
     def second_moment(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return valid_filter(cv2.multiply(x, y) if saturate else np.multiply(x, y, dtype=np.float64), kernel)
@@ -118,7 +119,8 @@ def _information(ref_var: np.ndarray, gain: np.ndarray, noise: np.ndarray, noise
     return float(np.log(kept).sum()), float(np.log(1 + ref_var / noise_var).sum())
 
 
-def _least_information(variances, models, noise_var: float) -> tuple[float, float]:
+def _least_information(variances: list[np.ndarray], models: list[tuple[np.ndarray, np.ndarray]],
+                       noise_var: float) -> tuple[float, float]:
     """`_information` of the source with the smaller gain at each position."""
     of_ir = models[0][0] < models[1][0]
     gain, noise = (np.where(of_ir, *both) for both in zip(*models))
