@@ -1,6 +1,7 @@
-"""Layers of RPFNet: normalisation, global pooling, Fourier transforms as channels.
+"""Layers of RPFNet: normalisation, global pooling, Fourier transforms as channels, padding, weight sharing.
 
-net.py is the network as the paper prints it. This module holds operations that PyTorch lacks or computes too slowly.
+net.py is the network as the paper prints it. This module holds operations that PyTorch lacks or computes too slowly. It
+also has the Transformer block of the ablation, the folding of BatchNorm, and exact BatchNorm statistics.
 """
 from __future__ import annotations
 
@@ -91,7 +92,9 @@ def irfft2_of_channels(parts: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def hermitian(parts: Tensor, width: int) -> Tensor:
-    """Make the spectrum of `irfft2_of_channels` that of a real image of this width. (B, 2C, H, W/2+1) -> the same
+    """Make a spectrum Hermitian, like the spectrum of a real image of this width.
+
+    Input and output: (B, 2C, H, W/2+1), real parts first.
 
     The columns of frequency 0 and, for an even width, of the Nyquist frequency must be Hermitian along H. After a ReLU
     they are not. The inverse on CPUs ignores what is not Hermitian there. That of cuFFT is then undefined (PyTorch issue
@@ -207,7 +210,7 @@ def mirror_pads(size: Sequence[int], border: int) -> tuple[int, ...]:
 
 
 def inside(pads: Sequence[int], size: Sequence[int]) -> tuple:
-    """Index that crops the padding again: `x[inside(pads, size)]` has the size (H, W) of before."""
+    """Index that removes the padding: `x[inside(pads, size)]` has the size (H, W) of before."""
     left, _, top, _ = pads
     return ..., slice(top, top + size[0]), slice(left, left + size[1])
 

@@ -69,7 +69,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """SA of Eq. 3, as in CBAM: pixel weights from the average and maximum of the channels. (B, C, H, W), as given."""
+    """SA of Eq. 3, as in CBAM: pixel weights from the average and maximum of the channels. (B, C, H, W) -> (B, C, H, W)"""
 
     def __init__(self):
         super().__init__()
@@ -202,7 +202,8 @@ class RPFNet(nn.Module):
 
     The iterations share their convolutions, as in the authors' release; the paper does not say it. Each iteration has
     its own BatchNorm weights, biases and running statistics: the features of the iterations have different
-    distributions, so shared statistics would be wrong in eval mode. There the result does not depend on the batch.
+    distributions, so shared statistics would be wrong in eval mode. In eval mode, the result of an image does not depend
+    on the other images of the batch.
 
     Args:
         channels: number of feature channels, a multiple of 4 for the channel attention. The paper prints no number.
@@ -211,9 +212,9 @@ class RPFNet(nn.Module):
         global_branch: "fourier" (default), or "transformer" for the ablation "FDFM => Trans. block".
         cpm: False leaves out the CPM, the ablation "w/o CPM".
         prior: False leaves out the residual branch (RPM and CPM), the ablation "w/o res prior".
-        border: ours; pixels of reflect padding on each side in eval mode, at most half of the image, and more up to a
-            fast FFT length; 0: no padding. It is cropped from the result, and with it the border artifacts of zero
-            padding and of the periodic FFT. Global pools and image statistics include it.
+        border: reflect padding on each side in eval mode, in pixels (ours); 0: none. It is at most half of the image,
+            and is then increased to a fast FFT length. The padding is cropped from the result. This removes the border
+            artifacts of zero padding and of the periodic FFT. Global pools and image statistics include the padding.
     Raises ValueError for an argument out of its range; see `weights.check_config`.
     """
 
@@ -237,27 +238,36 @@ class RPFNet(nn.Module):
         """Fuse a batch.
 
         Args:
-            ir, vis_y: (B, 1, H, W) in [0, 1]. H and W are at least 16 and may be odd.
+            ir, vis_y: (B, 1, H, W) in [0, 1], in the dtype of the weights. H and W are at least 16 and may be odd.
             return_features: also return the features before the first and after each stage, n + 1 entries.
                 `features[-1].residual` is the input of the auxiliary decoder.
         Returns:
             The fused luminance, (B, 1, H, W) in [0, 1], float32 (float64 after `double()`), or (it, features).
         Raises:
-            ValueError: wrong shapes or dtypes, or weights in half precision. In eval mode also values far outside
-                [0, 1]; on a GPU, this is checked in the first batch only, because the check waits for the GPU.
+            ValueError: wrong shapes, integers, another dtype than that of the weights, or weights in half precision. In
+                eval mode also values far outside [0, 1]; on a GPU, this is checked in the first batch only, because the
+                check waits for the GPU.
         """
         check_batch(ir, vis_y)
+        self._check_dtypes(torch.promote_types(ir.dtype, vis_y.dtype), ir.device.type)
         if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):      # a graph has no values
             if ir.is_cpu or not self.range_checked:
                 self.range_checked = True
                 check_range(ir, vis_y)
-        if self.head.last.weight.element_size() < 4:
-            raise ValueError(f"the weights are {self.head.last.weight.dtype}, but the FFTs need float32 or float64; "
-                             "use optimize(bfloat16=True) or torch.autocast in place of half() or bfloat16()")
         if self.uses_bfloat16:
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)
         return self._fuse(ir, vis_y, return_features)
+
+    def _check_dtypes(self, images: torch.dtype, device: str) -> None:
+        weights = self.head.last.weight.dtype
+        if weights.itemsize < 4:
+            raise ValueError(f"the weights are {weights}, but the FFTs need float32 or float64; "
+                             "use optimize(bfloat16=True) or torch.autocast in place of half() or bfloat16()")
+        if images != weights:
+            converted = self.uses_bfloat16 or torch.is_autocast_enabled(device)
+            if not converted or torch.float64 in (images, weights):     # autocast leaves float64 as it is
+                raise ValueError(f"the images are {images} and the weights are {weights}; convert one of them")
 
     def _fuse(self, ir: Tensor, vis_y: Tensor, return_features: bool) -> Tensor | tuple[Tensor, list[Features]]:
         pads = mirror_pads(ir.shape[-2:], 0 if self.training else self.config["border"])

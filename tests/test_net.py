@@ -429,6 +429,24 @@ def test_double_precision_works_and_half_is_refused_in_one_line(model):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_images_and_weights_of_two_dtypes_are_refused_in_one_line(model, fast):
+    pair = random_pair(1, 20, 24)
+    model = model.optimize(bfloat16=fast)
+    with pytest.raises(ValueError, match=r"^the images are torch\.float64 and the weights are torch\.float32; .*$"):
+        model(*(x.double() for x in pair))
+    with pytest.raises(ValueError, match=r"^the images are torch\.float32 and the weights are torch\.float64; .*$"):
+        model.double()(*pair)
+
+
+def test_autocast_converts_images(model):
+    pair = [x.bfloat16() for x in random_pair(1, 20, 24)]
+    with pytest.raises(ValueError, match=r"the images are torch\.bfloat16"):
+        model(*pair)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(*pair).dtype == torch.float32
+
+
 def test_gradients_with_respect_to_the_sources_in_eval_mode(model):
     """Against a difference quotient, in float64."""
     model.double()
