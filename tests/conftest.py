@@ -12,6 +12,7 @@ import torch
 
 from dataset import SPLIT_LISTS
 from net import RPFNet
+from support.runtime import keep_freed_memory
 
 # Asked for once and first: CUDA reads CUDA_VISIBLE_DEVICES once, so it would find no GPU after a test that hides them.
 HAS_GPU = torch.cuda.is_available()
@@ -29,8 +30,16 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a CUDA device")
 
 
-def pytest_configure():
+# Files that take longest. pytest-xdist would begin with those that have the most tests, and end with one that is slow.
+LONGEST = ("test_bench.py", "test_measures.py", "test_distributed.py", "test_train.py", "test_commands.py",
+           "test_notebook.py", "test_gallery.py", "test_export.py", "test_naturalness.py", "test_figures.py")
+
+
+def pytest_configure(config):
     """Share the cores among the processes of pytest-xdist, and let Ctrl-C work; also for programs that tests start."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False      # the order is that of LONGEST
+    keep_freed_memory()
     # A script that starts pytest with & gives it an ignored SIGINT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,11 +50,24 @@ def pytest_configure():
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that the processes of pytest-xdist end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def bfloat16_is_used():
     """Also on CPUs that only imitate it: the tests run the same code on every machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_are_not_synced():
+    """Waiting for the disk takes seconds in all. The test of the sync itself replaces os.fsync, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
         yield
 
 

@@ -422,7 +422,8 @@ def test_notes_name_the_pairs(folders, small, capsys):
 def test_real_pairs_of_every_data_set(data_root, tmp_path):
     """A few real pairs through the shipped network: right shape, and both sources show in the result."""
     for name, folder in (("roadscene", "RoadScene"), ("tno", "TNO"), ("msrs", "MSRS_sample"), ("mri-pet", "Harvard")):
-        pair = named_pairs(name, data_root / folder)[0]
+        pairs = named_pairs(name, data_root / folder)
+        pair = next((pair for pair in pairs if (name, pair.name) == ("tno", "8")), pairs[0])       # a small one of TNO
         assert fuse_command.main(["--ir", str(pair.ir), "--vis", str(pair.vis), "--out", str(tmp_path / name)]) == 0
         (path,) = (tmp_path / name).iterdir()
         ir, vis, fused = read_vis(pair.ir), read_vis(pair.vis), read_vis(path)

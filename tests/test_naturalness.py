@@ -205,7 +205,7 @@ def test_the_default_network_leaves_real_nights_dark(default_network, data_root)
     nights = [pair for pair in named_pairs("msrs", data_root / "MSRS_test40") if pair.name.endswith("N")][:2]
     for pair in nights:
         ir, vis = load_pair(pair)
-        vis = luma(vis)
+        ir, vis = (cv2.resize(image, (320, 240), interpolation=cv2.INTER_AREA) for image in (ir, luma(vis)))
         assert naturalness(default_network.fuse(ir, vis), ir, vis)["dark"] < DARK_NIGHT, pair.name
     assert len(nights) == 2
 

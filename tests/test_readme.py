@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import write_roadscene
@@ -274,6 +275,8 @@ def test_the_training_loop_runs(tmp_path, monkeypatch):
 
 def test_the_notebook_snippet_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
+    read = cv2.imread       # smaller images are fused faster
+    monkeypatch.setattr(cv2, "imread", lambda *args: cv2.resize(read(*args), (160, 120), interpolation=cv2.INTER_AREA))
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope: dict = {}
     exec(snippet, scope)
