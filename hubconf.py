@@ -25,5 +25,5 @@ def _entry(checkpoint: str, about: str) -> collections.abc.Callable[..., _RPFNet
 rpfnet = _entry("paper", "trained with the paper's recipe; README.md says for how long")
 rpfnet_contrast = _entry("contrast", "for natural images, day and night; the default of test.py")
 rpfnet_medical = _entry("medical", "for medical images")
-rpfnet_small = _entry("small", "of 16 channels, a student of rpfnet_contrast")
+rpfnet_small = _entry("small", "of 32 channels and one iteration, a student of rpfnet_contrast")
 rpfnet_tiny = _entry("tiny", "of 16 channels and one iteration, a student of rpfnet_contrast")

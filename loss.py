@@ -106,9 +106,9 @@ class ImageLoss(nn.Module):
             if x.device != images["ir"].device:
                 raise ValueError(f"{name} is on {x.device} and ir on {images['ir'].device}")
         if images["ir"].device.type == "cpu" or not self.range_checked:
-            self.range_checked = True
             for name, x in images.items():
                 self._check_range(name, x.detach(), (-1, 2) if name == "fused" else (0, 1))
+            self.range_checked = True
 
     @staticmethod
     def _check_range(name: str, x: Tensor, limits: tuple[int, int]) -> None:

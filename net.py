@@ -218,6 +218,8 @@ class RPFNet(nn.Module):
     Raises ValueError for an argument out of its range; see `weights.check_config`.
     """
 
+    range_checked = False       # whether a batch on a GPU has been checked
+
     def __init__(self, channels: int = 32, stages: int = 3, sharing: str = "convolutions",
                  global_branch: str = "fourier", cpm: bool = True, prior: bool = True, border: int = 8):
         super().__init__()
@@ -231,7 +233,6 @@ class RPFNet(nn.Module):
             share_convolutions(self.stages)
         self.head = Head(channels)
         self.uses_bfloat16 = False
-        self.range_checked = False
 
     def forward(self, ir: Tensor, vis_y: Tensor,
                 return_features: bool = False) -> Tensor | tuple[Tensor, list[Features]]:
@@ -252,8 +253,8 @@ class RPFNet(nn.Module):
         self._check_dtypes(torch.promote_types(ir.dtype, vis_y.dtype), ir.device.type)
         if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):      # a graph has no values
             if ir.is_cpu or not self.range_checked:
-                self.range_checked = True
                 check_range(ir, vis_y)
+                self.range_checked = True
         if self.uses_bfloat16:
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)

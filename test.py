@@ -266,7 +266,7 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
         mean = statistics.mean(seconds[team.world * args.batch:] or seconds)
         place = args.out_file or f"{args.out}{'/' if args.out.name else ''}"
         print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on "
-                        f"{device_name(torch.device(args.device))}{', side by side' * (team.world > 1)}"))
+                        f"{device_name(torch.device(args.device))}{f'; {team.world} processes fuse at the same time' * (team.world > 1)}"))
     explain(notes)
     code = finished(problems)
     for text in dict.fromkeys(fatal):

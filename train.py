@@ -147,8 +147,8 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
     elif args.init:
         trainer.start_from(args.init)
     if trainer.finished:
-        say(f"the run is finished ({trainer.step} of {trainer.total} steps); --init {args.out / 'last.pth'} starts a new "
-            "one from its weights")
+        say(f"the run is finished after {trainer.step} steps; to train on, start a new run with "
+            f"--init {args.out / 'last.pth'} and another --out, without --resume")
     if args.amp and not trainer.bfloat16:
         say(f"note: --amp: {IMITATED}", sys.stderr)
     say(f"{len(pairs)} training pairs, {len(val) if val else 'no'} validation pairs; "

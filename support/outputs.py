@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import csv
 import errno
-import glob
 import io
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from support.pairing import INFRARED, VISIBLE, without_affix
 
 # Errors of the disk and not of one file: the next write would fail as well.
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO} | {getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -63,7 +64,7 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
 
     An output folder must not hold an input file. The next run would otherwise read the fused images as sources. A
     single output file must not be an input file, and must not have the name of an input file with another suffix. It
-    must not replace the source of another pair: a file in the folder of one source, with its partner in that of the other.
+    must not replace the source of another pair: a file in the folder of a source, with a partner in these folders.
 
     Args:
         folders: output folders.
@@ -79,14 +80,23 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
         for source in homes.get(_identity(file.parent), []):
             if source.stem.casefold() == file.stem.casefold():
                 raise OutputError(f"{file}: {source.name} is a source; choose another name for --out")
-        others = {path.parent for home, paths in homes.items() if home != _identity(file.parent) for path in paths}
-        partners = [path for folder in others for path in folder.glob(f"{glob.escape(file.stem)}.*")]
-        if partners and file.exists() and _identity(file.parent) in homes:
-            raise OutputError(f"{file}: is the partner of {partners[0]}; choose another name for --out")
+        sources = [path for paths in homes.values() for path in paths]
+        if file.exists() and _identity(file.parent) in homes and (partner := _partner(file, sources)):
+            raise OutputError(f"{file}: is the partner of {partner}; choose another name for --out")
         folders = [folder for folder in folders if folder != file.parent]
     for folder in folders:
         if _identity(folder) in homes:
             raise OutputError(f"{folder}: this folder holds source images; choose another --out")
+
+
+def _partner(file: Path, sources: Sequence[Path]) -> Path | None:
+    """Another file beside the sources, and none of them, that has the name of `file` without the usual affixes."""
+    name = without_affix(file.stem, INFRARED + VISIBLE)
+    for path in (path for folder in {source.parent for source in sources} for path in folder.iterdir()):
+        twin = path.parent == file.parent and path.stem == file.stem
+        if not twin and path not in sources and without_affix(path.stem, INFRARED + VISIBLE) == name:
+            return path
+    return None
 
 
 def check_place(option: str, file: Path) -> None:

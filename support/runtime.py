@@ -63,7 +63,7 @@ def check_device(device: str | torch.device) -> None:
     if team.world > 1 and known.index is not None:
         raise ValueError(f"device {device}: torchrun gives each process a GPU of its own; use cuda")
     if known.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: PyTorch finds no CUDA GPU here; use --device cpu")
+        raise ValueError(f"device {device}: PyTorch finds no CUDA GPU here; use cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -212,7 +212,7 @@ def test_test_py_shares_the_images_and_reports_once(base, second, capsys):
     assert fuse_command.main(fusion(base, "by one")) == 1
     alone = {p.name: p.read_bytes() for p in (base / "by one").iterdir()}
     assert alone == {p.name: p.read_bytes() for p in (base / "by two").iterdir()} and len(alone) == 4
-    assert second.stdout.count("4 images in") == 1 and "ms an image on 2 x " in second.stdout
+    assert second.stdout.count("4 images in") == 1 and "; 2 processes fuse at the same time" in second.stdout
     assert second.stderr.count("skipped: b: ") == 1
     assert [json.loads((base / f"codes {rank}.json").read_text())[2] for rank in (0, 1)] == [1, 0]
 

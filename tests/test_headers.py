@@ -20,6 +20,8 @@ def smooth(height=40, width=60, seed=0):
 def stored(image, kind, **options):
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind, **options)
+    if options.get("big_tiff") and not buffer.getvalue().startswith(b"II+\0"):
+        pytest.skip("Pillow before 11.1 writes no BigTIFF")
     return buffer.getvalue()
 
 
@@ -84,7 +86,7 @@ def test_a_16_bit_tiff_whose_zero_is_white_is_no_negative(tmp_path, big):
     deep = smooth()[..., 0].astype(np.uint16) * 257
     for photometric, expected in ((1, deep), (0, 65535 - deep)):
         data = stored(deep, "TIFF", tiffinfo={262: photometric}, big_tiff=big)
-        assert data[:4] == (b"II+\0" if big else b"II*\0")        # Pillow before 11.1 writes no BigTIFF
+        assert data[:4] == (b"II+\0" if big else b"II*\0")
         (tmp_path / "a.tif").write_bytes(data)
         assert np.array_equal(read_vis(tmp_path / "a.tif"), expected // 257)
 

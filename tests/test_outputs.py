@@ -116,6 +116,18 @@ def test_one_result_does_not_replace_a_source_of_another_pair(tmp_path):
             refuse_overwriting([tmp_path / side], tmp_path / side / "b.png", sources)
 
 
+@pytest.mark.parametrize("names", [("ir/a_ir", "vis/a_vis", "vis/b_vis", "ir/b_ir"), ("IR1", "VIS1", "IR2", "VIS2")])
+def test_partners_are_found_by_names_without_affix(tmp_path, names):
+    files = [tmp_path / f"{name}.png" for name in (*names, "a", "vis/a", "fused")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"x")
+    with pytest.raises(OutputError, match=f"{files[2].name}: is the partner of .*{files[3].name}; choose another name"):
+        refuse_overwriting([files[2].parent], files[2], files[:2])
+    for earlier_result in files[4:]:
+        refuse_overwriting([earlier_result.parent], earlier_result, files[:2])
+
+
 def test_a_result_is_no_input_also_before_the_input_exists(source):
     outputs.refuse_input(source.parent / "b.csv", [source, source.parent / "c.csv"])
     for name, others in (("a.jpg", [source]), ("b.csv", [source, source.parent / ".." / "sources" / "b.csv"])):

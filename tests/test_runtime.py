@@ -54,7 +54,7 @@ def test_devices_that_cannot_be_used_are_named_in_one_line(monkeypatch):
         check_device("cuda:99")
     assert "\n" not in str(error.value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for device, why in (("gpu", "unknown; choose cpu or cuda"), ("cuda", "PyTorch finds no CUDA GPU here; use --device cpu")):
+    for device, why in (("gpu", "unknown; choose cpu or cuda"), ("cuda", "PyTorch finds no CUDA GPU here; use cpu")):
         with pytest.raises(ValueError) as error:
             check_device(device)
         assert str(error.value) == f"device {device}: {why}"

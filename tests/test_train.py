@@ -291,7 +291,7 @@ def test_resuming_a_finished_run_says_so(folders, tmp_path, capsys):
     assert train.main([*folders, *TINY, "--steps", "3", *run]) == 0
     assert "is finished" not in capsys.readouterr().out
     assert train.main(["--resume", *run]) == 0
-    assert "the run is finished (3 of 3 steps)" in capsys.readouterr().out
+    assert "the run is finished after 3 steps; to train on, start a new run with --init" in capsys.readouterr().out
 
 
 def test_best_weights_load_and_carry_their_origin(folders, tmp_path):

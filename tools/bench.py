@@ -288,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("bench.py: interrupted; the table has the tasks and sizes that were finished")
         return INTERRUPTED
     finally:
-        print(markdown(report))     # also after Ctrl-C or a full disk
+        if report["rows"] or report["failed"]:      # also after Ctrl-C or a full disk
+            print(markdown(report))
     return 1 if report["failed"] else 0
 
 

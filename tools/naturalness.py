@@ -336,6 +336,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError("nothing to measure: give --fused [NAME=]DIR or --checkpoint NAME|FILE")
     if (args.as_published or args.flicker or args.device) and not args.checkpoint:
         raise ValueError("--as-published, --flicker and --device need a network: give --checkpoint NAME|FILE")
+    if args.fused_pattern and not args.fused:
+        raise ValueError("--fused-pattern goes with --fused")
     if args.frames and not args.flicker:
         raise ValueError("--frames goes with --flicker")
     args.frames = args.frames or 20

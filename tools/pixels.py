@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PAIR_ERRORS as error:
         return failed("pixels.py", error)
     except KeyboardInterrupt:
-        complain("pixels.py: interrupted; the rows of finished losses are written")
+        complain("pixels.py: interrupted" + (f"; the rows of finished losses are in {args.out}" if rows else ""))
         return INTERRUPTED
     finally:
         if rows:        # also those before Ctrl-C or an error

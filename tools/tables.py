@@ -366,8 +366,7 @@ def check_csv(args: argparse.Namespace) -> None:
     """Raises ValueError or OutputError if --csv cannot be written, or if it names a file of rows, which would be lost."""
     if args.csv:
         check_place("--csv", args.csv)
-        refuse_input(args.csv, [place / name for place in (args.results, RESULTS)
-                                for name in ("tables.csv", "parts.csv", "paper_tables.csv")])
+        refuse_input(args.csv, [*RESULTS.glob("*.csv"), *(args.results / name for name in ("tables.csv", "parts.csv"))])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
