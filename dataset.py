@@ -171,7 +171,8 @@ def of_one_size(pair: Pair, ir: np.ndarray, vis: np.ndarray, resize: str | None)
     if not 0.98 <= proportion <= 1.02:
         raise DataError(f"{sizes}, which is not the same field of view; register them to one size first")
     if not resize:
-        raise DataError(f"{sizes}; register them to one size first, or resize one with --resize ir or --resize vis")
+        raise DataError(f"{sizes}; register them to one size first, or give --resize ir or --resize vis to test.py, "
+                        "train.py or metrics.py")
     return (resized(ir, vis.shape), vis) if resize == "ir" else (ir, resized(vis, ir.shape))
 
 

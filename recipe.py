@@ -432,8 +432,8 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
                if getattr(args, key) != stored[key]]
     if changed:
         raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
-                            "Drop these options, or start a new run from its weights: "
-                            f"--init {path}, with another --out")
+                            "Drop these options, or start a new run with another --out; "
+                            f"--init {path} begins with these weights, if the network stays the same")
     return args
 
 

@@ -175,7 +175,7 @@ def choose_output(args: argparse.Namespace, pairs: Sequence[Pair]) -> None:
     two_files = args.ir and args.ir.is_file()       # then a name with a suffix is meant as a file
     if (suffix in SUFFIXES or suffix and two_files) and not args.out.is_dir():
         if suffix not in SPELLINGS:
-            raise DataError(f"--out {args.out}: results are written as {', '.join(FORMATS)}")
+            raise DataError(f"--out {args.out}: results are written as {', '.join(FORMATS)}; a folder of this name must exist")
         if args.format and args.format != SPELLINGS[suffix]:
             raise DataError(f"--out {args.out} and --format {args.format} name two formats")
         if len(pairs) != 1:

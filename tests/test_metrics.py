@@ -384,7 +384,7 @@ def test_sources_are_matched_and_read_as_by_test_py(tree, capsys):
     options = ["--fused", f"A={tree / 'ours'}", "--ir-pattern", "IR*", "--vis-pattern", "VIS*", "--metrics", "EN",
                "--workers", 1]
     assert command(tree, *options) == 1
-    assert "register them to one size first, or resize one with --resize ir or --resize vis" in capsys.readouterr().err
+    assert "register them to one size first, or give --resize ir or --resize vis to test.py" in capsys.readouterr().err
     assert command(tree, *options, "--resize", "ir") == 0
 
 

@@ -281,7 +281,7 @@ def test_resume_refuses_another_recipe(folders, tmp_path, capsys):
     assert "batch 2 -> 3" in capsys.readouterr().err
     assert train.main(["--resume", "--steps", "4", *run]) == 1
     line, = said(capsys)
-    assert "steps 2 -> 4" in line and f"--init {tmp_path / 'run' / 'last.pth'}, with another --out" in line
+    assert "steps 2 -> 4" in line and f"another --out; --init {tmp_path / 'run' / 'last.pth'} begins with" in line
     assert train.main(["--resume", "--out", str(tmp_path / "absent")]) == 1
     assert "nothing to resume" in capsys.readouterr().err
 
