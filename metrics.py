@@ -294,9 +294,13 @@ def match_methods(pairs: Sequence[Pair], folders: dict[str, Path],
     methods, problems = {}, []
     for method, folder in folders.items():
         methods[method], missing, others = match_fused(pairs, folder, pattern)
-        problems += [*missing, *others] if methods[method] else [f"{folder}: no images"] if not others else [
-            f"{folder}: none of its {len(others)} images has the name of a pair, such as {pairs[0].name}; give the right "
-            "folder, or the pattern of these names, as in --fused-pattern '*_fused'"]
+        if methods[method]:
+            problems += [*missing, *others]
+        elif others:
+            problems.append(f"{folder}: none of its {len(others)} images has the name of a pair, such as {pairs[0].name}; "
+                            "give the right folder, or the pattern of these names, as in --fused-pattern '*_fused'")
+        else:
+            problems.append(f"{folder}: no images")
     return methods, problems
 
 

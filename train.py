@@ -40,7 +40,7 @@ from recipe import (
 )
 from support.console import INTERRUPTED, collected, complain, explain, failed, one_line
 from support.outputs import OutputError, locked, making, refuse_overwriting
-from support.records import commit, device_name
+from support.records import command_line, commit, device_name
 from support.runtime import IMITATED, default_device, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
 from trainer import (
     MEMORY_REMEDY,
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         team.join()
         keep_freed_memory()
         args = parse(argv, __doc__)
-        args.command = shlex.join(["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+        args.command = command_line("train.py", argv)
         args.commit = commit()      # read now: a commit during the run is not that of the loaded code
         use_device(args.device)
         exact_convolutions()

@@ -12,7 +12,7 @@ import reprlib
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -108,6 +108,21 @@ def given(text: str) -> str:
 def given_path(text: str) -> Path:
     """Type of an option for argparse: a path that is not empty."""
     return Path(given(text))
+
+
+def refuse_unused(args: argparse.Namespace, parser: argparse.ArgumentParser, options: Mapping[str, set[str]], mode: str,
+                  title: str) -> None:
+    """Raises ValueError for an option that has no effect in a mode of the command.
+
+    Args:
+        args, parser: the options and their parser.
+        options: {mode: names of the options that it uses}. Names that no mode has are not checked.
+        mode: a key of `options`.
+        title: the mode in the message.
+    """
+    for name in sorted(set().union(*options.values()) - options[mode]):
+        if getattr(args, name) != parser.get_default(name):
+            raise ValueError(f"{title} goes without --{name.replace('_', '-')}")
 
 
 def before_imports() -> None:

@@ -5,8 +5,10 @@ import hashlib
 import importlib.metadata
 import platform
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,11 @@ import torch
 from support.runtime import team
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def command_line(script: str, argv: Sequence[str] | None) -> str:
+    """The command that runs a script with these arguments, as for a shell. None: the arguments of this process."""
+    return shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)])
 
 
 def commit() -> str:

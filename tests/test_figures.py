@@ -145,6 +145,7 @@ def test_auto_boxes_prefer_a_person_at_the_lower_edge_to_a_warm_facade():
     x, y, width, height = figures.auto_boxes(ir, vis)[0]
     assert abs(x + width / 2 - 124) <= 1 and y == 100 - height      # in the middle, as far as the image allows
 
+
 @pytest.mark.parametrize("box", ["1,2,3", "60,0,10,10", "-1,0,5,5", "a,b,c,d"])
 def test_wrong_boxes_are_refused_in_one_line(folders, capsys, box):
     assert run(folders, "sheet", f"--box={box}") == 1

@@ -40,7 +40,7 @@ from metrics import Running
 from support.console import complain, failed, finished, given_path, noted, positive
 from support.console import run as run_command
 from support.outputs import OutputError, write_atomically
-from support.records import commit, device_name, hashed_name, short_hash
+from support.records import command_line, commit, device_name, hashed_name, short_hash
 from support.runtime import check_device, default_device
 from tools import detector
 from tools.detection_data import BOXES, SHARES, image_hash, prepare, write_averages
@@ -361,9 +361,8 @@ ACTIONS = {"prepare": run_prepare, "average": run_average, "train": run_all, "sc
 
 @noted()
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
-    args.command = shlex.join(["python", "tools/detection.py", *argv])
+    args.command = command_line("tools/detection.py", argv)
     try:
         problems = ACTIONS[args.action](args)
     except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:

@@ -49,7 +49,7 @@ from metrics import BASELINES, add_image_options, baseline, collect_methods, mat
 from net import AuxiliaryDecoder, Features, RPFNet
 from pipeline import PAIR_ERRORS
 from recipe import NO_TEACHER, TrainingError, completed
-from support.console import failed, finished, noted, positive
+from support.console import failed, finished, noted, positive, refuse_unused
 from support.console import run as run_command
 from support.headers import SUFFIXES
 from support.outputs import OutputError, as_csv, check_place, refuse_input, write_atomically
@@ -545,9 +545,7 @@ OPTIONS = {"sheet": {*COMMON, *FUSED, "count", "box"}, "features": {*COMMON, "ch
 
 def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Raises ValueError for options that do not fit the kind, before any work is done."""
-    for name in sorted(set().union(*OPTIONS.values()) - OPTIONS[args.kind]):
-        if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"{args.kind} goes without --{name.replace('_', '-')}")
+    refuse_unused(args, parser, OPTIONS, args.kind, args.kind)
     if args.kind == "tradeoff" and not args.points:
         raise ValueError("tradeoff needs --points FILE")
     if args.kind == "features" and len(args.names or ()) > 1:

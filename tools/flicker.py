@@ -18,7 +18,6 @@ the fused mean from one frame to the next. "ms" is the median CPU time of a fram
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 import time
@@ -40,11 +39,11 @@ from dataset import Pair, load_pair
 from images import DataError, luma
 from net import RPFNet
 from pipeline import PAIR_ERRORS
-from support.console import INTERRUPTED, complain, failed, noted, positive
+from support.console import INTERRUPTED, complain, failed, noted, positive, refuse_unused
 from support.console import run as run_command
 from support.outputs import check_place
 from support.pairing import match_pairs, spread
-from support.records import commit, processor
+from support.records import command_line, commit, processor
 from tools.naturalness import Change, entering_target, static_background
 from tools.table_rows import TableError, read_rows, record, weights_name
 from tools.tables import layout
@@ -211,9 +210,7 @@ OPTIONS = {"pairs": {"ir", "vis", "pairs", "size", "frames", "steady", "checkpoi
 def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Raises ValueError for options that do not fit together, before any work is done."""
     mode = "print" if args.print else "cuts" if args.cuts else "clip" if args.clip else "pairs"
-    for name in sorted(set().union(*OPTIONS.values()) - OPTIONS[mode]):
-        if getattr(args, name) != parser.get_default(name):
-            raise ValueError(f"--{mode} goes without --{name}")
+    refuse_unused(args, parser, OPTIONS, mode, f"--{mode}")
     if args.frames < 2:
         raise ValueError("--frames: at least 2")
     if args.cuts and not args.clip:
@@ -265,7 +262,7 @@ def add_rows(path: Path, rows: Sequence[dict], origin: dict[str, str], columns: 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    command = shlex.join(["python", "tools/flicker.py", *(sys.argv[1:] if argv is None else argv)])
+    command = command_line("tools/flicker.py", argv)
     origin = {"command": command, "commit": commit(), "machine": processor()}
     columns, key = (CUT_COLUMNS, CUT_COLUMNS[:2]) if args.cuts else (COLUMNS, (*COLUMNS[:4], "weights"))
     rows: list[dict] = []

@@ -13,7 +13,6 @@ of the brighter source. The file is replaced, loss by loss.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from support.console import INTERRUPTED, complain, failed, noted, positive
 from support.console import run as run_command
 from support.outputs import as_csv, check_place, making, write_atomically
 from support.pairing import spread
-from support.records import commit
+from support.records import command_line, commit
 
 METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 DIMMED = 0.25       # factor of the dimmed crops
@@ -134,7 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     about = {"count": args.count, "side": args.side, "steps": args.steps, "commit": commit(),
-             "command": shlex.join(["python", "tools/pixels.py", *(sys.argv[1:] if argv is None else argv)])}
+             "command": command_line("tools/pixels.py", argv)}
     rows: list[dict] = []
     try:
         with making([args.out.parent]):

@@ -15,7 +15,6 @@ the same pair. All networks run on the CPU, because "time" is CPU time.
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 import time
@@ -36,7 +35,7 @@ from net import RPFNet
 from pipeline import PAIR_ERRORS
 from support.console import complain, failed, finished, first_line, given, noted
 from support.console import run as run_command
-from support.records import commit, device_name
+from support.records import command_line, commit, device_name
 from support.runtime import keep_freed_memory
 from tools.export import psnr
 from tools.table_rows import (
@@ -45,7 +44,6 @@ from tools.table_rows import (
     TableError,
     digits,
     gray_pair,
-    machine,
     pairs_of,
     provenance,
     read_rows,
@@ -99,8 +97,8 @@ def measure(args: argparse.Namespace, problems: list[str]) -> None:
         except PAIR_ERRORS as error:
             problems.append(f"{dataset}: {first_line(error)}")
             continue
-        about = {"dataset": dataset, "images": str(len(pairs))} | provenance(args) | {
-            "machine": machine(device_name(torch.device("cpu")))}       # also where there is a GPU
+        about = {"dataset": dataset, "images": str(len(pairs))} | provenance(
+            args, device_name(torch.device("cpu")))     # also where there is a GPU
         rows = [dict.fromkeys(COLUMNS, "") | about | {"network": name} | digits(means)
                 for name, means in measured.items()]
         record(args.csv, COLUMNS, rows, lambda row: (row["dataset"], row["network"]))
@@ -147,9 +145,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 @noted()
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
-    args.command, args.commit = shlex.join(["python", "tools/students.py", *argv]), commit()
+    args.command, args.commit = command_line("tools/students.py", argv), commit()
     problems: list[str] = []
     try:
         if not args.print:

@@ -545,9 +545,9 @@ def ways(shipped: dict[str, Shipped], dataset: str, pairs: Sequence[Pair], args:
         yield method, plain, of_files(files), {"source": "fused images that were given"}
 
 
-def provenance(args: argparse.Namespace) -> dict[str, str]:
-    """The cells command, commit and machine for rows of existing weights."""
-    return {"command": args.command, "commit": args.commit, "machine": machine()}
+def provenance(args: argparse.Namespace, device: str | None = None) -> dict[str, str]:
+    """The cells command, commit and machine for rows of existing weights. device: as for `machine`."""
+    return {"command": args.command, "commit": args.commit, "machine": machine(device)}
 
 
 class Zeros(nn.Module):

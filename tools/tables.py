@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,7 +41,7 @@ from recipe import whole
 from support.console import complain, failed, finished, given_path, positive
 from support.console import run as run_command
 from support.outputs import OutputError, as_csv, check_place, refuse_input, write_atomically
-from support.records import commit
+from support.records import command_line, commit
 from support.runtime import keep_freed_memory
 from tools.table_rows import (
     COLUMNS,
@@ -340,7 +339,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(own)
     args.train_options = train_options
-    args.command = shlex.join(["python", "tools/tables.py", *argv])
+    args.command = command_line("tools/tables.py", argv)
     args.commit = commit()
     check_options(args, parser)
     if train_options and not (args.run and args.table in TRAINED):

@@ -124,8 +124,7 @@ class VideoFile:
 
 def _partial(path: Path) -> Path:
     """A free name beside `path`: NAME.partial.mp4, NAME.partial-2.mp4, ..."""
-    endings = itertools.chain(["partial"], (f"partial-{number}" for number in itertools.count(2)))
-    names = (path.with_name(f"{path.stem}.{ending}{path.suffix}") for ending in endings)
+    names = (path.with_name(f"{path.stem}.partial{f'-{number}' * (number > 1)}{path.suffix}") for number in itertools.count(1))
     return next(name for name in names if not name.exists())
 
 
