@@ -67,7 +67,7 @@ DATASETS = {
     "mri-spect": Layout(("{split}/MRI", "SPECT-MRI/{split}/MRI"), ("{split}/SPECT", "SPECT-MRI/{split}/SPECT"),
                         ("test", "train"), "https://github.com/xianming-gu/Havard-Medical-Image-Fusion-Datasets, "
                         "folder MyDatasets/SPECT-MRI", expected=(("train", 333), ("test", 24))),
-    # The paper trains one network on PET and SPECT together.
+    # One network for PET and SPECT: our reading, because the paper prints one table for both.
     "mri": Layout((), (), ("test", "train"), "see mri-pet and mri-spect", expected=(("train", 578), ("test", 48)),
                   joins=("mri-pet", "mri-spect")),
     "mri-ct": Layout(("{split}/MRI", "CT-MRI/{split}/MRI"), ("{split}/CT", "CT-MRI/{split}/CT"), ("test",),
