@@ -245,11 +245,12 @@ class RPFNet(nn.Module):
         Returns:
             The fused luminance, (B, 1, H, W) in [0, 1], float32 (float64 after `double()`), or (it, features).
         Raises:
-            ValueError: wrong shapes, integers, another dtype than that of the weights, or weights in half precision. In
-                eval mode also values far outside [0, 1]; on a GPU, this is checked in the first batch only, because the
-                check waits for the GPU.
+            ValueError: wrong shapes, integers, another dtype or device than that of the weights, or weights in half
+                precision. In eval mode also values far outside [0, 1]; on a GPU, this is checked in the first batch
+                only, because the check waits for the GPU.
         """
         check_batch(ir, vis_y)
+        self._check_devices(ir=ir, vis_y=vis_y)
         self._check_dtypes(torch.promote_types(ir.dtype, vis_y.dtype), ir.device.type)
         if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):      # a graph has no values
             if ir.is_cpu or not self.range_checked:
@@ -259,6 +260,12 @@ class RPFNet(nn.Module):
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)
         return self._fuse(ir, vis_y, return_features)
+
+    def _check_devices(self, **images: Tensor) -> None:
+        devices = {name: str(x.device) for name, x in images.items()} | {"the weights": str(self.head.last.weight.device)}
+        if len(set(devices.values())) > 1:
+            listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
+            raise ValueError(f"{listed}; move them to one device with .to(device)")
 
     def _check_dtypes(self, images: torch.dtype, device: str) -> None:
         weights = self.head.last.weight.dtype

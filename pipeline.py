@@ -126,6 +126,7 @@ class Fuser:
     def __init__(self, args: argparse.Namespace, model: nn.Module):
         self.args, self.model = args, model
         self.seconds, self.problems, self.written = [], [], 0
+        self._singly = False        # whether a batch did not fit into memory
         self._writing: deque[tuple[Pair, Future]] = deque()
 
     def fuse_all(self, pairs: Sequence[Pair]) -> None:
@@ -160,26 +161,31 @@ class Fuser:
                 self._failed(pair, error)
                 bar.update()
 
-    def _fuse(self, batch: list[Item]) -> Sequence[np.ndarray | None]:
-        """Fused luminance of each item; None for an item that failed."""
+    def _fuse(self, batch: list[Item], again: bool = False) -> Sequence[np.ndarray | None]:
+        """Fused luminance of each item; None for an item that failed. again: after an error, the last attempt."""
+        if self._singly and len(batch) > 1:
+            return [self._fuse([item])[0] for item in batch]
         start = time.perf_counter()
         try:
             # The result is copied to the CPU, so the time includes all GPU work.
             fused = fuse_luminance(self.model, [item.inputs for item in batch], self.args.tile)
         except PAIR_ERRORS as error:      # mostly out of memory
-            if isinstance(error, RuntimeError) and not lacks_memory(error) and not self.seconds:
+            full = lacks_memory(error)
+            if isinstance(error, RuntimeError) and not full and not self.seconds:
                 raise                     # of the device or the compiler: every pair would fail like the first
-            if len(batch) == 1:
+            if len(batch) == 1 and (again or not full or not on_gpu(self.args.device)):
                 self._failed(batch[0].pair, error)
                 return [None]
+            self._singly = self._singly or full and len(batch) > 1
         else:
             self.seconds += [(time.perf_counter() - start) / len(batch)] * len(batch)
             return fused
         # Fuse the items one by one: they may fit into memory, and only a bad item is lost. This is not done in the
-        # exception handler, because there the exception keeps the tensors of the batch alive.
+        # exception handler, because there the exception keeps the tensors of the batch alive. On a GPU, cuFFT and cuDNN
+        # cannot use the memory that PyTorch keeps for its tensors.
         if on_gpu(self.args.device):
             torch.cuda.empty_cache()
-        return [self._fuse([item])[0] for item in batch]
+        return [self._fuse([item], again=True)[0] for item in batch]
 
     def _finish(self, ahead: int) -> None:
         """Wait until at most `ahead` images are still to be written. Raises OSError if the disk is full."""

@@ -21,6 +21,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -57,6 +58,7 @@ SPELLINGS = {".jpeg": "jpg", ".tiff": "tif"} | {f".{name}": name for name in FOR
 LARGEST_TILE = 10**6
 MOST_IN_A_BATCH = 256       # a batch is read into memory before it is fused
 FATAL = (*PAIR_ERRORS, OutputError)     # reported in one line
+PATIENCE = timedelta(days=7)            # with torchrun: a process that is done waits for the slowest one
 
 
 # ---------------------------------------------------------------------------------------------
@@ -314,7 +316,7 @@ def fuse_video(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    team.join()
+    team.join(PATIENCE)
     keep_freed_memory()
     return fuse_video(args) if args.video else fuse_images(args)
 

@@ -59,5 +59,8 @@ def processor() -> str:
 
 def device_name(device: torch.device) -> str:
     """Name of the device for logs, with the number of processes or CPU threads."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
     return f"{team.world} x {name}" if team.world > 1 else name

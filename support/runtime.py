@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import zip_longest
 
 import cv2
@@ -18,6 +19,8 @@ from support.console import first_line
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3   # constants of malloc.h of glibc
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")      # names of instruction sets on x86 and ARM
 IMITATED = "no bfloat16 instructions here, so bfloat16 would be slower than float32; float32 is used"
+# Messages of errors for lack of memory. The last two are those of cuDNN and cuFFT if they find no room for a workspace.
+NO_MEMORY = "alloc|out of memory|not enough memory|unable to find an engine|CU(DNN_STATUS|FFT)_INTERNAL_ERROR"
 LARGEST_KEPT = 2**27        # bytes; more than the features of 768 x 1024 in float32, or twice as many in bfloat16
 
 
@@ -42,7 +45,7 @@ def keep_freed_memory() -> None:
 def lacks_memory(error: Exception) -> bool:
     """Whether an error says that memory could not be allocated. PyTorch, cuFFT and OpenCV have no common type for it."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or isinstance(error, RuntimeError | cv2.error) and \
-        re.search("alloc|out of memory|not enough memory", str(error), re.IGNORECASE) is not None
+        re.search(NO_MEMORY, str(error), re.IGNORECASE) is not None
 
 
 def default_device() -> str:
@@ -91,6 +94,10 @@ def exact_convolutions() -> None:
     In SSIM, E[x^2] - E[x]^2 would then lose most of its digits, and its gradient would be wrong.
     """
     torch.backends.cudnn.allow_tf32 = False
+    # Newer PyTorch has a second setting. Without a value, it is that of the program, torch.backends.fp32_precision.
+    for name in ("conv", "rnn"):
+        if hasattr(getattr(torch.backends.cudnn, name, None), "fp32_precision"):
+            getattr(torch.backends.cudnn, name).fp32_precision = "ieee"
 
 
 def has_bfloat16(device: str | torch.device) -> bool:
@@ -114,8 +121,11 @@ class Team:
     rank, world = 0, 1      # rank of this process, and number of processes (world size)
     failed = False          # whether this process ends with an error of its own
 
-    def join(self) -> None:
-        """Join the process group, and make "cuda" mean the GPU of this process. No effect without torchrun."""
+    def join(self, patience: timedelta | None = None) -> None:
+        """Join the process group, and make "cuda" mean the GPU of this process. No effect without torchrun.
+
+        patience: how long one process waits for another, by default as long as PyTorch does (minutes).
+        """
         launched = distributed.is_available() and distributed.is_torchelastic_launched()
         if not launched or distributed.is_initialized():
             return
@@ -125,7 +135,7 @@ class Team:
         # Gloo is used beside NCCL for tensors on the CPU: what the processes exchange between two steps must not wait
         # for the GPU.
         nccl = torch.cuda.is_available() and distributed.is_nccl_available()       # Windows has no NCCL
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=patience)
         atexit.register(self._leave)
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
 

@@ -119,6 +119,41 @@ def test_a_batch_that_does_not_fit_is_fused_one_by_one(folders, small, monkeypat
     assert names(folders / "out") == ["a.png", "c.png"]
 
 
+def test_after_a_batch_that_did_not_fit_no_batch_is_tried(folders, small, monkeypatch):
+    for name in "de":
+        for image in ("ir/a.png", "vis/a.jpg"):
+            source = folders / image
+            source.with_stem(name).write_bytes(source.read_bytes())
+    (folders / "ir" / "b.png").unlink(), (folders / "vis" / "b.jpg").unlink()
+    whole, sizes = pipeline.fuse_luminance, []
+
+    def no_room_for_two(model, pairs, *rest):
+        sizes.append(len(pairs))
+        if len(pairs) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(model, pairs, *rest)
+    monkeypatch.setattr(pipeline, "fuse_luminance", no_room_for_two)
+    assert fuse(folders, *small, "--batch", "2") == 0
+    assert sizes == [2, 1, 1, 1, 1] and len(names(folders / "out")) == 4
+
+
+def test_on_a_gpu_an_image_is_tried_again_with_the_memory_that_pytorch_kept(folders, small, monkeypatch, capsys):
+    whole, calls = pipeline.fuse_luminance, []
+
+    def full(model, pairs, *rest):
+        calls.append("fuse")
+        if calls.count("fuse") in (1, 3, 4):
+            raise RuntimeError("cuFFT error: CUFFT_INTERNAL_ERROR")
+        return whole(model, pairs, *rest)
+    monkeypatch.setattr(pipeline, "fuse_luminance", full)
+    monkeypatch.setattr(pipeline, "on_gpu", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
+    assert fuse(folders, *small, "--batch", "1") == 1
+    assert calls == ["fuse", "empty", "fuse", "fuse", "empty", "fuse", "fuse"]      # b fails twice
+    assert names(folders / "out") == ["a.png", "c.png"]
+    assert "skipped: b: out of memory (cuFFT error" in capsys.readouterr().err
+
+
 def test_an_image_that_does_not_fit_is_named_even_by_an_error_without_a_message(folders, small, monkeypatch, capsys):
     def no_room(*_):
         raise MemoryError

@@ -535,6 +535,20 @@ def test_score_has_a_progress_bar(bars, monkeypatch):
     assert bars[0] == ("RPFNet_seed0 test", 3, 3)
 
 
+def test_a_batch_that_the_package_made_smaller_is_an_error(monkeypatch):
+    def model(batch_size):
+        return SimpleNamespace(train=lambda **_: None, trainer=SimpleNamespace(batch_size=batch_size),
+                               add_callback=lambda *_: None)
+
+    monkeypatch.setattr(detector, "_show_progress", lambda *_: None)
+    schedule = detector.Schedule("yolov5n.yaml", 1, 64, 8, "cpu", 0)
+    monkeypatch.setattr(detector, "_load", lambda _: model(8))
+    assert detector.train(Path("data.yaml"), Path("RPFNet_seed0"), schedule, 0) < 1
+    monkeypatch.setattr(detector, "_load", lambda _: model(4))
+    with pytest.raises(detector.DetectorError, match="batches of 8; the package trained with 4,.*lower --batch"):
+        detector.train(Path("data.yaml"), Path("RPFNet_seed0"), schedule, 0)
+
+
 @pytest.mark.skipif(INSTALLED, reason="ultralytics is installed")
 def test_a_missing_package_is_named_with_the_remedy(root, capsys):
     prepare(root)

@@ -439,6 +439,13 @@ def test_images_and_weights_of_two_dtypes_are_refused_in_one_line(model, fast):
         model.double()(*pair)
 
 
+def test_images_and_weights_on_two_devices_are_refused_in_one_line(model):
+    ir, vis_y = random_pair(1, 20, 24)
+    for pair in ((ir.to("meta"), vis_y), (ir.to("meta"), vis_y.to("meta"))):
+        with pytest.raises(ValueError, match=r"^ir on meta, vis_y on \w+, the weights on cpu; .*\.to\(device\)$"):
+            model(*pair)
+
+
 def test_autocast_converts_images(model):
     pair = [x.bfloat16() for x in random_pair(1, 20, 24)]
     with pytest.raises(ValueError, match=r"the images are torch\.bfloat16"):

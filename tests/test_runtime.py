@@ -9,6 +9,7 @@ import trainer
 from recipe import TrainingError
 from support import runtime
 from support.console import first_line
+from support.records import device_name
 from support.runtime import Team, check_device, has_bfloat16
 
 # --- several processes ---
@@ -92,7 +93,39 @@ def test_an_error_in_one_line(error, line):
     assert first_line(error) == line
 
 
+@pytest.mark.parametrize(("name", "expected"), [("cpu", f"cpu, {torch.get_num_threads()} threads"), ("meta", "meta")])
+def test_a_device_is_not_called_a_cpu_if_it_is_none(name, expected):
+    assert device_name(torch.device(name)) == expected
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="older PyTorch has one setting only")
+def test_convolutions_are_exact_also_if_the_program_has_chosen_tf32():
+    program, cudnn = torch.backends, torch.backends.cudnn
+    before = program.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    try:
+        program.fp32_precision = "tf32"
+        runtime.exact_convolutions()
+        assert cudnn.conv.fp32_precision == "ieee" and not cudnn.allow_tf32
+    finally:
+        program.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+
+
 # --- memory ---
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    RuntimeError("cuFFT error: CUFFT_INTERNAL_ERROR"), RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")])
+def test_errors_for_lack_of_memory(error):
+    assert runtime.lacks_memory(error)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no C++ compiler was found"), ValueError("out of memory"),
+                                   RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM")])
+def test_errors_that_have_another_reason(error):
+    assert not runtime.lacks_memory(error)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc is set on Linux alone")

@@ -126,9 +126,14 @@ def passes(case: Case, device: str, threads: int) -> Iterator[dict]:
         once()
     yield {"gflop": round(counter.get_total_flops() / 1e9, 3)}
     while True:
+        if device == "cuda":
+            once()      # memory that was given back is allocated again
         start = time.perf_counter()
         once()
-        yield {"ms": 1000 * (time.perf_counter() - start), "peak_mb": idle and round(peak_memory(device) - idle, 1)}
+        timed = {"ms": 1000 * (time.perf_counter() - start), "peak_mb": idle and round(peak_memory(device) - idle, 1)}
+        if device == "cuda":
+            torch.cuda.empty_cache()        # for the other rows, whose processes share the GPU
+        yield timed
 
 
 def peak_memory(device: str) -> float | None:

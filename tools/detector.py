@@ -99,6 +99,9 @@ def train(data: Path, folder: Path, schedule: Schedule, seed: int) -> float:
         _call(data, model.train, data=str(data.resolve()), epochs=schedule.epochs, imgsz=schedule.size,
               batch=schedule.batch, nbs=schedule.batch, seed=seed, deterministic=True, amp=False,
               patience=schedule.epochs, **OPTIMISER, **_common(folder, schedule))
+    if model.trainer.batch_size != schedule.batch:      # the package halves it without a word if a GPU is full
+        raise DetectorError(f"{data}: too little memory for batches of {schedule.batch}; the package trained with "
+                            f"{model.trainer.batch_size}, so the result cannot be compared; lower --batch")
     return (time.monotonic() - start) / 60
 
 
