@@ -471,7 +471,7 @@ def test_parts_are_measured_against_the_whole(model, data):
         whole, exchanged = (x.astype(float) for x in (model.fuse(ir, vis), model.fuse(vis, ir)))
         expected.append((np.abs(whole - exchanged).mean(), exchanged[hot].mean() / ir[hot].mean()))
     exchanged = parts["sources exchanged"]
-    assert (exchanged["change"], exchanged["hot"]) == pytest.approx(np.mean(expected, 0))
+    assert (exchanged["change"], exchanged["all hot"]) == pytest.approx(np.mean(expected, 0))
 
 
 def test_parts_are_recorded_and_printed(trained, data, tmp_path, monkeypatch, capsys):

@@ -79,7 +79,7 @@ IDENTITY = ("table", "dataset", "method", "use", "range", "protocol")
 BUDGET = ("seed", "steps", "crops")
 COLUMNS = (*IDENTITY, *METRICS, "images", *BUDGET, "minutes", "source", "command", "commit", "machine")
 PARTS_IDENTITY = ("dataset", "method", "part")
-PARTS_METRICS = ("change", "EN", "SF", "VIFF", "hot")
+PARTS_METRICS = ("change", "EN", "SF", "VIFF", "all hot")
 PARTS_COLUMNS = (*PARTS_IDENTITY, *PARTS_METRICS, "images", "source", "command", "commit", "machine")
 
 
@@ -609,6 +609,6 @@ def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, d
         for part, fused in pictures.items():
             values = metrics.evaluate(fused, ir, vis, PROTOCOLS["definition"].evaluated, ("EN", "SF", "VIFF"))
             values["change"] = float(np.abs(fused.astype(float) - pictures["whole"]).mean())
-            values["hot"] = float(fused[hot].mean() / ir[hot].mean()) if hot.any() else math.nan
+            values["all hot"] = float(fused[hot].mean() / ir[hot].mean()) if hot.any() else math.nan
             means[part].add(values)
     return {part: running.means for part, running in means.items()}

@@ -263,7 +263,7 @@ def print_parts(args: argparse.Namespace) -> None:
                           *(f"{float(row[name]):.3f}" for name in PARTS_METRICS)])
             previous = row["method"]
         notes = ["change: mean absolute difference from the result of the whole network, gray levels",
-                 "hot: mean on hot pixels (IR > mean + standard deviation) over the infrared's",
+                 "all hot: mean on all hot pixels (IR > mean + standard deviation) over the infrared's",
                  f"eval, plain; EN, SF, VIFF by definition; {', '.join(sorted({row['images'] for row in chosen}))} images"]
         show(f"What the parts contribute, {dataset}", cells, notes, args.format)
 
