@@ -47,10 +47,12 @@ class ImagePools(nn.Module):
 
 def channel_pools(x: Tensor) -> Tensor:
     """Average and maximum over the channels: (B, C, H, W) -> (B, 2, H, W)."""
-    if x.requires_grad or x.device.type != "cpu":
+    if x.device.type != "cpu":
         return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
     # On CPUs, PyTorch's reductions over the channels of a channels_last tensor are slow (docs/speed.md).
     average = F.conv2d(x, x.new_full((1, x.shape[1], 1, 1), 1 / x.shape[1]))
+    if x.requires_grad:     # the gradient of the pairwise maximum is slow
+        return torch.cat([average, x.amax(1, keepdim=True)], 1)
     while x.shape[1] > 1:
         half = (x.shape[1] + 1) // 2        # for an odd number, both halves contain the middle channel
         x = torch.maximum(x[:, :half], x[:, -half:])
@@ -58,10 +60,14 @@ def channel_pools(x: Tensor) -> Tensor:
 
 
 def as_nchw(x: Tensor) -> Tensor:
-    """x in contiguous NCHW layout. A channels_last tensor is transposed as a matrix: faster than PyTorch's copy."""
+    """x with contiguous images (H, W). A channels_last tensor is transposed as a matrix: faster than PyTorch's copy.
+
+    In memory, the channels then come before the images of the batch. The FFT needs no other order.
+    """
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return x.contiguous()
-    return x.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).contiguous().view(x.shape)
+    by_channel = x.transpose(0, 1)
+    return by_channel.flatten(1).contiguous().view(by_channel.shape).transpose(0, 1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -78,7 +84,7 @@ def rfft2_as_channels(x: Tensor) -> Tensor:
         return _rfft2_as_products(x)
     # In NCHW layout: the FFT of a channels_last tensor is slower (docs/speed.md).
     spectrum = torch.fft.rfft2(as_nchw(x), norm="ortho")
-    return torch.cat([spectrum.real, spectrum.imag], 1)
+    return torch.view_as_real(spectrum).movedim(-1, 1).flatten(1, 2)
 
 
 def irfft2_of_channels(parts: Tensor, size: Sequence[int]) -> Tensor:
