@@ -84,7 +84,7 @@ def rfft2_as_channels(x: Tensor) -> Tensor:
         return _rfft2_as_products(x)
     # In NCHW layout: the FFT of a channels_last tensor is slower (docs/speed.md).
     spectrum = torch.fft.rfft2(as_nchw(x), norm="ortho")
-    return torch.view_as_real(spectrum).movedim(-1, 1).flatten(1, 2)
+    return torch.cat([spectrum.real, spectrum.imag], 1)
 
 
 def irfft2_of_channels(parts: Tensor, size: Sequence[int]) -> Tensor:
