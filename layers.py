@@ -47,11 +47,10 @@ class ImagePools(nn.Module):
 
 def channel_pools(x: Tensor) -> Tensor:
     """Average and maximum over the channels: (B, C, H, W) -> (B, 2, H, W)."""
-    if x.device.type != "cpu":
-        return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
     # On CPUs, PyTorch's reductions over the channels of a channels_last tensor are slow (docs/speed.md).
-    average = F.conv2d(x, x.new_full((1, x.shape[1], 1, 1), 1 / x.shape[1]))
-    if x.requires_grad:     # the gradient of the pairwise maximum is slow
+    on_cpu = x.device.type == "cpu"
+    average = F.conv2d(x, x.new_full((1, x.shape[1], 1, 1), 1 / x.shape[1])) if on_cpu else x.mean(1, keepdim=True)
+    if x.requires_grad or not on_cpu:       # the gradient of the pairwise maximum is slow
         return torch.cat([average, x.amax(1, keepdim=True)], 1)
     while x.shape[1] > 1:
         half = (x.shape[1] + 1) // 2        # for an odd number, both halves contain the middle channel

@@ -250,7 +250,7 @@ class RPFNet(nn.Module):
                 only, because the check waits for the GPU.
         """
         check_batch(ir, vis_y)
-        self._check_devices(ir=ir, vis_y=vis_y)
+        self._check_devices(ir, vis_y)
         self._check_dtypes(torch.promote_types(ir.dtype, vis_y.dtype), ir.device.type)
         if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):      # a graph has no values
             if ir.is_cpu or not self.range_checked:
@@ -261,11 +261,11 @@ class RPFNet(nn.Module):
                 return self._fuse(ir, vis_y, return_features)
         return self._fuse(ir, vis_y, return_features)
 
-    def _check_devices(self, **images: Tensor) -> None:
-        devices = {name: str(x.device) for name, x in images.items()} | {"the weights": str(self.head.last.weight.device)}
-        if len(set(devices.values())) > 1:
-            listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
-            raise ValueError(f"{listed}; move them to one device with .to(device)")
+    def _check_devices(self, ir: Tensor, vis_y: Tensor) -> None:
+        weights = self.head.last.weight.device
+        if not ir.device == vis_y.device == weights:
+            raise ValueError(f"ir on {ir.device}, vis_y on {vis_y.device}, the weights on {weights}; "
+                             "move them to one device with .to(device)")
 
     def _check_dtypes(self, images: torch.dtype, device: str) -> None:
         weights = self.head.last.weight.dtype

@@ -61,6 +61,8 @@ def device_name(device: torch.device) -> str:
     """Name of the device for logs, with the number of processes or CPU threads."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        name = f"cpu, {torch.get_num_threads()} threads"
     else:
-        name = f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+        name = str(device)
     return f"{team.world} x {name}" if team.world > 1 else name

@@ -95,9 +95,9 @@ def exact_convolutions() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     # Newer PyTorch has a second setting. Without a value, it is that of the program, torch.backends.fp32_precision.
-    for name in ("conv", "rnn"):
-        if hasattr(getattr(torch.backends.cudnn, name, None), "fp32_precision"):
-            getattr(torch.backends.cudnn, name).fp32_precision = "ieee"
+    for part in (getattr(torch.backends.cudnn, name, None) for name in ("conv", "rnn")):
+        if part is not None and hasattr(part, "fp32_precision"):
+            part.fp32_precision = "ieee"
 
 
 def has_bfloat16(device: str | torch.device) -> bool:

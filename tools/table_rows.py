@@ -39,7 +39,7 @@ from pipeline import PAIR_ERRORS
 from recipe import RECIPE, TrainingError, completed, is_current, parse, read_state
 from support.console import first_line
 from support.outputs import as_csv, write_atomically
-from support.records import device_name, hashed_name, processor
+from support.records import command_line, device_name, hashed_name, processor
 from support.runtime import default_device
 from tools.released import ReleasedNet, load_released
 from weights import CHECKPOINTS, find, read_json
@@ -307,7 +307,7 @@ class Run(NamedTuple):
 
     @property
     def command(self) -> str:
-        return shlex.join(["python", "train.py", *self.options])
+        return command_line("train.py", self.options)
 
     def __str__(self) -> str:
         return f"{' = '.join(dict.fromkeys(self.configuration.methods.values()))}, seed {self.seed}"
