@@ -283,8 +283,8 @@ def batch_norms(*modules: nn.Module) -> list[_BatchNorm]:
 class ExactStatistics:
     """Computes the running statistics of BatchNorm layers from many batches, in place of an exponential average.
 
-    For each batch, run a forward pass in training mode, then call `add`. At the end call `store`. The total variance is
-    the mean of the batch variances plus the variance of the batch means.
+    For each batch, run a forward pass in training mode, then call `add`. At the end call `store`, or `cancel` to restore
+    the former statistics. The total variance is the mean of the batch variances plus the variance of the batch means.
 
     Args:
         modules: networks. The running statistics of their BatchNorm layers are replaced.
@@ -296,6 +296,7 @@ class ExactStatistics:
                      for norm in self.norms]
         self.count = 0
         self.momentum = [norm.momentum for norm in self.norms]
+        self.former = [{name: value.clone() for name, value in norm.named_buffers()} for norm in self.norms]
         for norm in self.norms:
             norm.momentum = 1.0         # the running statistics then equal those of the last batch
 
@@ -310,9 +311,16 @@ class ExactStatistics:
     def store(self, over_processes: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         """Write the statistics into the layers. `over_processes` sums a tensor over all processes."""
         count = over_processes(torch.tensor(float(self.count), dtype=torch.float64, device=self.sums[0].device))
-        for norm, total, momentum in zip(self.norms, self.sums, self.momentum):
+        self.cancel()       # restores also the number of training batches, which the layers have counted on
+        for norm, total in zip(self.norms, self.sums):
             mean, square = over_processes(total) / count
             assert norm.running_mean is not None and norm.running_var is not None
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(square - mean * mean)
+
+    def cancel(self) -> None:
+        """Restore the layers as they were before the first batch."""
+        for norm, former, momentum in zip(self.norms, self.former, self.momentum):
+            for name, value in norm.named_buffers():
+                value.copy_(former[name])
             norm.momentum = momentum

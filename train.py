@@ -45,6 +45,7 @@ from support.runtime import IMITATED, default_device, exact_convolutions, keep_f
 from trainer import (
     MEMORY_REMEDY,
     Stop,
+    Stopped,
     Trainer,
     build_loss,
     build_network,
@@ -90,15 +91,17 @@ def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Sto
                 done = trainer.done
                 if done == trainer.per_epoch or trainer.finished and done > 0:
                     trainer.save(write_or_warn)         # before the validation, which takes a while
-                    trainer.end_epoch(crops, val)
+                    trainer.end_epoch(crops, val, stop)
                     trainer.save(write_or_warn)
                     trainer.agree(stop)
                 elif trainer.finished:
                     break
                 elif trainer.step == trainer.fixed_from and not trainer.fixed:
-                    trainer.fix_statistics(crops)
+                    trainer.fix_statistics(crops, stop)
                 else:
                     train_epoch(trainer, crops, done, bar, stop)
+    except Stopped:
+        pass
     except Exception:
         trainer.rescue()
         raise
@@ -146,7 +149,7 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
         trainer.load(state, args.out / "last.pth")
     elif args.init:
         trainer.start_from(args.init)
-    if trainer.finished:
+    if trainer.finished and trainer.done <= 0:      # else the end of its last epoch is still to do
         say(f"the run is finished after {trainer.step} steps; to train on, start a new run with "
             f"--init {args.out / 'last.pth'} and another --out, without --resume")
     if args.amp and not trainer.bfloat16:

@@ -164,9 +164,12 @@ class Trainer:
             fused, features = model(ir, vis_y, return_features=True)
             return fused, decoder(features[-1].residual)
 
-    def fix_statistics(self, crops: CropDataset) -> None:
-        """Compute the BatchNorm statistics over the crops of the epoch and use them from now on, as in inference."""
-        self.exact_statistics(crops)
+    def fix_statistics(self, crops: CropDataset, stop: Stop) -> None:
+        """Compute the BatchNorm statistics over the crops of the epoch and use them from now on, as in inference.
+
+        Raises Stopped.
+        """
+        self.exact_statistics(crops, stop)
         self.fixed = True
         self.set_training()
 
@@ -178,17 +181,20 @@ class Trainer:
                 norm.eval()
 
     @torch.no_grad()
-    def exact_statistics(self, crops: CropDataset) -> None:
+    def exact_statistics(self, crops: CropDataset, stop: Stop) -> None:
         """Set BatchNorm's running statistics to those over all crops of the epoch, in place of an exponential average.
 
         Training uses them only after `fix_statistics`. On CPUs, each of several processes normalises its own part of a
-        batch, also here.
+        batch, also here. Raises Stopped; the former statistics are then restored.
         """
         statistics = ExactStatistics(self.model, self.decoder)
         for ir, vis_y, size in tqdm(self.loaded(crops), total=self.per_epoch, desc="statistics", unit="batch", leave=False,
                                     disable=team.rank > 0):
             self._forward(self.model, self.decoder, ir, vis_y)
             statistics.add(len(team.share(range(size))))
+            if stop:
+                statistics.cancel()
+                raise Stopped
         statistics.store(team.sum)
 
     def loaded(self, crops: CropDataset, start: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -359,19 +365,19 @@ class Trainer:
 
     # --- one epoch's end ---
 
-    def end_epoch(self, crops: CropDataset, val: PairDataset | None) -> None:
+    def end_epoch(self, crops: CropDataset, val: PairDataset | None, stop: Stop) -> None:
         """Log the epoch, validate if it is due, and save the weights if they are the best so far.
 
-        Raises TrainingError if the training has diverged, and OSError if the last best.pth cannot be written.
+        Raises TrainingError if the training has diverged, OSError if the last best.pth cannot be written, and Stopped.
         """
         number = len(self.history) + 1
         due = self.finished or val is not None and number % self.args.val_every == 0
         if due and not self.fixed:
-            self.exact_statistics(crops)
+            self.exact_statistics(crops, stop)
         rate = self.optimisers[0].param_groups[0]["lr"]
         row = {"epoch": number, "step": self.step, "lr": rate, "seconds": round(self.clock(), 1)} | self.means()
         if val is not None and due:
-            row |= validate(self.model, self.loss, val, self.device)
+            row |= validate(self.model, self.loss, val, self.device, stop)
             self.set_training()
             if math.isnan(row["val_loss"]):
                 raise TrainingError(f"step {self.step}: the validation loss is not a number; {self._remedy}")
@@ -400,8 +406,15 @@ def _load_moments(optimiser: torch.optim.Optimizer, stored: dict) -> None:
     optimiser.load_state_dict({"state": stored["state"], "param_groups": groups})
 
 
+class Stopped(Exception):
+    """A signal came between two steps. No step is lost, and --resume continues with the part that was left."""
+
+
 class Stop:
     """True after Ctrl-C, SIGTERM or SIGHUP. The current step is then finished and saved.
+
+    The computation of exact statistics and the validation can take minutes. One process leaves them with Stopped, and
+    --resume does them from their start. Several processes complete them.
 
     A Ctrl-C after the first signal raises KeyboardInterrupt, the next one ends the process at once. Signals that the
     shell ignores (SIGHUP under nohup, SIGINT of a background job) are still ignored. With several processes it becomes
@@ -482,10 +495,10 @@ def over_all(sums: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDataset,
-             device: torch.device) -> dict[str, float]:
+             device: torch.device, stop: Stop) -> dict[str, float]:
     """Means over the full-size validation pairs: the loss (L_F, or the distance to the teacher) and VALIDATION_METRICS.
 
-    Metrics: protocol "definition", plain range. The network is left in eval mode.
+    Metrics: protocol "definition", plain range. The network is left in eval mode. Raises Stopped.
 
     Returns:
         {"val_loss": mean, metric: mean, ...}
@@ -500,6 +513,8 @@ def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDatase
         image = to_image(fused[0, 0].float().cpu().numpy())
         rows.append({"val_loss": loss.fusion(fused, *inputs)[0].item()} |
                     metrics.evaluate(image, ir[0], vis[0], names=VALIDATION_METRICS))
+        if stop:
+            raise Stopped
     rows = team.gathered(rows)
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 

@@ -91,7 +91,7 @@ def in_shares(patch):
         return [torch.cat(outputs)[order] for outputs in zip(*parts)]
 
     @torch.no_grad()
-    def statistics_of_each_share(self, crops):
+    def statistics_of_each_share(self, crops, stop):
         statistics = ExactStatistics(self.model, self.decoder)
         for numbers in self.batches(len(self.history)):
             for share in (numbers[0::2], numbers[1::2]):

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_roadscene
 from training import TINY, fail_to_write, interrupt_at, rows, said, same_weights
 
 import train
@@ -439,6 +440,34 @@ def test_fixed_statistics_survive_a_stop(folders, tmp_path, monkeypatch, fixed, 
         assert train.main([*folders, *FIXED, "--out", str(tmp_path)]) == 130
     assert train.main(["--resume", "--out", str(tmp_path)]) == 0
     assert same_weights(fixed[0], tmp_path)
+
+
+@pytest.mark.parametrize("part, call, step", [("statistics", 5, 4), ("statistics", 5, 6), ("validation", 42, 6)], ids=str)
+def test_a_signal_ends_statistics_and_validation_at_once(tmp_path, monkeypatch, capsys, part, call, step):
+    """The whole run is the same after --resume. Statistics: those to fix at step 4, or of the last epoch."""
+    write_roadscene(tmp_path / "set")
+    run = ["--data", str(tmp_path / "set"), *TINY, "--steps", "6", "--val-every", "1"]
+    run += ["--fixed-statistics", "0.34"] if step == 4 else []
+    assert train.main([*run, "--out", str(tmp_path / "whole")]) == 0
+    place, name = {"statistics": (trainer.ExactStatistics, "add"), "validation": (trainer.metrics, "evaluate")}[part]
+    done, calls = getattr(place, name), []
+
+    def interrupted(*inputs, **options):
+        calls.append(1)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+        return done(*inputs, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, interrupted)
+        assert train.main([*run, "--out", str(tmp_path / "cut")]) == 128 + signal.SIGTERM
+    assert len(calls) == call
+    assert torch.load(tmp_path / "cut" / "last.pth", weights_only=True)["step"] == step
+    assert f"stopped at step {step}; resume with" in capsys.readouterr().out
+    assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert "finished" not in capsys.readouterr().out
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    best = [torch.load(tmp_path / run / "best.pth", weights_only=True) for run in ("whole", "cut")]
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
 
 
 def test_a_student_learns_the_picture_of_its_teacher(folders, tmp_path, capsys):
