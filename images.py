@@ -46,7 +46,8 @@ def decode(path: str | Path) -> np.ndarray:
     Exif orientation and the TIFF tag "min is white" are applied.
 
     Raises:
-        DataError: no such file, a damaged file, a format that is not supported, or too large for the memory.
+        DataError: no such file, a damaged file, a format or a kind of TIFF that is not supported, or too large for the
+            memory.
     """
     path = Path(path)
     # imread cannot open every non-ASCII path on every system, so the bytes are read here and decoded by imdecode.
@@ -66,6 +67,8 @@ def decode(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: not an image that OpenCV can read (damaged, or another format)")
     if image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path}: {image.dtype} pixels; convert the image to 8 or 16 bits")
+    if misread := headers.misread(data, image):
+        raise DataError(f"{path}: is {misread}")
     channels = image.shape[2] if image.ndim == 3 else 1
     if channels > 4:
         raise DataError(f"{path}: {channels} channels; gray, RGB or RGBA are understood")

@@ -1,9 +1,15 @@
-"""Headers of image files: information that OpenCV ignores (orientation, min-is-white of TIFF, damaged data)."""
+"""Headers of image files: what OpenCV ignores or reads wrongly (orientation, kinds of TIFF, damaged data).
+
+Pillow's classes for each format are used in place of `Image.open`, which refuses images above 179 megapixels. OpenCV
+reads up to 1,074.
+"""
 from __future__ import annotations
 
 import io
 import re
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL.ExifTags import Base as Tag  # of Exif and of TIFF 6.0; it loads no decoder
@@ -13,6 +19,9 @@ EXIF = (b"Exif", b"eXIf", b"EXIF")      # names of the block in JPEG, PNG and We
 MIN_IS_WHITE = 0                        # value of PhotometricInterpretation
 REDUCED = 1                             # bit of NewSubfileType: a thumbnail or another reduced copy
 DEFLATE = (8, 32946)                    # values of Compression
+SEPARATE = 2                            # value of PlanarConfiguration: one plane after the other
+UNASSOCIATED = 2                        # value of ExtraSamples: alpha by which the colours are not multiplied
+FLIPPED = (2, 3, 6, 7)                  # orientations that exchange left and right
 
 # The end of entropy-coded JPEG data: a byte FF that is not escaped (00), not a restart marker and not a fill byte.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -54,45 +63,95 @@ def pages(data: bytes) -> int:
     """Number of images in a TIFF file, without reduced copies of an image; 1 for other files and damaged headers."""
     if not _is_tiff(data):
         return 1
-    from PIL import Image  # imported here, because most folders hold no TIFF
-
     number = 0
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            for index in range(getattr(image, "n_frames", 1)):
-                image.seek(index)
-                number += not getattr(image, "tag_v2", {}).get(Tag.NewSubfileType, 0) & REDUCED
+        for tags in _directories(data):
+            number += not tags.get(Tag.NewSubfileType, 0) & REDUCED
     except Exception:       # noqa: BLE001  as in _tags
         pass
     return max(number, 1)
+
+
+def misread(data: bytes, image: np.ndarray) -> str:
+    """Describe a kind of TIFF that OpenCV decodes to wrong pixels without an error; "" for all other files.
+
+    Args:
+        data: the file.
+        image: its pixels as decoded by OpenCV, with alpha.
+    """
+    if not _is_tiff(data):
+        return ""
+    tags = _tags(data)
+    bits, extra = (np.atleast_1d(tags.get(tag, 0)) for tag in (Tag.BitsPerSample, Tag.ExtraSamples))
+    if image.dtype == np.uint16:
+        separate = tags.get(Tag.PlanarConfiguration) == SEPARATE and tags.get(Tag.SamplesPerPixel, 1) > 1
+        return "a 16-bit TIFF with separate planes; save it with interleaved channels" if separate else ""
+    if bits.max() > 8:
+        return f"a TIFF of {bits.max()} bits, of which OpenCV reads only 8; save it without alpha"
+    if Tag.TileWidth in tags and tags.get(Tag.Orientation) in FLIPPED:
+        return f"a TIFF with tiles and orientation {tags[Tag.Orientation]}; save it upright, or without tiles"
+    if UNASSOCIATED in extra and image.ndim == 3 and image.shape[2] == 4 and image[..., 3].min() < 255:
+        return "a TIFF with transparent pixels, whose colours OpenCV darkens; save it without alpha"
+    return ""
 
 
 def _is_tiff(data: bytes) -> bool:
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")        # the last two: BigTIFF
 
 
-def _tags(data: bytes) -> dict[int, object]:
+def _tags(data: bytes) -> dict[int, Any]:
     """Tags of the first directory of a TIFF file, or of the Exif block of another file; {} if there are none."""
-    from PIL import Image  # imported here, because most files need none of it
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if _is_tiff(data):
-                return dict(getattr(image, "tag_v2", {}))
-            if "exif" not in image.info:
-                image.load()            # the block can follow the pixels
-            exif = Image.Exif()
-            exif.load(image.info.get("exif", b""))
-            return dict(exif)
+        return next(_directories(data)) if _is_tiff(data) else _exif(data)
     except Exception:       # noqa: BLE001  Pillow raises many types for headers that are not valid
         return {}
+
+
+def _directories(data: bytes) -> Iterator[dict[int, Any]]:
+    """The tags of each image in a TIFF file."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2  # imported here, because most folders hold no TIFF
+
+    file, directory = io.BytesIO(data), ImageFileDirectory_v2(data[:16] if 43 in data[2:4] else data[:8])     # 43: BigTIFF
+    read = set()
+    while directory.next and directory.next not in read:        # a damaged file can point back
+        read.add(directory.next)
+        file.seek(directory.next)
+        directory.load(file)
+        yield dict(directory)
+
+
+def _exif(data: bytes) -> dict[int, Any]:
+    """The tags of the Exif block of a JPEG, PNG or WebP file."""
+    from PIL import Image, JpegImagePlugin, PngImagePlugin  # imported here, because most files have no such block
+
+    exif = Image.Exif()
+    if data.startswith(b"RIFF"):
+        exif.load(_webp_chunk(data, b"EXIF"))
+    else:
+        kind = PngImagePlugin.PngImageFile if data.startswith(b"\x89PNG") else JpegImagePlugin.JpegImageFile
+        with kind(io.BytesIO(data)) as image:
+            if "exif" not in image.info:
+                image.load()            # the block can follow the pixels
+            exif.load(image.info.get("exif", b""))
+    return dict(exif)
+
+
+def _webp_chunk(data: bytes, name: bytes) -> bytes:
+    """Content of a chunk of a WebP file; b"" if there is none. Pillow's class for WebP has the limit, too."""
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4:at + 8], "little")
+        if data[at:at + 4] == name:
+            return data[at + 8:at + 8 + size]
+        at += 8 + size + size % 2       # chunks have an even number of bytes
+    return b""
 
 
 def damage(data: bytes) -> str:
     """Describe damage in a JPEG or 8-bit TIFF file; "" if none is found.
 
     OpenCV decodes a part of such files and reports no error. JPEG and most TIFFs have no checksums, so changed bytes
-    that can still be decoded are not detected.
+    that can still be decoded are not detected. TIFFs above 179 megapixels are not checked.
     """
     if data[:2] == b"\xff\xd8":
         return _jpeg_damage(data)
@@ -123,19 +182,20 @@ def _jpeg_damage(data: bytes) -> str:
 
 def _tiff_damage(data: bytes) -> str:
     # Pillow reports the errors of libtiff. OpenCV ignores them for 8-bit files.
-    from PIL import Image, UnidentifiedImageError  # imported here, because most folders hold no TIFF
+    from PIL.Image import DecompressionBombError  # imported here, because most folders hold no TIFF
+    from PIL.TiffImagePlugin import TiffImageFile
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with TiffImageFile(io.BytesIO(data)) as image:
             image.load()
-            found = getattr(image, "tag_v2", {})
+            found = image.tag_v2
             if found.get(Tag.Compression) in DEFLATE:       # it has a checksum, which libtiff does not verify
                 starts = found.get(Tag.StripOffsets, found.get(Tag.TileOffsets, ()))
                 lengths = found.get(Tag.StripByteCounts, found.get(Tag.TileByteCounts, ()))
                 for start, length in zip(starts, lengths):
                     zlib.decompress(data[start:start + length])
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        return ""       # cannot be checked
-    except (OSError, SyntaxError, ValueError, zlib.error) as error:
+    except (SyntaxError, DecompressionBombError):
+        return ""       # a kind or a size that Pillow does not read, so it cannot be checked
+    except (OSError, ValueError, zlib.error) as error:
         return f"its data are damaged ({error})"
     return ""

@@ -5,9 +5,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import tifffile  # a requirement of scikit-image
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from images import DataError, read_gray, read_ir, read_vis
+from images import DataError, decode, read_gray, read_ir, read_vis
 from support import headers
 from support.console import ImageWarning
 
@@ -29,8 +30,9 @@ def test_reading_a_header_loses_no_note_of_another_thread(monkeypatch):
     """The filters of warnings are those of all threads: with "ignore" in one thread, the notes of all are lost."""
     from support import console
 
-    data, opened, notes = stored(smooth(), "TIFF"), Image.open, []
-    monkeypatch.setattr(Image, "open", lambda file: console.note("as of another thread", "a.png") or opened(file))
+    directory, notes = TiffImagePlugin.ImageFileDirectory_v2, []
+    data, load = stored(smooth(), "TIFF"), directory.load
+    monkeypatch.setattr(directory, "load", lambda *given: console.note("as of another thread", "a.png") or load(*given))
     with console.collected(notes):
         headers.pages(data)
         headers.min_is_white(data)
@@ -157,3 +159,47 @@ def test_a_deflated_tiff_that_decodes_with_a_wrong_checksum_is_noticed():
     checksum = zlib.adler32(bytes(600)).to_bytes(4, "big")
     assert checksum in data and headers.damage(data) == ""
     assert "damaged" in headers.damage(data.replace(checksum, b"\x12\x34\x56\x78"))
+
+
+# --- kinds of TIFF that OpenCV decodes to wrong pixels ---
+
+
+@pytest.mark.parametrize("colour, deep, options, words", [
+    (True, True, {"planarconfig": "separate"}, "16-bit TIFF with separate planes"),
+    (True, False, {"planarconfig": "separate"}, ""),
+    (False, True, {"extrasamples": ["unassalpha"]}, "TIFF of 16 bits, of which OpenCV reads only 8"),
+    (False, False, {"tile": (32, 32), "orientation": 3}, "TIFF with tiles and orientation 3"),
+    (False, False, {"tile": (32, 32), "orientation": 4}, ""),
+    (False, True, {"tile": (32, 32), "orientation": 3}, ""),
+    (False, False, {"orientation": 3}, ""),
+    (True, False, {"extrasamples": ["unassalpha"]}, "TIFF with transparent pixels"),
+    (True, False, {"extrasamples": ["unassalpha"], "opaque": True}, "")], ids=str)
+def test_tiffs_that_opencv_misreads_are_refused_and_their_neighbours_read(tmp_path, colour, deep, options, words):
+    pixels = expected = smooth(64, 96) if colour else smooth(64, 96)[..., 0]
+    orientation, opaque = options.get("orientation", 1), options.get("opaque")
+    options = {key: value for key, value in options.items() if key not in ("orientation", "opaque")}
+    if "extrasamples" in options:
+        alpha = np.full(pixels.shape[:2], 255 if opaque else 128, np.uint8)
+        pixels = np.dstack([pixels, alpha])
+    if options.get("planarconfig"):
+        pixels = np.moveaxis(pixels, -1, 0)
+    tifffile.imwrite(tmp_path / "a.tif", pixels.astype(np.uint16) * 257 if deep else pixels, metadata=None,
+                     photometric="rgb" if colour else "minisblack", extratags=[(274, "H", 1, orientation, True)], **options)
+    if words:
+        with pytest.raises(DataError, match=rf"a\.tif: is a {words}.*; save it"):
+            decode(tmp_path / "a.tif")
+    else:
+        image = decode(tmp_path / "a.tif")
+        assert image.dtype == (np.uint16 if deep else np.uint8)
+        assert np.array_equal(image // 257 if deep else image, headers.turned(expected, orientation))
+
+
+def test_headers_are_read_also_above_the_limit_of_pillow(monkeypatch):
+    """Image.open refuses images above twice this number of pixels."""
+    exif = Image.Exif()
+    exif[274] = 6
+    files = {kind: stored(smooth(), kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP")}
+    tiff = stored(smooth()[..., 0], "TIFF", tiffinfo={262: 0}, save_all=True, append_images=[Image.fromarray(smooth())])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert all(headers.orientation(data) == 6 for data in files.values())
+    assert headers.min_is_white(tiff) and headers.pages(tiff) == 2
