@@ -92,6 +92,7 @@ from support.console import (
 )
 from support.headers import SUFFIXES
 from support.outputs import OutputError, refuse_input
+from support.pairing import composed
 
 __all__ = [
     "AG", "CC", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "NAMES", "PAPER_COLUMNS", "PROTOCOLS",
@@ -317,11 +318,12 @@ def match_fused(pairs: Sequence[Pair], folder: Path,
     """
     found = list_images(folder, pattern, "--fused-pattern")
     names = {pair.name for pair in pairs}
+    by_letters = {composed(stem): stem for stem in found}
     numbers = Counter(int(stem) for stem in found if stem.isdecimal())
     by_number = {int(stem): stem for stem in found if stem.isdecimal() and numbers[int(stem)] == 1 and stem not in names}
     matched, missing = {}, []
     for pair in pairs:
-        stem = pair.name
+        stem = pair.name if pair.name in found else by_letters.get(composed(pair.name), pair.name)
         if stem not in found and stem.isdecimal():
             stem = by_number.get(int(stem), stem)
         if stem in found:
@@ -441,6 +443,8 @@ class Report:
             return True
         except BrokenProcessPool:
             problems.append("the rest: a worker process was killed (out of memory?); try fewer --workers")
+        except OSError as error:        # files are read by `read_tasks`, which turns their errors into problems
+            problems.append(f"the rest: no worker process could be started ({error.strerror}); try fewer --workers")
         return False
 
     def complain_of_notes(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from support.headers import SUFFIXES
 from support.pairing import INFRARED, VISIBLE, without_affix
 
 # Errors of the disk and not of one file: the next write would fail as well.
@@ -90,12 +91,17 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
 
 
 def _partner(file: Path, sources: Sequence[Path]) -> Path | None:
-    """Another file beside the sources, and none of them, that has the name of `file` without the usual affixes."""
-    name = without_affix(file.stem, INFRARED + VISIBLE)
-    for path in (path for folder in {source.parent for source in sources} for path in folder.iterdir()):
-        twin = path.parent == file.parent and path.stem == file.stem
-        if not twin and path not in sources and without_affix(path.stem, INFRARED + VISIBLE) == name:
-            return path
+    """Another image or video beside the sources, and none of them, with the name of `file` without the usual affixes."""
+    name, own = without_affix(file.stem, INFRARED + VISIBLE), _identity(file.parent)
+    kinds = SUFFIXES | {path.suffix.lower() for path in (file, *sources)}
+    taken = {_identity(source) for source in sources}
+    # A folder can have several paths, for example a relative one and one through a symbolic link.
+    for home, folder in {_identity(source.parent): source.parent for source in sources}.items():
+        for path in folder.iterdir():
+            if path.suffix.lower() in kinds and without_affix(path.stem, INFRARED + VISIBLE) == name:
+                twin = home == own and path.stem == file.stem
+                if not twin and _identity(path) not in taken:
+                    return path
     return None
 
 

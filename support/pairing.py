@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -80,11 +81,20 @@ def without_affix(stem: str, affixes: tuple[str, ...]) -> str:
 def shared_name(ir: Path, vis: Path) -> str:
     """Name of a pair of files: what their names share without prefix and suffix, or else the visible file's stem."""
     name = without_affix(vis.stem, VISIBLE)
-    return name if without_affix(ir.stem, INFRARED).casefold() == name.casefold() else vis.stem
+    return name if _equal_letters(without_affix(ir.stem, INFRARED)) == _equal_letters(name) else vis.stem
+
+
+def composed(name: str) -> str:
+    """The name with each accent as a part of its letter. macOS can write it as a character of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _equal_letters(name: str) -> str:
+    return composed(name).casefold()
 
 
 def _equal_numbers(name: str) -> str:
-    return re.sub("[0-9]+", lambda match: str(int(match[0])), name.casefold())
+    return re.sub("[0-9]+", lambda match: str(int(match[0])), _equal_letters(name))
 
 
 def _only_number(name: str) -> str:
@@ -94,7 +104,7 @@ def _only_number(name: str) -> str:
 
 # From strict to loose. A comparison is used only if it pairs all files one to one.
 _COMPARISONS: tuple[tuple[str, Callable[[str], str]], ...] = (
-    ("equal names, upper and lower case alike", str.casefold), ("equal names, numbers by value", _equal_numbers),
+    ("equal names, upper and lower case alike", _equal_letters), ("equal names, numbers by value", _equal_numbers),
     ("equal numbers", _only_number))
 
 

@@ -1,6 +1,7 @@
 """Scoring many images: means, ranks, tables, and the command."""
 import csv
 import dataclasses
+import errno
 import math
 import os
 import subprocess
@@ -267,6 +268,26 @@ def test_an_image_is_not_taken_from_the_pair_of_its_exact_name(tmp_path):
     (tmp_path / "1.png").write_bytes(b"")
     pairs = [Pair(name, tmp_path / "ir.png", tmp_path / "vis.png") for name in ("01", "1")]
     assert metrics.match_fused(pairs, tmp_path) == ({"1": tmp_path / "1.png"}, [f"{tmp_path}: no fused image for 01"], [])
+
+
+def test_fused_images_match_whatever_form_their_accents_have(tmp_path):
+    from dataset import Pair
+    (tmp_path / "cafe\u0301.png").write_bytes(b"")
+    pairs = [Pair("caf\u00e9", tmp_path / "ir.png", tmp_path / "vis.png")]
+    assert metrics.match_fused(pairs, tmp_path) == ({"caf\u00e9": tmp_path / "cafe\u0301.png"}, [], [])
+
+
+def test_workers_that_cannot_be_started_leave_the_scores_so_far(tree, capsys, monkeypatch):
+    score_all = metrics.score_all
+
+    def only_the_first(tasks, protocols, names, workers):
+        yield from score_all([next(iter(tasks))], protocols, names, 1)
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    monkeypatch.setattr(metrics, "score_all", only_the_first)
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--metrics", "EN", "--workers", 2) == 1
+    said = capsys.readouterr()
+    assert "means over 1 image" in said.out
+    assert "no worker process could be started (Resource temporarily unavailable); try fewer --workers" in said.err
 
 
 def test_command_says_how_many_images_ror_compares(tree, capsys):

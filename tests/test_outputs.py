@@ -128,6 +128,21 @@ def test_partners_are_found_by_names_without_affix(tmp_path, names):
         refuse_overwriting([earlier_result.parent], earlier_result, files[:2])
 
 
+def test_a_result_beside_its_sources_is_replaced_whatever_the_path(tmp_path, monkeypatch):
+    """A relative path and one through a symbolic link name the same folder."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    for name in ("a_ir.png", "a_vis.png", "a.png", "a_ir.json", "a.txt", "b_vis.png"):
+        (tmp_path / "set" / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path / "set")
+    for folder in (Path(), tmp_path / "link", tmp_path / "set"):
+        sources = [folder / "a_ir.png", folder / "a_vis.png"]
+        refuse_overwriting([folder], folder / "a.png", sources)
+        with pytest.raises(OutputError, match="b.png: is the partner of .*b_vis.png"):
+            (tmp_path / "set" / "b.png").write_bytes(b"x")
+            refuse_overwriting([folder], folder / "b.png", sources)
+
+
 def test_a_result_is_no_input_also_before_the_input_exists(source):
     outputs.refuse_input(source.parent / "b.csv", [source, source.parent / "c.csv"])
     for name, others in (("a.jpg", [source]), ("b.csv", [source, source.parent / ".." / "sources" / "b.csv"])):
