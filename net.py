@@ -10,6 +10,7 @@ docs/deviations.md lists the choices that the paper leaves open.
 """
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -354,11 +355,10 @@ class RPFNet(nn.Module):
         """Fuse one pair of numpy images on the network's device; arguments, result and errors as for `fuse_pair`.
 
         as_published: normalise by the statistics of this image or tile. Raises ValueError after `optimize`.
+
+        Several threads can use one network if it is in eval mode.
         """
-        if not as_published:
-            return fuse_pair(self, ir, vis, studio_range, tile)
-        before = any(norm.image_statistics for norm in self._norms())
-        try:
-            return fuse_pair(self.use_image_statistics(), ir, vis, studio_range, tile)
-        finally:
-            self.use_image_statistics(before)
+        network = self
+        if as_published:        # a copy with the same weights, so that other threads keep their statistics
+            network = copy.deepcopy(self, {id(x): x for x in (*self.parameters(), *self.buffers())}).use_image_statistics()
+        return fuse_pair(network, ir, vis, studio_range, tile)

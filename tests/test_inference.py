@@ -1,4 +1,6 @@
 """numpy images through a network and back; checkpoints are in test_net.py."""
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,13 @@ def test_as_published_is_for_one_call(model):
     with pytest.raises(ValueError, match="too small"):
         model.fuse(ir[:9], vis[:9], as_published=True)
     assert np.array_equal(model.fuse(ir, vis), running)
+
+
+def test_threads_can_share_a_network(model):
+    expected = {use: model.fuse(*pair(), as_published=use) for use in (False, True)}
+    with ThreadPoolExecutor(4) as threads:
+        results = threads.map(lambda use: (use, model.fuse(*pair(), as_published=use)), [False, True] * 20)
+        assert all(np.array_equal(fused, expected[use]) for use, fused in results)
 
 
 def test_as_published_leaves_image_statistics_on_where_they_were(model):

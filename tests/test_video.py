@@ -1,5 +1,6 @@
 """Video: frames in and out, errors, Ctrl-C, and pools that follow an average over the frames."""
 import itertools
+import os
 import re
 import shutil
 import signal
@@ -211,6 +212,18 @@ def test_an_earlier_file_survives_a_run_that_ends_early(clips, tmp_path, small, 
     assert fuse(clips / "ir.avi", clips / "short.avi", tmp_path / "fused.avi", *small) == 1
     assert len(read_clip(tmp_path / "fused.avi")[0]) == LENGTH and len(read_clip(tmp_path / "fused.partial.avi")[0]) == 7
     assert f"7 frames in {tmp_path / 'fused.partial.avi'}" in capsys.readouterr().out
+
+
+def test_names_with_undecodable_bytes_are_refused_because_opencv_would_crash(clips, tmp_path, small, capsys):
+    bad = tmp_path / os.fsdecode(b"v\xff")
+    try:
+        bad.mkdir()
+    except OSError:
+        pytest.skip("this file system takes no undecodable names")
+    shutil.copy(clips / "vis.avi", bad / "vis.avi")
+    for vis, out in ((bad / "vis.avi", tmp_path / "a.avi"), (clips / "vis.avi", bad / "a.avi")):
+        assert fuse(clips / "ir.avi", vis, out, *small) == 1
+        assert "its name has undecodable bytes; rename it" in capsys.readouterr().err
 
 
 def test_each_interrupted_recording_has_a_file_of_its_own(tmp_path):
@@ -512,6 +525,16 @@ def test_off_is_the_image_path_to_the_bit_and_so_is_the_first_frame():
     assert (model.fuse(*frames[4]) == alone[4]).all()       # the hooks are gone
 
 
+def test_two_videos_and_images_can_share_a_network():
+    model = network()
+    frames = list(entering_target(*scene(), 3))
+    alone, first, second = (Steady(model, 0.9) for _ in range(3))
+    expected = [alone.fuse(*frame) for frame in frames]
+    for frame, fused in zip(frames, expected):
+        assert (first.fuse(*frame) == fused).all() and (second.fuse(*frame) == fused).all()
+        model.fuse(*frames[0])
+
+
 def test_the_command_keeps_averages_unless_steady_is_0(tmp_path, small):
     frames = list(entering_target(*scene(), 4))
     for side, images in zip(("ir", "vis"), zip(*frames)):
@@ -549,15 +572,14 @@ def test_a_compiled_network_cannot_keep_averages():
 
 def test_the_pools_are_an_exponential_average():
     model = network()
-    module = model.stages[1].rpm.ca.pools
-    frames = list(entering_target(*scene(), 3))
+    attention = model.stages[1].rpm.ca
+    features, averaged = [], []
+    attention.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
+    attention.mlp.register_forward_pre_hook(lambda module, inputs: averaged.append(inputs[0]))
     with Steady(model, 0.75) as steady:
-        seen = []
-        # Called after the hook of Steady, so with what the attention gets.
-        handle = module.register_forward_hook(lambda module, inputs, pools: seen.append((inputs[0], pools)))
-        for frame in frames:
+        for frame in entering_target(*scene(), 3):
             steady.fuse(*frame)
-        handle.remove()
+    seen = list(zip(features, zip(averaged[::2], averaged[1::2])))      # the MLP takes the average, then the maximum
     for kind, pool in enumerate((lambda x: x.mean((2, 3), keepdim=True), lambda x: x.amax((2, 3), keepdim=True))):
         expected = pool(seen[0][0])
         for x, pools in seen[1:]:
@@ -567,13 +589,14 @@ def test_the_pools_are_an_exponential_average():
 
 def test_the_absolute_values_of_the_spectrum_are_an_exponential_average():
     model = network()
-    relu = model.stages[1].fdfm.spectral[-1]
+    spectral = model.stages[1].fdfm.spectral
+    values, results = [], []
+    spectral[-1].register_forward_pre_hook(lambda module, inputs: values.append(inputs[0].clone()))
+    spectral.register_forward_hook(lambda module, inputs, result: results.append(result.clone()))
     with Steady(model, 0.75) as steady:
-        seen = []
-        handle = relu.register_forward_hook(lambda module, inputs, result: seen.append((inputs[0], result)))
         for frame in entering_target(*scene(), 3):
             steady.fuse(*frame)
-        handle.remove()
+    seen = list(zip(values, results))
     expected = seen[0][0].abs()
     assert (seen[0][1] == seen[0][0].relu()).all()
     for z, result in seen[1:]:

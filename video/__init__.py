@@ -21,7 +21,7 @@ from support.console import number
 from support.headers import SUFFIXES as IMAGE_SUFFIXES
 from support.outputs import OutputError, refuse_overwriting
 from support.runtime import team
-from video.clips import RATE, SUFFIXES, FolderClip, camera_number, is_video, open_clip
+from video.clips import RATE, SUFFIXES, FolderClip, camera_number, check_name, is_video, open_clip
 from video.results import CODECS, FrameFolder, VideoFile, check_display, shown
 from video.steady import KEEP, Steady
 
@@ -112,6 +112,8 @@ class VideoFuser:
         self.args, self.clip = args, open_clip(args)
         self.file = self._chosen_file()
         self.folder = self.file.parent if self.file else args.out
+        if self.file:
+            check_name(self.folder)     # the file itself has a temporary name
         self.place = self.file or args.out
         refuse_overwriting([] if self.file else [self.folder], self.file, self.clip.inputs)
         self.written, self.seconds = 0, 0.0

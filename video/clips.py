@@ -96,6 +96,14 @@ class FolderClip:
         return DataError(f"{path} and {self._pairs[0].ir}: one has 8 bits and the other 16; convert all frames alike")
 
 
+def check_name(path: Path) -> None:
+    """Raises DataError for a name with undecodable bytes, which crashes OpenCV."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{path}: its name has undecodable bytes; rename it") from None
+
+
 class Capture:
     """A video file or a camera, read by OpenCV.
 
@@ -113,6 +121,8 @@ class Capture:
         self.is_camera, self.name = number is not None, str(source) if number is None else f"camera {number}"
         if not self.is_camera and not source.is_file():
             raise DataError(f"{source}: no such file")
+        if not self.is_camera:
+            check_name(source)
         # Absolute, because FFmpeg takes the text before a colon in a relative path as a protocol.
         self._capture = cv2.VideoCapture(str(source.absolute()) if number is None else number)
         if not self._capture.isOpened():

@@ -1,11 +1,13 @@
 """Video without flicker: values that depend on the whole image are averaged over time. Detection of scene cuts."""
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from images import luma
 from inference import check_arrays, fuse_pair
@@ -71,8 +73,8 @@ class Steady:
     scene cut (`Cuts`) or a change of the size, is fused as a single image.
 
     Args:
-        model: as for `inference.fuse_pair`. Its `ImagePools` modules and the ReLUs on its spectra have forward hooks
-            until the end of the `with` block.
+        model: as for `inference.fuse_pair`. During `fuse`, its `ImagePools` modules and the ReLUs on its spectra have
+            forward hooks. Between two frames it can fuse single images or the frames of another video.
         keep: weight of the past, 0 <= keep < 1. 0: each frame is fused exactly as a single image.
     Raises:
         ValueError: keep is out of its range, or the model is compiled (its hooks would keep memory of CUDA graphs, which
@@ -87,28 +89,27 @@ class Steady:
         self.model, self.keep = model, keep
         self._averages: dict[nn.Module, list[Tensor]] = {}
         self._cuts, self._size = Cuts(), (0, 0)
-        self._hooks: list[RemovableHandle] = []
-        for module in model.modules() if keep else ():
-            if isinstance(module, ImagePools):
-                self._hooks.append(module.register_forward_hook(self._average_pools))
-            elif isinstance(module, FDFM):
-                self._hooks.append(module.spectral[-1].register_forward_hook(self._average_absolute))
+        modules = list(model.modules()) if keep else []
+        self._places: list[tuple[nn.Module, Callable]] = [
+            *((module, self._average_pools) for module in modules if isinstance(module, ImagePools)),
+            *((module.spectral[-1], self._average_absolute) for module in modules if isinstance(module, FDFM))]
 
     def __enter__(self) -> Steady:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
         self._averages.clear()
 
     def fuse(self, ir: np.ndarray, vis: np.ndarray, studio_range: bool = False) -> np.ndarray:
         """Fuse the next frame; arguments, result and errors as for `inference.fuse_pair`."""
         check_arrays(ir, vis)
-        if self._hooks and (self._cuts.is_cut(ir, vis) or ir.shape != self._size):
+        if self._places and (self._cuts.is_cut(ir, vis) or ir.shape != self._size):
             self._averages.clear()
         self._size = ir.shape
-        return fuse_pair(self.model, ir, vis, studio_range)
+        with ExitStack() as hooks:
+            for module, average in self._places:
+                hooks.callback(module.register_forward_hook(average).remove)
+            return fuse_pair(self.model, ir, vis, studio_range)
 
     def _average_pools(self, module: nn.Module, _: object, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         # The average is kept in float32. In bfloat16, a small change would be lost by rounding.
