@@ -3,7 +3,7 @@ import collections.abc
 
 from net import RPFNet as _RPFNet
 
-dependencies = ["torch", "numpy", "cv2"]      # torch.hub checks that these modules are installed
+dependencies = ["torch", "numpy", "cv2", "PIL"]      # torch.hub checks that these modules are installed
 
 
 def _entry(checkpoint: str, about: str) -> collections.abc.Callable[..., _RPFNet]:

@@ -249,6 +249,13 @@ def read_recipe(name: str) -> dict:
     return {key: stored[key] for key in (*RECIPE, *READING)}
 
 
+def dropped_init(args: argparse.Namespace) -> str | None:
+    """The --init of the run whose JSON file is the recipe, if this run does not start from given weights."""
+    if args.init or not args.recipe or Path(args.recipe).suffix != ".json":
+        return None
+    return read_json(Path(args.recipe))["recipe"].get("init")
+
+
 def completed(stored: object, source: str) -> dict:
     """Check a recipe from a file and add missing values: {option: value} for RECIPE, READING and PLACES.
 
@@ -373,6 +380,9 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
         # --no-cpm with --no-prior is allowed: --no-prior already switches the CPM off.
         if name in chosen and (chosen[name] is not False or args.teacher != NO_TEACHER):
             parser.error(f"{option(name)} has no effect: {reason}")
+    if not args.saliency and "saliency" not in chosen and (
+            args.prior and chosen.get("prior") or args.teacher == chosen.get("teacher") == NO_TEACHER):
+        parser.error("the recipe has no L_SS, and --prior or --teacher none does not add it; give --saliency or --no-saliency")
     if args.fixed_statistics and args.max_minutes:
         parser.error("--fixed-statistics goes without --max-minutes: its first step has to be known")
     if args.ssim_window > args.crop:
@@ -430,6 +440,8 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
     args = parser.parse_args(argv)
     changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in (*RECIPE, *READING)
                if getattr(args, key) != stored[key]]
+    if args.teacher != NO_TEACHER != stored["teacher"]:     # its file may have moved; Trainer compares the content
+        changed = [text for text in changed if not text.startswith("teacher ")]
     if changed:
         raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
                             "Drop these options, or start a new run with another --out; "

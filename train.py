@@ -32,6 +32,7 @@ from recipe import (
     RECIPE,
     VERSION,
     TrainingError,
+    dropped_init,
     has_validation,
     parse,
     read_recipe,
@@ -40,7 +41,7 @@ from recipe import (
 )
 from support.console import INTERRUPTED, collected, complain, explain, failed, one_line
 from support.outputs import OutputError, locked, making, refuse_overwriting
-from support.records import command_line, commit, device_name
+from support.records import command_line, commit, device_name, launcher
 from support.runtime import IMITATED, default_device, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
 from trainer import (
     MEMORY_REMEDY,
@@ -91,9 +92,11 @@ def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Sto
                 done = trainer.done
                 if done == trainer.per_epoch or trainer.finished and done > 0:
                     trainer.save(write_or_warn)         # before the validation, which takes a while
-                    trainer.end_epoch(crops, val, stop)
+                    due = trainer.end_epoch(crops, val, stop)
                     trainer.save(write_or_warn)
                     trainer.agree(stop)
+                    if due:     # --max-minutes can pass during the validation
+                        trainer.finished = trainer.progress >= 1
                 elif trainer.finished:
                     break
                 elif trainer.step == trainer.fixed_from and not trainer.fixed:
@@ -106,6 +109,8 @@ def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Sto
         trainer.rescue()
         raise
     try:
+        if trainer.history:
+            trainer.write_log()     # again, because the disk may have been full
         trainer.save(write_once)
     finally:
         if team.world > 1:
@@ -149,9 +154,11 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
         trainer.load(state, args.out / "last.pth")
     elif args.init:
         trainer.start_from(args.init)
-    if trainer.finished and trainer.done <= 0:      # else the end of its last epoch is still to do
+    if trainer.complete:
         say(f"the run is finished after {trainer.step} steps; to train on, start a new run with "
             f"--init {args.out / 'last.pth'} and another --out, without --resume")
+    if start := dropped_init(args):
+        say(f"note: {args.recipe} is of a run with --init {start}; this run starts from random weights", sys.stderr)
     if args.amp and not trainer.bfloat16:
         say(f"note: --amp: {IMITATED}", sys.stderr)
     say(f"{len(pairs)} training pairs, {len(val) if val else 'no'} validation pairs; "
@@ -167,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         team.join()
         keep_freed_memory()
         args = parse(argv, __doc__)
-        args.command = command_line("train.py", argv)
+        args.command = command_line("train.py", argv, launcher())
         args.commit = commit()      # read now: a commit during the run is not that of the loaded code
         use_device(args.device)
         exact_convolutions()
@@ -183,11 +190,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         saved = f"; the last save, if there was one, is {args.out / 'last.pth'}" if args else ""
         complain("", f"train.py: ended at once{saved}")
         return INTERRUPTED
-    if stop:
-        start = "python" if team.world == 1 else f"torchrun --nproc_per_node={team.world}"      # on one machine
+    interrupted = stop and not trainer.complete
+    if interrupted:
         device = "" if args.device == default_device() else f" --device {args.device}"
-        say(f"stopped at step {trainer.step}; resume with: {start} train.py --out {shlex.quote(str(args.out))} --resume{device}")
-    return 128 + stop.signal if stop else 0
+        say(f"stopped at step {trainer.step}; resume with: {launcher()} train.py --out {shlex.quote(str(args.out))} "
+            f"--resume{device}")
+    return 128 + stop.signal if interrupted else 0
 
 
 def lasting() -> int:

@@ -118,7 +118,8 @@ class Trainer:
         self.edge: Tensor | None = None         # M_edge of the last step; a mean over the epoch would hide a collapse
         self.finished = False
         # The step at which the statistics of BatchNorm are fixed; None: never.
-        self.fixed_from = round((1 - args.fixed_statistics) * self.total) if args.fixed_statistics else None
+        share = args.fixed_statistics       # of the steps, at least one
+        self.fixed_from = min(round((1 - share) * self.total), self.total - 1) if share else None
         self.fixed = False
         self.updating = False                   # True while parameters are updated; a checkpoint would mix two steps
         self._tick = time.monotonic()
@@ -221,6 +222,11 @@ class Trainer:
         by_time = self.clock() / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
         return max(self.step / self.total, by_time)
 
+    @property
+    def complete(self) -> bool:
+        """Whether the run is finished and its last epoch is logged."""
+        return self.finished and self.done <= 0
+
     def clock(self) -> float:
         """Seconds of training so far, including earlier parts of a resumed run; with several processes, at `agree`."""
         if team.world == 1:
@@ -234,14 +240,15 @@ class Trainer:
     def agree(self, stop: Stop) -> None:
         """Synchronise the processes between two steps: all use the clock of rank 0, and a signal to one stops all.
 
-        So the learning rate, the end of the run and the time to save are the same in all processes.
+        So the learning rate, the end of the run and the time to save are the same in all processes. After the end of an
+        epoch, it does not end the run: `train.run` does, if the epoch was validated.
         """
         if team.world > 1:
             self._advance()
             common = torch.tensor([0.0 if team.rank else self.seconds, stop.received], dtype=torch.float64)
             distributed.all_reduce(common, distributed.ReduceOp.MAX)
             self.seconds, stop.agreed = float(common[0]), int(common[1])
-            self.finished = self.progress >= 1
+            self.finished = self.finished or self.done > 0 and self.progress >= 1
 
     def means(self) -> dict[str, float]:
         """Means of the loss terms over the crops of this epoch so far. Raises TrainingError after divergence."""
@@ -264,10 +271,13 @@ class Trainer:
     def save(self, write: Callable[[Path, bytes], bool]) -> None:
         """Write last.pth with everything that --resume needs. Raises TrainingError if training has diverged.
 
+        A step with a finite loss can have infinite gradients, so the weights are checked as well.
+
         write: `write_once`, which raises OSError, or `write_or_warn` to continue if the disk is full.
         """
         if self.sums:
             self.means()
+        self._check_finite()
         self._write_best(write)
         best = math.inf if self.unwritten else self.best        # inf: after --resume, the next validation writes best.pth
         state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
@@ -275,6 +285,11 @@ class Trainer:
                  "version": VERSION, "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(),
                  "pairs": self.pairs, "best": best, "sums": over_all(self.sums), "history": self.history, "runs": self.runs}
         write(self.args.out / "last.pth", serialised(state))
+
+    def _check_finite(self) -> None:
+        values = [value for net in (self.model, self.decoder) for value in net.state_dict().values()]
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise TrainingError(f"step {self.step}: some weights or statistics are not finite; {self._remedy}")
 
     def rescue(self) -> None:
         """Save before an error ends the run. Not with several processes, in the middle of an update, or if diverged."""
@@ -300,6 +315,8 @@ class Trainer:
         if "decoder" in state:
             check_weights(path, state["decoder"], self.decoder)
             self.decoder.load_state_dict(state["decoder"])
+        self.fixed = self.fixed_from == 0       # the statistics belong to the weights, so these are kept
+        self.set_training()
 
     def load(self, state: dict, path: Path) -> None:
         """Continue from `state`, the content of `path` (see recipe.read_state). Raises TrainingError, ValueError."""
@@ -327,8 +344,9 @@ class Trainer:
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = type(error).__name__
             raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
-        # At step fixed_from itself, the statistics are computed again, with the same result.
-        self.fixed = self.fixed_from is not None and self.step > self.fixed_from
+        # At step fixed_from itself, the statistics are computed again, with the same result, unless --init gave them.
+        self.fixed = self.fixed_from is not None and (self.step > self.fixed_from or
+                                                      self.fixed_from == 0 and bool(self.args.init))
         self.set_training()
         self.finished = self.progress >= 1
         lowest = 1 - self.per_epoch if self.finished else 0     # a last, shorter epoch has its row already
@@ -337,12 +355,16 @@ class Trainer:
 
     def _check_teacher(self, path: Path, stored: str) -> None:
         now = self.runs[0].get("teacher", "unknown")
-        if stored not in (now, "unknown"):
+        if stored != "unknown" and stored.rsplit("-")[-1] != now.rsplit("-")[-1]:      # the hash; the file can have moved
             raise TrainingError(f"{path}: its teacher was {stored}, and --teacher {self.args.teacher} is now {now}; "
                                 "restore this file, or start a new run")
 
     def take_as_best(self, scores: dict[str, float]) -> None:
-        """Make best.pth, a plain state dict, and best.json, with the recipe and the scores, for `_write_best`."""
+        """Make best.pth, a plain state dict, and best.json, with the recipe and the scores, for `_write_best`.
+
+        Raises TrainingError if the statistics are not finite.
+        """
+        self._check_finite()
         # Iterations share tensors. Each is made contiguous once, so that torch.save stores it once.
         copies: dict[int, Tensor] = {}
         weights = {name: copies.setdefault(value.data_ptr(), value.contiguous().cpu())
@@ -365,8 +387,10 @@ class Trainer:
 
     # --- one epoch's end ---
 
-    def end_epoch(self, crops: CropDataset, val: PairDataset | None, stop: Stop) -> None:
+    def end_epoch(self, crops: CropDataset, val: PairDataset | None, stop: Stop) -> bool:
         """Log the epoch, validate if it is due, and save the weights if they are the best so far.
+
+        Returns whether it was due: at the end of the run, and every --val-every epochs.
 
         Raises TrainingError if the training has diverged, OSError if the last best.pth cannot be written, and Stopped.
         """
@@ -392,6 +416,7 @@ class Trainer:
         self.write_log()
         say(f"epoch {number}: " + "  ".join(
             f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k != "seconds"))
+        return due
 
 
 def _as_text(value: object) -> str | dict[str, str]:
@@ -455,9 +480,12 @@ class Stop:
 
 
 def leave_signals_to_the_parent(worker: int) -> None:
-    """For data loader processes: ignore Ctrl-C, which a terminal sends to all processes. The parent ends them."""
+    """For data loader processes: ignore Ctrl-C and the first SIGTERM, which can go to all processes of a run.
+
+    The parent ends its loaders. PyTorch sends SIGTERM to those that do not answer, so a second one ends them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 # --- several processes (torchrun) ---

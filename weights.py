@@ -212,6 +212,9 @@ def _contents(state: object) -> str:
     if not isinstance(state, dict):
         return in_words(state)
     if state and all(isinstance(value, Tensor) for value in state.values()):
+        for prefix, wrapper in (("module.", "DataParallel"), ("_orig_mod.", "torch.compile")):
+            if all(str(name).startswith(prefix) for name in state):
+                return f"those of a network in {wrapper}; save the state_dict() of the network itself"
         return f"those of another network: {_named(state)}"
     return f"a dictionary of {_named(state) or 'nothing'}"
 
@@ -257,7 +260,8 @@ def _problem(name: str, value: object, target: Tensor) -> str:
         return "is not a plain tensor with values"
     if value.shape != target.shape:
         return f"has the shape {tuple(value.shape)}, and {tuple(target.shape)} is expected"
-    if value.is_floating_point() != target.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    narrow = value.is_floating_point() and value.dtype.itemsize < 2         # float8, which has few operations
+    if value.is_floating_point() != target.is_floating_point() or value.is_complex() or value.dtype == torch.bool or narrow:
         return f"holds {value.dtype}, and {target.dtype} is expected"
     if not value.to(target.dtype).isfinite().all():     # after conversion: a float64 value can overflow in float32
         return "holds NaN or infinite numbers, as after a training that diverged"

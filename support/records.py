@@ -19,16 +19,26 @@ from support.runtime import team
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def command_line(script: str, argv: Sequence[str] | None) -> str:
+def launcher() -> str:
+    """What starts a script: python, or torchrun with the number of processes, all on one machine."""
+    return "python" if team.world == 1 else f"torchrun --nproc_per_node={team.world}"
+
+
+def command_line(script: str, argv: Sequence[str] | None, start: str = "python") -> str:
     """The command that runs a script with these arguments, as for a shell. None: the arguments of this process."""
-    return shlex.join(["python", script, *(sys.argv[1:] if argv is None else argv)])
+    return f"{start} {shlex.join([script, *(sys.argv[1:] if argv is None else argv)])}"
 
 
 def commit() -> str:
-    """The git commit of this code, with a "+" if files outside results/ have changed since; "unknown" without git."""
+    """The git commit of this code, with a "+" if files outside results/ have changed since.
+
+    "unknown" without git, and for a copy without .git inside another repository.
+    """
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     try:
+        if git("rev-parse", "--show-prefix"):       # this folder is not the root of a repository
+            return "unknown"
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
         return git("describe", "--always", "--exclude=*") + "+" * bool(changed)
     except (OSError, subprocess.SubprocessError):

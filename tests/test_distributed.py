@@ -191,6 +191,8 @@ def test_two_processes_train_as_one_that_passes_their_shares(base):
     assert done.stdout.count("epoch 1: ") == 1 and done.stdout.count("2 x cpu") == 1
     assert {p.name for p in (base / "two").iterdir()} == {"last.pth", "best.pth", "best.json", "log.csv"}
     RPFNet.from_pretrained(base / "two" / "best.pth")
+    about = json.loads((base / "two" / "best.json").read_text())
+    assert about["command"].startswith("torchrun --nproc_per_node=2 train.py --ir ")
 
 
 def test_a_signal_to_one_process_stops_both_and_one_goes_on(base, second, monkeypatch):

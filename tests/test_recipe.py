@@ -224,6 +224,7 @@ def test_impossible_values_are_refused_by_name(option, value, capsys):
 @pytest.mark.parametrize(("argv", "message"), [
     (["--ir", "x"], "--ir and --vis go together"),
     (["--ir", "x", "--vis", "y", "--dataset", "msrs"], "without --dataset and --data"),
+    (["--recipe", "small", "--teacher", "none"], "the recipe has no L_SS"),
     (["--ir", "x", "--vis", "y", "--data", "z"], "without --dataset and --data"),
     (["--fixed-statistics", "0.5", "--max-minutes", "3"], "without --max-minutes"),
     (["--crop", "16", "--ssim-window", "17"], "--ssim-window 17 is larger than --crop 16"),

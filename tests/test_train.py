@@ -1,6 +1,7 @@
 """Training: the schedule, the log, and runs that are killed, interrupted and resumed."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -328,6 +329,21 @@ def test_the_commit_is_unknown_without_git(monkeypatch):
     assert train.commit() == "unknown"
 
 
+def test_the_commit_is_not_that_of_an_outer_repository(tmp_path, monkeypatch):
+    """Of a copy of the files inside another project."""
+    inner = tmp_path / "copy"
+    inner.mkdir()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    try:
+        for words in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "--message", "x"]):
+            subprocess.run([*git, *words], check=True)
+    except OSError:
+        pytest.skip("no git")
+    for root, known in ((inner, False), (tmp_path, True)):
+        monkeypatch.setattr(records, "ROOT", root)
+        assert (train.commit() != "unknown") == known
+
+
 def test_running_statistics_are_those_of_the_epochs_crops(folders, tmp_path):
     """Of the first layer, whose input does not depend on the order of training: all crops as one batch."""
     assert train.main([*folders, *TINY, "--steps", "3", "--out", str(tmp_path)]) == 0
@@ -468,6 +484,84 @@ def test_a_signal_ends_statistics_and_validation_at_once(tmp_path, monkeypatch, 
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     best = [torch.load(tmp_path / run / "best.pth", weights_only=True) for run in ("whole", "cut")]
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
+
+
+def test_a_run_from_given_weights_keeps_their_fixed_statistics(folders, tmp_path, fixed, monkeypatch):
+    """With --fixed-statistics 1. Also if it is stopped before its first step, or after it."""
+    first = torch.load(fixed[0] / "last.pth", weights_only=True)["model"]
+    run = [*folders, *TINY, "--steps", "4", "--fixed-statistics", "1", "--init", str(fixed[0] / "last.pth")]
+    for name, stop in (("whole", 0), ("cut", 1)):
+        with monkeypatch.context() as patch:
+            interrupt_at(stop, patch)
+            assert train.main([*run, "--out", str(tmp_path / name)]) == (130 if stop else 0)
+    assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    last = torch.load(tmp_path / "whole" / "last.pth", weights_only=True)["model"]
+    statistics = [name for name in first if "running" in name]
+    assert statistics and all(torch.equal(first[name], last[name]) for name in statistics)
+    assert not torch.equal(first["head.last.weight"], last["head.last.weight"])
+
+
+def test_a_small_share_fixes_the_statistics_for_the_last_step(folders, tmp_path):
+    assert train.main([*folders, *TINY, "--steps", "4", "--fixed-statistics", "0.1", "--out", str(tmp_path)]) == 0
+    args = train.parse([*folders, *TINY, "--steps", "4", "--fixed-statistics", "0.1"])
+    assert train.Trainer(args, []).fixed_from == 3
+
+
+def test_the_recipe_of_a_run_from_given_weights_says_that_it_drops_them(folders, tmp_path, fixed, capsys):
+    init = ["--init", str(fixed[0] / "last.pth")]
+    assert train.main([*folders, *TINY, "--steps", "1", *init, "--out", str(tmp_path / "a")]) == 0
+    again = ["--recipe", str(tmp_path / "a" / "best.json"), *folders]
+    capsys.readouterr()
+    assert train.main([*again, *init, "--out", str(tmp_path / "b")]) == 0
+    assert "random weights" not in capsys.readouterr().err
+    assert train.main([*again, "--out", str(tmp_path / "c")]) == 0
+    assert f"is of a run with --init {init[1]}; this run starts from random weights" in capsys.readouterr().err
+
+
+def test_a_run_by_time_that_ends_in_a_validation_takes_no_further_step(tmp_path, monkeypatch):
+    write_roadscene(tmp_path / "set")
+    evaluate, now = trainer.metrics.evaluate, [0.0]
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
+
+    def slow(*images, **options):
+        now[0] += 10
+        return evaluate(*images, **options)
+    monkeypatch.setattr(trainer.metrics, "evaluate", slow)
+    run = ["--data", str(tmp_path / "set"), *TINY, "--max-minutes", "2", "--val-every", "1"]
+    assert train.main([*run, "--out", str(tmp_path / "out")]) == 0
+    assert [row["step"] for row in rows(tmp_path / "out")] == ["3"]     # 40 pairs take 400 seconds
+
+
+def test_a_signal_at_the_very_end_is_no_failure(folders, tmp_path, monkeypatch):
+    save = train.Trainer.save
+
+    def interrupted(self, *how):
+        save(self, *how)
+        if self.complete:
+            signal.raise_signal(signal.SIGTERM)
+    monkeypatch.setattr(train.Trainer, "save", interrupted)
+    assert train.main([*folders, *TINY, "--steps", "3", "--out", str(tmp_path)]) == 0
+
+
+def test_a_teacher_whose_file_has_moved_is_known_by_its_content(folders, tmp_path, fixed, capsys):
+    for name in ("best.pth", "best.json"):
+        shutil.copy(fixed[0] / name, tmp_path / name)
+    run = [*folders, *TINY, "--steps", "4", "--teacher", str(tmp_path / "best.pth"), "--out", str(tmp_path / "run")]
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(2, patch)
+        assert train.main(run) == 130
+    for name in ("best.pth", "best.json"):
+        (tmp_path / name).rename(tmp_path / name.replace("best", "moved"))
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--teacher", str(tmp_path / "moved.pth")]) == 0
+
+
+def test_the_loaders_ignore_the_first_sigterm_which_can_go_to_all_processes():
+    with handlers(SIGINT=signal.SIG_DFL, SIGTERM=signal.SIG_DFL):
+        trainer.leave_signals_to_the_parent(0)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_student_learns_the_picture_of_its_teacher(folders, tmp_path, capsys):

@@ -49,6 +49,32 @@ def test_the_command_ends_well_with_its_output_on_a_full_disk(folders, tmp_path)
     assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 7
 
 
+@pytest.mark.parametrize("step, saved", [(2, 0), (3, 0), (5, 3)])
+def test_infinite_gradients_after_a_finite_loss_leave_the_last_checkpoint(folders, tmp_path, monkeypatch, capsys, step, saved):
+    """Epochs of three steps; the last of them is step 5, at the end of the run."""
+    train_step = train.Trainer.train_step
+
+    def diverging(self, *batch):
+        train_step(self, *batch)
+        if self.step == step:
+            next(self.model.parameters()).data.fill_(math.nan)
+    monkeypatch.setattr(train.Trainer, "train_step", diverging)
+    assert train.main([*folders, *TINY, "--steps", str(step), "--out", str(tmp_path)]) == 1
+    assert f"step {step}: some weights or statistics are not finite; lower --lr" in capsys.readouterr().err
+    assert not (tmp_path / "best.pth").exists()
+    if saved:
+        assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == saved
+    else:
+        assert not (tmp_path / "last.pth").exists()
+
+
+def test_a_log_that_could_not_be_written_is_written_at_the_end(folders, tmp_path, monkeypatch):
+    failures = iter([True, True])
+    fail_to_write(monkeypatch, ["log.csv"], OSError(28, "No space left on device"), lambda path: next(failures, False))
+    assert train.main([*folders, *TINY, "--steps", "6", "--out", str(tmp_path)]) == 0
+    assert [row["step"] for row in rows(tmp_path)] == ["3", "6"]
+
+
 def fail_in_step(number, error, monkeypatch, place="zero_grad"):
     """`error` in step `number`, before its changes; or with place="step" between those of the two optimisers."""
     original, calls = getattr(torch.optim.Adam, place), []
