@@ -433,7 +433,10 @@ class Report:
 
     def collect(self, tasks: Iterable[Task], protocols: Sequence[str], workers: int, total: int, title: str,
                 problems: list[str]) -> bool:
-        """Score `total` tasks. Errors are added to `problems`. Returns True after Ctrl-C; scores so far are kept."""
+        """Score `total` tasks. Errors are added to `problems`. Returns True after Ctrl-C; scores so far are kept.
+
+        Raises OSError of a file that `tasks` writes.
+        """
         try:
             for scored in tqdm(score_all(tasks, protocols, self.names, min(workers, total)), total=total, unit="pair",
                                desc=title, disable=None):
@@ -443,7 +446,9 @@ class Report:
             return True
         except BrokenProcessPool:
             problems.append("the rest: a worker process was killed (out of memory?); try fewer --workers")
-        except OSError as error:        # files are read by `read_tasks`, which turns their errors into problems
+        except OSError as error:
+            if error.filename:          # of a file that `tasks` writes
+                raise
             problems.append(f"the rest: no worker process could be started ({error.strerror}); try fewer --workers")
         return False
 

@@ -163,6 +163,14 @@ def test_images_are_linked_or_copied(root, monkeypatch, capsys, missing):
     assert capsys.readouterr().err == (note if missing else "")
 
 
+def test_names_match_whatever_form_their_accents_have(root):
+    (root / "labels/3.txt").rename(root / "labels/cafe\u0301.txt")
+    for folder in ("ir", "fused"):
+        (root / f"{folder}/3.png").rename(root / f"{folder}/caf\u00e9.png")
+    assert prepare(root) == 0
+    assert "caf\u00e9" in [name for part in ("train", "val", "test") for name in listed(root, part)]
+
+
 def test_a_name_with_undecodable_bytes_is_named_before_anything_is_written(root, capsys):
     for folder, suffix in (("labels", "txt"), ("ir", "png"), ("fused", "png")):
         try:
@@ -343,7 +351,7 @@ def test_a_row_for_each_method_and_seed_and_no_training_twice(root, fake_detecto
                              for call in (f"train {method} {seed}", f"score {method}")]
     rows = rows_in(root / "rows.csv")
     assert [(row["method"], row["seed"], row["person"], row["mAP@.5"], row["images"]) for row in rows] == [
-        (method, seed, "0.2500", "0.5000", "2") for seed in "01" for method in ("RPFNet", "infrared")]
+        (method, seed, "0.250000", "0.500000", "2") for seed in "01" for method in ("RPFNet", "infrared")]
     assert rows[0]["command"].startswith("python tools/detection.py train") and rows[0]["minutes"] == "1.0"
     fake_detector.clear()
     assert train(root, "--seeds", "0", "1", "2", "--methods", "RPFNet") == 0
@@ -387,7 +395,7 @@ def test_score_replaces_the_values_of_a_row_and_keeps_the_minutes_of_its_trainin
     assert train(root) == 0
     monkeypatch.setattr(detector, "score", lambda *_: {"person": 0.5, "car": 0.5, "mAP@.5": 0.5})
     assert train(root, action="score") == 0
-    assert [(row["person"], row["minutes"]) for row in rows_in(root / "rows.csv")] == [("0.5000", "1.0")] * 2
+    assert [(row["person"], row["minutes"]) for row in rows_in(root / "rows.csv")] == [("0.500000", "1.0")] * 2
 
 
 def test_initial_weights_of_the_same_name_are_told_apart(root, fake_detector, capsys):

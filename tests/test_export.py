@@ -124,6 +124,15 @@ def test_one_pt2_file_for_all_sizes(border, tmp_path):
         torch.testing.assert_close(command.load(out)(*images), model(*images))
 
 
+def test_onnx_of_a_transformer_is_for_one_size(tmp_path, capsys):
+    model = untrained(global_branch="transformer")
+    torch.save({"model": model.state_dict(), "config": model.config}, tmp_path / "a.pth")
+    assert command.main(["--size", "48x64", "--dynamic", "--checkpoint", str(tmp_path / "a.pth"),
+                         "--out", str(tmp_path / "a.onnx")]) == 1
+    assert "exported to ONNX for one size; leave out --dynamic, or write .pt2" in capsys.readouterr().err
+    assert not (tmp_path / "a.onnx").exists()
+
+
 def test_pt2_of_one_size_knows_its_checkpoint(small, tmp_path):
     out, images = tmp_path / "small.pt2", random_pair(1, *SIZE)
     expected = small(*images)

@@ -57,6 +57,13 @@ def test_a_sheet_names_what_is_missing_and_draws_the_rest(folders, capsys):
     assert written(folders, "sheet") is not None
 
 
+def test_names_can_hold_dollars_and_accents_in_each_form(folders):
+    for folder in ("ir", "vis", "same"):
+        (folders / folder / "a.png").rename(folders / folder / "cafe\u0301 $\\frac$.png")
+    assert run(folders, "sheet", "--fused", f"$\\frac$={folders / 'same'}", "--names", "caf\u00e9 $\\frac$") == 0
+    assert written(folders, "sheet") is not None
+
+
 def drawn(folders, kind, *options):
     """The figure of a kind, before its layout is computed."""
     args = figures.build_parser().parse_args(

@@ -277,6 +277,14 @@ def test_fused_images_match_whatever_form_their_accents_have(tmp_path):
     assert metrics.match_fused(pairs, tmp_path) == ({"caf\u00e9": tmp_path / "cafe\u0301.png"}, [], [])
 
 
+def test_an_error_of_a_file_that_the_tasks_write_is_that_file(tmp_path):
+    def tasks():
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a.png"))
+        yield
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.png"):
+        metrics.Report(("EN",), None).collect(tasks(), ["definition"], 1, 1, "gallery", [])
+
+
 def test_workers_that_cannot_be_started_leave_the_scores_so_far(tree, capsys, monkeypatch):
     score_all = metrics.score_all
 

@@ -107,6 +107,26 @@ def results(tmp_path):
     return tmp_path
 
 
+def test_lines_by_definition_have_the_order_of_the_paper_too(results):
+    for method in ("N=5", "N=1"):
+        row = measured(method, (7, 5, 10, 0.65, 1.75, 0.5)) | {"protocol": "definition", "VIF": "0.5"}
+        record(results / "tables.csv", COLUMNS, [row], identity)
+    assert [line.method for line in tables.collect_lines("1", "FLIR-val", "definition", results)] == ["N=1", "N=5"]
+
+
+def test_a_file_that_excel_saved_is_read(results):
+    before = table_rows.read_rows(results / "tables.csv", COLUMNS)
+    text = (results / "tables.csv").read_text(encoding="utf-8")
+    (results / "tables.csv").write_text(text, encoding="utf-8-sig")
+    assert table_rows.read_rows(results / "tables.csv", COLUMNS) == before
+
+
+def test_parts_that_no_row_names_are_a_line(results, capsys):
+    assert tables.main(["--table", "parts", "--run", "--results", str(results), "--data", "nowhere", "--datasets", "MRI-PET",
+                        "--rows", "ours, small"]) == 1
+    assert "--rows names no network that is measured on these --datasets" in capsys.readouterr().err
+
+
 def test_ranks_differences_and_seeds_of_known_rows(results):
     lines = tables.collect_lines("1", "FLIR-val", "paper", results)
     assert [line.method for line in lines] == ["N=1", "N=1", "N=3", "N=3", "N=5", "N=5", "N=7", "N=9"]
@@ -150,9 +170,9 @@ def test_the_printed_table_and_its_csv(results, capsys):
     assert "7.500 ± 0.141" in printed and "+0.100" in printed and "-0.581" in printed       # N=1: EN, SF
     assert "No rows have been measured" not in printed
     rows = {(row["method"], row["rows"]): row for row in rows_in(results / "out.csv")}
-    assert len(rows) == 8 and rows["N=3", "eval, plain"]["EN std"] == "0.1414"
-    assert rows["N=1", "eval, plain"]["EN difference"] == "0.1000" and rows["N=1", "eval, plain"]["RoR"] == "2"
-    assert rows["N=1", "eval, plain"]["SF (AG)"] == "6.0000" and {row["protocol"] for row in rows.values()} == {"paper"}
+    assert len(rows) == 8 and rows["N=3", "eval, plain"]["EN std"] == "0.141421"
+    assert rows["N=1", "eval, plain"]["EN difference"] == "0.100000" and rows["N=1", "eval, plain"]["RoR"] == "2"
+    assert rows["N=1", "eval, plain"]["SF (AG)"] == "6.000000" and {row["protocol"] for row in rows.values()} == {"paper"}
     assert rows["N=7", "printed"]["EN difference"] == "" and rows["N=7", "printed"]["RoR"] == "4"
 
 

@@ -39,7 +39,7 @@ from images import DataError
 from metrics import Running
 from support.console import complain, failed, finished, given_path, noted, positive
 from support.console import run as run_command
-from support.outputs import OutputError, write_atomically
+from support.outputs import OutputError, check_place, write_atomically
 from support.records import command_line, commit, device_name, hashed_name, short_hash
 from support.runtime import check_device, default_device
 from tools import detector
@@ -161,7 +161,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
             print(f"[{number}/{len(runs)}] {run}", flush=True)
             row = measured_row(run, args, done or {}) | {"commit": made_by}
             record_row(args.csv, row)
-            print(f"    {MEAN} {row[MEAN]}", flush=True)
+            print(f"    {MEAN} {float(row[MEAN]):.4f}", flush=True)
         except (DetectorError, DataError) as error:
             problems.append(f"{run}: {error}")
             print(f"[{number}/{len(runs)}] {problems[-1]}", flush=True)      # now, because other runs can take hours
@@ -364,6 +364,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.command = command_line("tools/detection.py", argv)
     try:
+        if args.action in ("train", "score"):
+            check_place("--csv", args.csv)
         problems = ACTIONS[args.action](args)
     except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:
         return failed("detection.py", error)

@@ -30,7 +30,7 @@ from images import DataError, decode, luma, split_colour, to_image, write_image
 from metrics import baseline
 from support.console import listed, note
 from support.outputs import is_stray, refuse_overwriting, write_atomically
-from support.pairing import find_pairs, list_images, natural_key
+from support.pairing import composed, find_pairs, list_images, natural_key
 from support.records import short_hash
 
 M3FD_CLASSES = ("People", "Car", "Bus", "Motorcycle", "Lamp", "Truck")
@@ -164,12 +164,13 @@ def prepare(images: Mapping[str, Path], labels: Path, classes: Sequence[str] | N
         OutputError: `out` holds the images.
         OSError: `out` cannot be written.
     """
-    found = find_labels(labels)
+    found = {composed(name): path for name, path in find_labels(labels).items()}
     if classes is None and next(iter(found.values())).suffix.lower() == ".txt":
         raise DataError(f"{labels}: YOLO files hold numbers; name the classes in their order, as in "
                         "--classes person bicycle car")
     classes = classes or M3FD_CLASSES
-    methods = {method: list_images(folder) for method, folder in images.items()}
+    methods = {method: {composed(name): path for name, path in list_images(folder).items()}
+               for method, folder in images.items()}
     refuse_overwriting([out / method / kind / part for method in methods for kind in ("images", "labels") for part in SHARES],
                        None, [path for files in (found, *methods.values()) for path in files.values()])
     names, problems = in_common(found, methods)

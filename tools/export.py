@@ -201,6 +201,9 @@ def run(args: argparse.Namespace) -> bool:
     """Export and check. Returns False if the check fails. Raises OSError, ValueError, DataError."""
     images = check_options(args)
     model = RPFNet.from_pretrained(args.checkpoint)
+    if args.dynamic and args.out.suffix == ".onnx" and model.config["global_branch"] == "transformer":
+        raise ValueError(f"{args.out}: a network with a transformer is exported to ONNX for one size; leave out --dynamic, "
+                         "or write .pt2")
     print(f"exporting {args.checkpoint}; this takes up to a minute", file=sys.stderr)
     height, width = map(int, args.size.split("x"))
     export(model, args.out, height, width, args.dynamic, args.checkpoint)

@@ -53,6 +53,7 @@ from support.console import failed, finished, noted, positive, refuse_unused
 from support.console import run as run_command
 from support.headers import SUFFIXES
 from support.outputs import OutputError, as_csv, check_place, refuse_input, write_atomically
+from support.pairing import composed
 from weights import check_weights, find, load, read_json
 
 Box = tuple[int, int, int, int]     # x, y, width, height in pixels
@@ -78,11 +79,16 @@ def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
     refuse_inputs(args, [path for pair in pairs for path in (pair.ir, pair.vis)])
     if not args.names:
         return pairs[:args.count] if args.count else pairs
-    by_name = {pair.name: pair for pair in pairs}
-    missing = [name for name in args.names if name not in by_name]
+    by_name = {composed(pair.name): pair for pair in pairs}
+    missing = [name for name in args.names if composed(name) not in by_name]
     if missing:
         raise DataError(f"--names {' '.join(missing)}: no such pair; there are {', '.join(list(by_name)[:5])} ...")
-    return [by_name[name] for name in args.names]
+    return [by_name[composed(name)] for name in args.names]
+
+
+def plain(name: str) -> str:
+    """A name as text for Matplotlib, which takes what stands between two $ as mathematics."""
+    return name.replace("$", r"\$")
 
 
 def readable(pairs: Sequence[Pair], problems: list[str], read: Reader) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:
@@ -196,8 +202,8 @@ def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
         for axis, title, image in zip(row, titles, images):
             draw_panel(axis, image, boxes, corners)
             if pair is pairs[0][0]:
-                axis.set_title(title, fontsize=9)
-        row[0].set_ylabel(pair.name, fontsize=8)
+                axis.set_title(plain(title), fontsize=9)
+        row[0].set_ylabel(plain(pair.name), fontsize=8)
     return figure
 
 
@@ -291,7 +297,7 @@ def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
             axis.set_title(title, fontsize=9)
             if style is not GRAY:
                 figure.colorbar(drawn, ax=axis).ax.tick_params(labelsize=6)
-    figure.suptitle(f"{pair.name}. F_F and F_R: means over the channels", fontsize=9)
+    figure.suptitle(f"{plain(pair.name)}. F_F and F_R: means over the channels", fontsize=9)
     return figure
 
 
@@ -395,9 +401,9 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
     for axis, (name, spectrum) in zip(axes, spectra.items()):
         drawn = axis.imshow(spectrum, cmap=COLOUR_MAP, vmin=low, vmax=high)
         axis.set(xticks=[], yticks=[])
-        axis.set_title(name, fontsize=9)
+        axis.set_title(plain(name), fontsize=9)
     upper.colorbar(drawn, ax=axes).ax.tick_params(labelsize=6)
-    upper.suptitle(f"{rows[0]['image']}: log power spectral density", fontsize=9)
+    upper.suptitle(f"{plain(rows[0]['image'])}: log power spectral density", fontsize=9)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for axis, number in zip(lower.subplots(1, len(numbers)), numbers):
         runnings = {method: Running() for method in methods}
@@ -406,7 +412,7 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
         means = [running.mean for running in runnings.values()]
         counts = [running.count for running in runnings.values()]
         names = methods if len({*counts}) == 1 else [f"{name} ({count} images)" for name, count in zip(methods, counts)]
-        bars = axis.barh(names, means, color=["0.7" if method in BASELINES else "C0" for method in methods])
+        bars = axis.barh([*map(plain, names)], means, color=["0.7" if method in BASELINES else "C0" for method in methods])
         axis.bar_label(bars, fmt="%.3f", fontsize=7)
         axis.set_title(f"{number} (our definition)", fontsize=9)
         axis.tick_params(labelsize=7)
@@ -448,7 +454,7 @@ def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
     for name, quality, gflop, parameters in points:
         axis.scatter(gflop, quality, s=20 + 800 * parameters / largest, alpha=0.6)
-        axis.annotate(f"{name}, {parameters / 1e6:.2f} M", (gflop, quality), fontsize=7, ha="center")
+        axis.annotate(f"{plain(name)}, {parameters / 1e6:.2f} M", (gflop, quality), fontsize=7, ha="center")
     axis.set(xscale="log", xlabel="GFLOP", ylabel=args.quality)
     axis.grid(alpha=0.3)
     return figure

@@ -109,10 +109,13 @@ def read_frames(files: Sequence[str], width: int) -> Iterator[Images]:
 
 def clip_of_files(files: Sequence[str], width: int, frames: int) -> Clip:
     """Sequence of the first `frames` frames of two video files. Raises DataError."""
-    stacks = [np.float32(images) for images in islice(read_frames(files, width), frames)]
-    if len(stacks) < 2:
+    stacks = (np.float32(images) for images in islice(read_frames(files, width), frames))
+    first, change = next(stacks, None), None
+    for stack in stacks:
+        squares = np.square(stack - first).sum(0)
+        change = squares if change is None else change + squares
+    if change is None:
         raise DataError(f"{files[1]}: fewer than 2 frames could be read")
-    change = np.square(np.stack(stacks) - stacks[0]).sum((0, 1))
     return Clip(Path(files[1]).stem, lambda: islice(read_frames(files, width), frames), change <= np.median(change))
 
 
@@ -253,7 +256,9 @@ def flicker_rows(args: argparse.Namespace) -> Iterator[list[dict]]:
 
 def add_rows(path: Path, rows: Sequence[dict], origin: dict[str, str], columns: Sequence[str], key: Sequence[str]) -> None:
     """Add measured rows to a file. Raises OSError, TableError."""
-    texts = [{name: f"{x:.3f}" if isinstance(x, float) else str(x) for name, x in row.items()} for row in rows]
+    # Six decimals, because tables round once more; the weight of the past is a part of the key and keeps three.
+    texts = [{name: f"{x:.{3 if name in key else 6}f}" if isinstance(x, float) else str(x) for name, x in row.items()}
+             for row in rows]
     record(path, columns, [row | {name: origin[name] for name in origin if name in columns} for row in texts],
            lambda row: tuple(row[name] for name in key))
 
@@ -277,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_place("--csv", args.csv)
             read_rows(args.csv, columns)        # before the measurement, so that a wrong file is found early
         for group in ([row] for row in cut_rows(args.clip)) if args.cuts else flicker_rows(args):
-            group = [{name: round(x, 3) if isinstance(x, float) else x for name, x in row.items()} for row in group]
+            group = [{name: round(x, 6) if isinstance(x, float) else x for name, x in row.items()} for row in group]
             rows += group
             if args.csv:
                 add_rows(args.csv, group, origin, columns, key)

@@ -35,6 +35,7 @@ from net import RPFNet
 from pipeline import PAIR_ERRORS
 from support.console import complain, failed, finished, first_line, given, noted
 from support.console import run as run_command
+from support.outputs import check_place
 from support.records import command_line, commit, device_name
 from support.runtime import keep_freed_memory
 from tools.export import psnr
@@ -150,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems: list[str] = []
     try:
         if not args.print:
+            check_place("--csv", args.csv)
             read_rows(args.csv, COLUMNS)        # before the measurement, so that a wrong file is found early
             keep_freed_memory()
             measure(args, problems)

@@ -182,7 +182,7 @@ def is_wanted(method: str, args: argparse.Namespace) -> bool:
 def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
     """Rows of a CSV file; [] if the file does not exist. Raises TableError, also if a needed column is missing."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:      # Excel writes a byte order mark
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         return []
@@ -279,8 +279,8 @@ def rows_of(table: str, dataset: str, method: str, use: Use, scores: dict[str, d
 
 
 def digits(means: dict[str, float]) -> dict[str, str]:
-    """Values as recorded in the CSV files, with four decimals."""
-    return {name: f"{value:.4f}" for name, value in means.items()}
+    """Values as recorded in the CSV files, with six decimals: tables round once more, to three."""
+    return {name: f"{value:.6f}" for name, value in means.items()}
 
 
 def weights_name(checkpoint: str) -> str:
@@ -579,10 +579,11 @@ def run_parts(args: argparse.Namespace, problems: list[str]) -> None:
     One line in `problems` for each data set without pairs, each checkpoint that cannot be loaded, and each data set and
     checkpoint that cannot be measured.
     """
-    wanted = args.datasets or TABLES["parts"]
+    wanted, measured = args.datasets or TABLES["parts"], False
     for checkpoints, datasets in ((SHIPPED | STUDENTS, TABLES["main"]), (MEDICAL, TABLES["6"])):
         chosen = [dataset for dataset in wanted if dataset in datasets]
         shipped = load_shipped(checkpoints, args, problems) if chosen else {}
+        measured |= bool(shipped)
         # If --rows names none of these networks, their pairs are not needed.
         for dataset, pairs in found_pairs(chosen if shipped else [], args, problems):
             for method, (model, training, _) in shipped.items():
@@ -595,6 +596,8 @@ def run_parts(args: argparse.Namespace, problems: list[str]) -> None:
                 rows = [{"dataset": dataset, "method": method, "part": part} | digits(means) | about
                         for part, means in parts.items()]
                 record(args.results / "parts.csv", PARTS_COLUMNS, rows, lambda row: tuple(row[key] for key in PARTS_IDENTITY))
+    if not measured and not problems:
+        problems.append("parts: --rows names no network that is measured on these --datasets")
 
 
 def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:

@@ -90,7 +90,8 @@ class Line:
 def collect_lines(table: str, dataset: str, protocol: str, results: Path) -> list[Line]:
     """The lines of the paper and the measured lines of one data set, in the order of the paper."""
     names = PROTOCOLS[protocol].names
-    lines = paper_lines(table, DATA_SETS[dataset].paper, names) if protocol == "paper" else []
+    printed = paper_lines(table, DATA_SETS[dataset].paper, PROTOCOLS["paper"].names)
+    lines = printed.copy() if protocol == "paper" else []
     published = {line.method: line.means for line in lines}
     lines += measured_lines(table, dataset, protocol, names, results)
     for line in lines:
@@ -103,7 +104,7 @@ def collect_lines(table: str, dataset: str, protocol: str, results: Path) -> lis
             if len(compared) > 1:
                 for line, rank in zip(compared, metrics.rank_of_ranks([line.means for line in compared])):
                     line.rank = rank
-    order = list(dict.fromkeys(papers_name(line.method) for line in lines))
+    order = list(dict.fromkeys(papers_name(line.method) for line in (*printed, *lines)))
     return sorted(lines, key=lambda line: order.index(papers_name(line.method)))
 
 
