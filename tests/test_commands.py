@@ -1,16 +1,19 @@
 """test.py as its users run it: on the samples, on folders, on single files, on bad input."""
 import argparse
+import itertools
 import re
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import random_pair, write_weights
+from conftest import random_pair, write_pairs, write_weights
 
 import images
 import pipeline
@@ -486,3 +489,29 @@ def test_only_failed_allocations_are_a_lack_of_memory():
     assert "--tile" not in explained(RuntimeError("CUDA error: an illegal memory access was encountered"), args)
     assert explained(DataError("data/allocated/a.png: damaged"), args) == "data/allocated/a.png: damaged"
     assert explained(OSError(13, "Permission denied", "alloc.png"), args) == "alloc.png: Permission denied"
+
+
+def test_few_pairs_are_read_ahead(monkeypatch):
+    read = []
+    monkeypatch.setattr(pipeline, "read_item", lambda pair, args: read.append(pair))
+    with ThreadPoolExecutor(1) as pool:
+        next(pipeline.read_ahead(pool, range(50), None, 3))
+    assert read == [0, 1, 2, 3]
+
+
+def test_few_results_wait_to_be_written(tmp_path, monkeypatch):
+    waiting, append = [], pipeline.Fuser._finish
+    monkeypatch.setattr(pipeline.Fuser, "_finish", lambda self, ahead: append(self, ahead) or waiting.append(len(self._writing)))
+    monkeypatch.setattr(pipeline, "CPU_THREADS", 1)
+    folders = write_pairs(tmp_path, "abcdef", (24, 30))
+    small = ["--checkpoint", write_weights(tmp_path / "small.pth")]
+    assert fuse_command.main([*folders, *small, "--out", str(tmp_path / "out")]) == 0
+    assert waiting == [1, 2, 2, 2, 2, 2, 0]
+
+
+def test_the_time_of_a_batch_is_shared_by_its_images(monkeypatch):
+    monkeypatch.setattr(pipeline, "fuse_luminance", lambda *_: [None, None])
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    fuser = pipeline.Fuser(SimpleNamespace(tile=0), None)
+    fuser._fuse([SimpleNamespace(inputs=None)] * 2)
+    assert fuser.seconds == [0.5, 0.5]

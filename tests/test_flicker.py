@@ -164,3 +164,30 @@ def test_the_commands_of_recorded_rows_are_understood():
 def test_frames_are_not_enlarged():
     image = np.zeros((30, 40), np.uint8)
     assert flicker.narrowed(image, 80) is image and flicker.narrowed(image, 20).shape == (15, 20)
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    """ir.avi does not change; in vis.avi the right half does."""
+    folder = tmp_path_factory.mktemp("moving")
+    still, images = np.full((48, 64), 40, np.uint8), [np.full((48, 64), 90, np.uint8) for _ in range(4)]
+    for number, image in enumerate(images):
+        image[:, 32:] += np.uint8(20 * number)
+    write_clip(folder / "ir.avi", [still] * 4)
+    write_clip(folder / "vis.avi", images)
+    write_clip(folder / "dark.avi", [np.zeros((48, 64), np.uint8)] * 3)
+    return folder
+
+
+def test_changes_inside_a_clip_and_from_its_last_frame(moving):
+    ir, vis, dark = (str(moving / f"{name}.avi") for name in ("ir", "vis", "dark"))
+    found = {(row["from"], row["to"]): row for row in flicker.cut_rows([(ir, vis), (dark, dark)])}
+    # Three changes of 5 levels: the usual change is 0, 0.5 and 0.95.
+    assert found["vis", "vis"]["change"] == pytest.approx(5, abs=0.5) and found["vis", "vis"]["ratio"] > 5
+    assert found["vis", "dark"]["change"] == pytest.approx((40 + 90 + 60 / 2) / 2, abs=1)
+    assert found["dark", "vis"]["change"] == pytest.approx((40 + 90) / 2, abs=1)
+
+
+def test_the_background_is_still_in_both_sources(moving):
+    background = flicker.clip_of_files([str(moving / "ir.avi"), str(moving / "vis.avi")], 64, 3).background
+    assert background[:, :24].all() and not background[:, 40:].any()

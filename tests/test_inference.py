@@ -8,7 +8,7 @@ from conftest import random_pair, trained
 from torch import nn
 
 from images import split_colour, to_image
-from inference import fuse_luminance, fuse_pair, fuse_tiles, in_colour_of, prepare
+from inference import _tile_starts, fuse_luminance, fuse_pair, fuse_tiles, in_colour_of, prepare
 from layers import BatchNorm
 
 
@@ -181,3 +181,23 @@ def test_numpy_images_go_through_a_network_on_a_gpu(model):
     for as_published in (False, True):
         expected = model.cpu().fuse(ir, vis, as_published=as_published)
         assert np.abs(model.cuda().fuse(ir, vis, as_published=as_published).astype(int) - expected).max() <= 2
+
+
+class Numbers(nn.Module):
+    """Gives 1 in the first call, 2 in the second, ..."""
+    calls = 0
+
+    def forward(self, ir, vis_y):
+        self.calls += 1
+        return torch.full_like(ir, self.calls)
+
+
+def test_tiles_are_blended_linearly_over_a_quarter():
+    fused = fuse_tiles(Numbers(), *random_pair(1, 64, 112), 64)     # tiles at 0 and 48
+    torch.testing.assert_close(fused[0, 0, 30], 1 + ((torch.arange(112) - 47) / 17).clamp(0, 1))
+
+
+def test_tiles_overlap_by_a_quarter_or_more():
+    for length in range(65, 400):
+        starts = _tile_starts(length, 64)
+        assert starts[0] == 0 and starts[-1] == length - 64 and np.diff(starts).max() <= 48

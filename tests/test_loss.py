@@ -528,3 +528,33 @@ def test_a_loss_without_terms_or_without_its_decoder_says_what_to_do():
         loss(fused, None, ir, vis)
     total, terms = loss.fusion(fused, ir, vis)      # the way for a network that has no M'
     torch.testing.assert_close(total, terms["L_c"] + 5 * terms["L_s"])
+
+
+def test_rounding_noise_in_a_flat_image_is_no_edge():
+    assert (sobel(constant(0.3) + 1e-7 * noise()) == 0).all()
+
+
+def test_a_faint_map_is_divided_by_a_thousandth():
+    torch.testing.assert_close(max_normalised(constant(1e-4)), constant(0.1))
+
+
+def test_the_limits_of_the_range():
+    x = noise(0)
+    for loss in EACH[:3]:
+        assert "ir has values from" in refused(loss, x, 1.01 * x / x.max(), x)
+        for end in (-1.1, 2.1):
+            assert "fused has values from" in refused(loss, end * x / x.max(), x, x)
+
+
+def test_contents_that_oppose_each_other_are_not_wanted_twice():
+    wave = 0.1 * torch.sin(torch.arange(256) * torch.pi / 16).expand(256, 256)[None, None]
+    first, second = wave, wave.mT - wave / 2
+    (a, b), shared, c2 = (x.square().mean() for x in (first, second)), (first * second).mean(), 0.03**2
+    contrast = (2 * (a * (a + b)).sqrt() + c2) / (2 * a + b + c2)
+    structure = (1 + (shared + c2 / 2) / ((a * b).sqrt() + c2 / 2)) / 2
+    assert shared < 0
+    torch.testing.assert_close(global_ssim(first, (first, second)).squeeze(), contrast * structure, rtol=1e-4, atol=0)
+
+
+def test_a_teacher_is_put_into_eval_mode():
+    assert not DistillationLoss(nn.Dropout()).teacher.training

@@ -414,3 +414,29 @@ def test_unknown_names():
         evaluate(*trio(0), "matlab")
     with pytest.raises(ValueError, match="protocol 'paper'"):
         metrics.SD(texture(0), "paper")
+
+
+def test_qabf_of_black_sources_is_undefined():
+    black = np.zeros((20, 30), np.uint8)
+    with pytest.warns(UserWarning, match="Qabf is undefined here .no edges in the sources"):
+        assert math.isnan(metrics.Qabf(texture(0, 20, 30), black, black))
+
+
+def test_nabf_weighs_gradients_from_two():
+    source = np.full((20, 30), 100, np.uint8)
+    source[:, 20:] += 4             # Sobel / 8 of this step is exactly 2, in two columns
+    fused = source.copy()
+    fused[:, :10] = 140
+    q = math.sqrt(0.9999 / (1 + math.exp(9.5)) * 0.9995 / (1 + math.exp(11)))
+    lost, there = 2 * 20 * 2 * 0.001 * (1 - q), 2 * 20 * (2 * 2**1.5 + 28 * 0.001)
+    assert metrics.Nabf(fused, source, source) == pytest.approx(lost / there, rel=1e-4)
+
+
+def test_ms_ssim_of_a_negative_is_0():
+    x = texture(0)
+    assert metrics.MS_SSIM(255 - x, x, x) == 0
+
+
+def test_cddfuse_psnr_of_a_black_image():
+    x = texture(0)
+    assert metrics.PSNR(np.zeros_like(x), x, x, "cddfuse") == -math.inf

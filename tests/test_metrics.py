@@ -546,3 +546,15 @@ def test_command_prints_the_columns_of_cddfuse(tree, capsys):
     assert [word for word in heading if word not in "↑↓"] == ["method", "SSIM", "AG", "PSNR", "CC", "MSE"]
     assert command(tree, *options, "--metrics", "FMI") == 1
     assert "no metric 'FMI' under protocol 'cddfuse'; it has EN, SD" in capsys.readouterr().err
+
+
+def test_equal_best_values_are_all_marked_as_best():
+    marked = metrics.table([metrics.Row(name, {"CC": value}) for name, value in (("a", 0.75), ("b", 0.5), ("c", 0.75))],
+                           ["CC"], "markdown")
+    assert marked.count("**0.750**") == 2 and "<u>0.500</u>" in marked
+
+
+def test_only_a_column_of_small_values_has_a_fourth_decimal():
+    lines = [metrics.Row("a", {"CC": 0.05, "MSE": 0.05}), metrics.Row("b", {"CC": 0.5, "MSE": 0.02})]
+    shown = metrics.table(lines, ["CC", "MSE"])
+    assert "0.0500" in shown and " 0.050 " in shown and "0.500 " in shown and "0.0200" in shown

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from dataset import load_pair, named_pairs
 from images import luma, read_gray
@@ -441,3 +442,34 @@ def test_help_explains_the_measures(capsys):
         command.main(["--help"])
     said = capsys.readouterr().out
     assert all(f"\n  {name} " in said for name in (*MEASURES, "flicker", "jump"))
+
+
+def test_noise_is_scipys_residual_in_windows_of_nine():
+    image = noise(0, 2, 12)
+    residual = image - gaussian_filter(image.astype(float), 1.5, mode="mirror")
+    expected = np.sqrt(np.median(uniform_filter(residual**2, 9, mode="mirror")))
+    assert command._noise(image, np.ones(SHAPE, bool)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_noise_of_half_a_level_is_noise():
+    ir = noise(0, 0.5, 12)
+    assert naturalness(ir, ir, flat(5))["noise"] == 1
+
+
+def test_the_target_adds_six_levels_to_the_visible_image():
+    for level, expected in ((100, 106), (253, 255)):
+        visible = [vis for _, vis in entering_target(flat(0), flat(level), 3)]
+        assert visible[1].max() == expected and min(vis.min() for vis in visible) == level
+
+
+def test_day_reaches_the_measures(tree):
+    assert run(tree, "--fused", f"Mine={tree / 'mine'}", "--day", "200", "--each", "--csv", str(tree / "a.csv")) == 0
+    row = read(tree / "a.csv")["b", "Mine"]
+    assert row["day"] == "nan" and row["night"] != "nan"
+
+
+@pytest.mark.parametrize("pixels, defined", [(47, False), (48, True)])      # of 48,000
+def test_hot_is_defined_from_a_thousandth(pixels, defined):
+    ir, vis = flat(50), flat(40)
+    ir[0, :pixels] = 200
+    assert math.isnan(naturalness(flat(50), ir, vis)["hot"]) is not defined

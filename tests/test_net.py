@@ -580,3 +580,26 @@ def test_compiled_on_a_gpu_gives_the_same_picture():
             torch.testing.assert_close(network(*pair), expected, atol=0.02, rtol=0)
     for _ in range(3):          # also outside of inference mode
         torch.testing.assert_close(network(*pair).clone(), expected, atol=0.02, rtol=0)
+
+
+def test_a_border_is_at_most_half_of_the_image():
+    model = trained(border=1000)
+    for size in ((16, 17), (31, 19)):
+        assert model(*random_pair(1, *size)).shape[2:] == size
+
+
+def test_optimize_leaves_the_training_mode_and_needs_no_gradients():
+    model = RPFNet(channels=4, stages=1).optimize()
+    assert not model.training and not model(*random_pair(1, 20, 24)).requires_grad
+
+
+def test_values_beyond_the_overshoot_are_refused():
+    ir, vis = random_pair(1, 32, 32)
+    for wrong in (1.6 * ir / ir.max(), -0.6 * ir / ir.max()):
+        with pytest.raises(ValueError, match="ir has values from"):
+            trained()(wrong, vis)
+
+
+def test_the_default_weights_are_those_of_contrast():
+    stored = torch.load(weights.CHECKPOINTS["contrast"], weights_only=True)
+    assert all(torch.equal(value, stored[name]) for name, value in RPFNet.from_pretrained().state_dict().items())

@@ -287,3 +287,10 @@ def test_a_step_that_cannot_fit_into_the_machine_is_refused_with_the_options_tha
     assert train.main([*argv, "--out", str(tmp_path / "out")]) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert "too little memory for a training step" in line and "lower --batch, --crop" in line
+
+
+@pytest.mark.parametrize("option", ["--ssim-weighted", "--ssim-whole"])
+def test_options_of_a_term_that_is_off(option, capsys):
+    with pytest.raises(SystemExit):
+        options("--lambda-2", "0", option)
+    assert f"{option} has no effect: with --lambda-2 0" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 import csv
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,3 +89,19 @@ def test_the_printed_table_of_known_rows(tmp_path, capsys):
     assert ["TNO", "contrast", *["2.000"] * 6] in lines
     assert ["tiny", *["1.900"] * 6, "31.2", "0.14"] in lines
     assert ["difference,", "%", *["-5.0"] * 6] in lines and ["pairs:", "TNO", "40"] in lines
+
+
+def test_time_is_the_students_divided_by_the_teachers(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    class Network:
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def fuse(self, ir, vis):
+            clock[0] += self.seconds
+            return ir
+    monkeypatch.setattr(students, "time", SimpleNamespace(process_time=lambda: clock[0]))
+    write_pairs(tmp_path, "ab", (48, 56))
+    pairs = find_pairs(tmp_path / "ir", tmp_path / "vis")[0]
+    assert students.compare({"contrast": Network(4), "small": Network(1)}, pairs, "")["small"]["time"] == 0.25

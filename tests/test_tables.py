@@ -545,3 +545,41 @@ def test_weights_without_their_training_are_named(trained, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(about))
     with pytest.raises(table_rows.TableError, match=r"a\.json: .*minutes"):
         table_rows.training_of(tmp_path / "a.json")
+
+
+def test_uses_are_the_ways_of_the_python_interface(model):
+    ir, vis = (np.random.default_rng(seed).integers(0, 256, (32, 40), np.uint8) for seed in (0, 1))
+    eval_, published = (table_rows.of_network(model, use)(None, ir, vis) for use in table_rows.USES)
+    assert np.array_equal(eval_, model.fuse(ir, vis))
+    assert np.array_equal(published, model.fuse(ir, vis, studio_range=True, as_published=True))
+
+
+def test_parts_have_the_names_of_what_is_off(model, data):
+    pair = named_pairs("roadscene", data / "RoadScene")[0]
+    parts = table_rows.score_parts(model, [pair], "one pair")
+    whole, ir, vis = model.fuse(read_gray(pair.ir), read_gray(pair.vis)).astype(float), read_gray(pair.ir), read_gray(pair.vis)
+    for name, without in (("spectrum off", table_rows.without_spectrum), ("CPM off", table_rows.without_cpm)):
+        assert parts[name]["change"] == pytest.approx(np.abs(without(model).fuse(ir, vis) - whole).mean()), name
+
+
+def test_baselines_have_their_names():
+    ir, vis = np.array([[0, 100]], np.uint8), np.array([[50, 20]], np.uint8)
+    fused = {name: table_rows.of_baseline(base)(None, ir, vis).tolist() for name, base in table_rows.BASELINES.items()}
+    assert fused == {"average": [[25, 60]], "maximum": [[50, 100]]}
+
+
+def test_again_scores_again(data, tmp_path, monkeypatch):
+    scored, score = [], table_rows.score
+    monkeypatch.setattr(table_rows, "named_pairs", lambda *place: named_pairs(*place)[:2])
+    monkeypatch.setattr(table_rows, "score", lambda *args: scored.append(args[-1]) or score(*args))
+    run = ["--table", "1", "--run", "--rows", "N=1", "--data", str(data), "--results", str(tmp_path), "--out", str(tmp_path),
+           "--steps", "2", "--batch", "2", "--crops", "4", "--seeds", "5"]
+    for more, count in (([], 2), ([], 2), (["--again"], 4)):
+        assert tables.main([*run, *more, "--", "--channels", "4", "--crop", "32"]) == 0
+        assert len(scored) == count
+
+
+def test_each_of_our_networks_is_compared_with_the_papers():
+    for method in ("ours, recipe paper", "ours, recipe contrast", "ours, recipe medical", "authors' release"):
+        assert table_rows.papers_name(method) == "RPFNet"
+    assert table_rows.papers_name("average") == "average"

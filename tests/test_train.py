@@ -20,7 +20,9 @@ from training import TINY, fail_to_write, interrupt_at, rows, said, same_weights
 import train
 import trainer
 from dataset import CropDataset, PairDataset, match_pairs, named_pairs
-from net import RPFNet
+from loss import FusionLoss
+from net import AuxiliaryDecoder, RPFNet
+from recipe import TrainingError
 from support import records
 
 ROOT = Path(train.__file__).parent
@@ -702,3 +704,96 @@ def test_training_on_a_gpu_resumes_and_its_weights_load(folders, tmp_path, monke
     assert train.main(["--resume", *out]) == 0
     assert [row["step"] for row in rows(tmp_path)] == ["3", "6"]
     assert RPFNet.from_pretrained(tmp_path / "best.pth", "cuda").config["channels"] == 4
+
+
+def test_both_optimisers_follow_the_schedule(folders, tmp_path):
+    assert train.main([*folders, *TINY, "--steps", "5", "--out", str(tmp_path)]) == 0
+    state = torch.load(tmp_path / "last.pth", weights_only=True)
+    assert [optimiser["param_groups"][0]["lr"] for optimiser in state["optimisers"]] == [1e-3 / 16] * 2
+
+
+def test_the_gradients_of_both_networks_are_clipped(folders, tmp_path, monkeypatch):
+    clipped = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: clipped.append((len([*parameters]), norm)))
+    assert train.main([*folders, *TINY, "--clip", "2", "--steps", "1", "--out", str(tmp_path)]) == 0
+    assert clipped == [(len([*net.parameters()]), 2) for net in (RPFNet(channels=4, stages=2), AuxiliaryDecoder(4))]
+
+
+def test_the_log_has_means_over_crops_also_with_a_short_last_batch(folders, tmp_path, monkeypatch):
+    totals, forward = [], FusionLoss.forward
+
+    def watched(self, fused, *images):
+        result = forward(self, fused, *images)
+        totals.append(result[0].item() * len(fused))
+        return result
+    monkeypatch.setattr(FusionLoss, "forward", watched)
+    assert train.main([*folders, *TINY, "--crops", "3", "--steps", "2", "--out", str(tmp_path)]) == 0
+    assert float(rows(tmp_path)[0]["L_total"]) == pytest.approx(sum(totals) / 3)
+
+
+@pytest.fixture
+def validated(folders, monkeypatch):
+    """Validation on the training pairs; without metrics."""
+    pairs = PairDataset(match_pairs(folders[1], folders[3]))
+    monkeypatch.setattr("recipe.has_validation", lambda args: True)
+    monkeypatch.setattr(train, "load_data", lambda args: (pairs, pairs))
+    monkeypatch.setattr(trainer.metrics, "evaluate", lambda *_, **__: dict.fromkeys(trainer.VALIDATION_METRICS, 0.0))
+    return pairs
+
+
+def cut(folders, out, monkeypatch, *more):
+    with monkeypatch.context() as patch:
+        interrupt_at(4, patch)
+        assert train.main([*folders, *TINY, "--steps", "6", "--val-every", "1", *more, "--out", str(out)]) == 130
+    return torch.load(out / "last.pth", weights_only=True)
+
+
+def test_a_resumed_run_keeps_its_time_and_its_best(folders, tmp_path, monkeypatch, validated):
+    state = cut(folders, tmp_path, monkeypatch)
+    before = (tmp_path / "best.pth").read_bytes()
+    torch.save(state | {"seconds": 5000.0, "best": 0.0}, tmp_path / "last.pth")     # no loss is below 0
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert float(rows(tmp_path)[-1]["seconds"]) > 5000 and (tmp_path / "best.pth").read_bytes() == before
+
+
+def test_weights_that_were_never_written_are_not_the_best(folders, tmp_path, monkeypatch, validated):
+    with monkeypatch.context() as patch:
+        fail_to_write(patch, ["best.pth"], OSError(28, "No space left on device"))
+        assert train.main([*folders, *TINY, "--steps", "6", "--val-every", "1", "--out", str(tmp_path)]) == 1
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0 and (tmp_path / "best.pth").exists()
+
+
+def test_validation_is_the_loss_in_eval_mode(validated):
+    torch.manual_seed(0)
+    model, loss = RPFNet(channels=4, stages=1), FusionLoss.paper()
+    with trainer.Stop() as stop:
+        got = trainer.validate(model.train(), loss, validated, torch.device("cpu"), stop)
+    inputs = [[torch.from_numpy(x[None]) / 255 for x in pair] for pair in validated.items]
+    with torch.no_grad():
+        expected = [loss.fusion(model.eval()(*pair), *pair)[0].item() for pair in inputs]
+    assert got["val_loss"] == pytest.approx(np.mean(expected)) and np.std(expected) > 1e-3
+
+
+def test_validation_every_second_epoch_and_at_the_end(folders, tmp_path, validated):
+    assert train.main([*folders, *TINY, "--steps", "9", "--val-every", "2", "--out", str(tmp_path)]) == 0
+    assert [bool(row["val_loss"]) for row in rows(tmp_path)] == [False, True, True]
+
+
+def options(*argv):
+    return train.parse([*argv, "--out", "nowhere"])
+
+
+def test_a_step_of_the_papers_recipe_fits_into_16_gb(monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**22, "SC_PAGE_SIZE": 2**12}.get)
+    trainer.check_memory(options("--device", "cpu"))
+    with pytest.raises(TrainingError, match="at least, and this machine has 16"):
+        trainer.check_memory(options("--device", "cpu", "--crop", "512"))
+
+
+def test_the_cosine_schedule():
+    rates = [train.learning_rate(2.0, "cosine", progress) for progress in (0, 0.25, 0.5, 1, 1.2)]
+    assert rates == pytest.approx([2, 1 + 0.5**0.5, 1, 0, 0])
+
+
+def test_epochs_are_of_all_crops():
+    assert trainer.Trainer(options(*TINY, "--crops", "7", "--epochs", "3")).total == 3 * 4

@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import random_pair, write_clip, write_weights
+from conftest import random_pair, trained, write_clip, write_weights
 
 import test as fuse_command
 import video
-from images import DataError, infrared_span
+from images import DataError, infrared_span, read_gray
+from layers import ImagePools
 from net import RPFNet
 from support.console import INTERRUPTED
 from support.outputs import OutputError, is_stray
@@ -677,3 +678,90 @@ def test_a_frame_of_another_size_ends_the_file(tmp_path):
         file.write("a", np.zeros(SIZE, np.uint8))
         file.write("b", np.zeros((32, 40), np.uint8))
     assert len(read_clip(tmp_path / "a.avi")[0]) == 1
+
+
+def flags(*levels):
+    cuts = Cuts()
+    return [cuts.is_cut(*[np.full((24, 32), level, np.uint8)] * 2) for level in levels]
+
+
+def test_a_cut_is_above_ten_levels_and_above_three_times_the_usual_change():
+    assert flags(100, 110, 121) == [False, False, True]
+    swing = [100, 120] * 40             # the usual change becomes 20
+    assert flags(*swing) == [False, True, True, True, True, *[False] * 75]
+    assert [flags(*swing, level)[-1] for level in (61, 59)] == [False, True]
+
+
+def test_averages_of_bfloat16_pools_are_kept_in_float32():
+    module = ImagePools()
+    with Steady(RPFNet(channels=4, stages=1), 0.97) as steady:
+        for level in [1.0] + [1.0078125] * 300:       # the next number of bfloat16
+            pools = steady._average_pools(module, None, (torch.full((1, 4, 1, 1), level, dtype=torch.bfloat16),) * 2)
+    assert all((pool == 1.0078125).all() and pool.dtype == torch.bfloat16 for pool in pools)
+
+
+@pytest.fixture
+def frame(tmp_path):
+    """One frame of folders, whose sources are shifted by 15 pixels; options of test.py."""
+    rng = np.random.default_rng(1)
+    scene = cv2.GaussianBlur(rng.integers(0, 256, (200, 260), np.uint8), (0, 0), 2)
+    for side, image in (("ir", scene[:180, :240]), ("vis", scene[9:189, 12:252])):
+        (tmp_path / side).mkdir()
+        cv2.imwrite(str(tmp_path / side / "0.png"), image)
+    write_weights(tmp_path / "small.pth", trained())
+    return ["--ir", str(tmp_path / "ir"), "--vis", str(tmp_path / "vis"), "--checkpoint", str(tmp_path / "small.pth"), "--video"]
+
+
+def test_studio_range_is_that_of_images(frame, tmp_path):
+    assert fuse_command.main([*frame, "--studio-range", "--out", str(tmp_path / "out")]) == 0
+    ir, vis = (read_gray(tmp_path / side / "0.png") for side in ("ir", "vis"))
+    expected = RPFNet.from_pretrained(tmp_path / "small.pth").fuse(ir, vis, studio_range=True)
+    assert np.abs(read_gray(tmp_path / "out" / "0.png").astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_shift_of_the_first_frame_is_noted(frame, tmp_path, capsys, checked):
+    assert fuse_command.main([*frame, *["--no-alignment-check"] * (not checked), "--out", str(tmp_path / "out")]) == 0
+    assert ("vis by about 15 pixels" in capsys.readouterr().err) is checked
+
+
+def test_folders_have_25_frames_a_second(frame, tmp_path):
+    assert FolderClip(fuse_command.parse([*frame, "--out", str(tmp_path / "a.avi")])).rate == 25
+
+
+@pytest.fixture
+def clip(tmp_path):
+    for side in ("ir", "vis"):
+        write_clip(tmp_path / f"{side}.avi", [np.full((48, 64), 90, np.uint8)] * 4)
+    return ["--ir", str(tmp_path / "ir.avi"), "--vis", str(tmp_path / "vis.avi"), "--out", str(tmp_path / "fused.avi"),
+            "--checkpoint", write_weights(tmp_path / "small.pth")]
+
+
+@pytest.mark.parametrize("rate, code", [(29.97, 1), (30.003, 0)])
+def test_rates_may_differ_by_the_rounding_of_headers(clip, monkeypatch, rate, code):
+    opened = video.clips.Capture.__init__
+
+    def open_with_rate(self, source):
+        opened(self, source)
+        self.rate = rate if source.stem == "ir" else 30.0
+    monkeypatch.setattr(video.clips.Capture, "__init__", open_with_rate)
+    assert fuse_command.main(clip) == code
+
+
+def test_a_file_with_fewer_frames_than_its_header_says_is_named(clip, monkeypatch, capsys):
+    opened = video.clips.Capture.__init__
+
+    def open_longer(self, source):
+        opened(self, source)
+        self.length += 2
+    monkeypatch.setattr(video.clips.Capture, "__init__", open_longer)
+    assert fuse_command.main(clip) == 0
+    assert re.search(r"ends before the number of frames in its header; .*vis\.avi, 4 of 6", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("key, visible, goes_on", [(-1, 1, True), (ord("q"), 1, False), (27, 1, False), (-1, 0, False)])
+def test_q_escape_and_a_closed_window_end_the_show(monkeypatch, key, visible, goes_on):
+    monkeypatch.setattr(cv2, "imshow", lambda *_: None)
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: key)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: float(visible))
+    assert video.results.shown(np.zeros((8, 8), np.uint8)) is goes_on
