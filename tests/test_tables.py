@@ -572,10 +572,9 @@ def test_again_scores_again(data, tmp_path, monkeypatch):
     scored, score = [], table_rows.score
     monkeypatch.setattr(table_rows, "named_pairs", lambda *place: named_pairs(*place)[:2])
     monkeypatch.setattr(table_rows, "score", lambda *args: scored.append(args[-1]) or score(*args))
-    run = ["--table", "1", "--run", "--rows", "N=1", "--data", str(data), "--results", str(tmp_path), "--out", str(tmp_path),
-           "--steps", "2", "--batch", "2", "--crops", "4", "--seeds", "5"]
-    for more, count in (([], 2), ([], 2), (["--again"], 4)):
-        assert tables.main([*run, *more, "--", "--channels", "4", "--crop", "32"]) == 0
+    run = ["--table", "1", "--run", "--rows", "N=1", "--data", str(data), "--results", str(tmp_path), "--out", str(tmp_path)]
+    for more, count in (([], 2), (["--again"], 4)):
+        assert tables.main([*run, *TINY, *more, *TRAIN]) == 0
         assert len(scored) == count
 
 
