@@ -439,9 +439,9 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
     parser.set_defaults(**stored, recipe=None)
     args = parser.parse_args(argv)
     changed = [f"{key} {stored[key]} -> {getattr(args, key)}" for key in (*RECIPE, *READING)
-               if getattr(args, key) != stored[key]]
-    if args.teacher != NO_TEACHER != stored["teacher"]:     # its file may have moved; Trainer compares the content
-        changed = [text for text in changed if not text.startswith("teacher ")]
+               if getattr(args, key) != stored[key]
+               # The file of a teacher may have moved; Trainer compares its content.
+               and (key != "teacher" or NO_TEACHER in (args.teacher, stored["teacher"]))]
     if changed:
         raise TrainingError(f"{path} was trained with another recipe ({'; '.join(changed)}). "
                             "Drop these options, or start a new run with another --out; "

@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         team.join()
         keep_freed_memory()
         args = parse(argv, __doc__)
-        args.command = command_line("train.py", argv, launcher())
+        args.command = command_line("train.py", argv)
         args.commit = commit()      # read now: a commit during the run is not that of the loaded code
         use_device(args.device)
         exact_convolutions()

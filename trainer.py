@@ -120,9 +120,11 @@ class Trainer:
         # The step at which the statistics of BatchNorm are fixed; None: never.
         share = args.fixed_statistics       # of the steps, at least one
         self.fixed_from = min(round((1 - share) * self.total), self.total - 1) if share else None
-        self.fixed = False
+        # With --init, the weights come with their statistics. A run that fixes them from its first step keeps these.
+        self.fixed = self.fixed_from == 0 and bool(args.init)
         self.updating = False                   # True while parameters are updated; a checkpoint would mix two steps
         self._tick = time.monotonic()
+        self.set_training()
 
     # --- one step ---
 
@@ -315,8 +317,6 @@ class Trainer:
         if "decoder" in state:
             check_weights(path, state["decoder"], self.decoder)
             self.decoder.load_state_dict(state["decoder"])
-        self.fixed = self.fixed_from == 0       # the statistics belong to the weights, so these are kept
-        self.set_training()
 
     def load(self, state: dict, path: Path) -> None:
         """Continue from `state`, the content of `path` (see recipe.read_state). Raises TrainingError, ValueError."""
@@ -344,9 +344,8 @@ class Trainer:
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = type(error).__name__
             raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
-        # At step fixed_from itself, the statistics are computed again, with the same result, unless --init gave them.
-        self.fixed = self.fixed_from is not None and (self.step > self.fixed_from or
-                                                      self.fixed_from == 0 and bool(self.args.init))
+        # At step fixed_from itself, the statistics are computed again, with the same result.
+        self.fixed = self.fixed or self.fixed_from is not None and self.step > self.fixed_from
         self.set_training()
         self.finished = self.progress >= 1
         lowest = 1 - self.per_epoch if self.finished else 0     # a last, shorter epoch has its row already

@@ -50,7 +50,7 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
     """
     if orientation >= 5:
         image = image.swapaxes(0, 1)
-    vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    vertical, horizontal = orientation in (3, 4, 7, 8), orientation in FLIPPED
     return np.ascontiguousarray(image[::-1 if vertical else 1, ::-1 if horizontal else 1])
 
 

@@ -24,9 +24,9 @@ def launcher() -> str:
     return "python" if team.world == 1 else f"torchrun --nproc_per_node={team.world}"
 
 
-def command_line(script: str, argv: Sequence[str] | None, start: str = "python") -> str:
+def command_line(script: str, argv: Sequence[str] | None) -> str:
     """The command that runs a script with these arguments, as for a shell. None: the arguments of this process."""
-    return f"{start} {shlex.join([script, *(sys.argv[1:] if argv is None else argv)])}"
+    return f"{launcher()} {shlex.join([script, *(sys.argv[1:] if argv is None else argv)])}"
 
 
 def commit() -> str:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import random_pair
+from conftest import random_pair, write_weights
 
 import layers
 from dataset import named_pairs
@@ -125,10 +125,8 @@ def test_one_pt2_file_for_all_sizes(border, tmp_path):
 
 
 def test_onnx_of_a_transformer_is_for_one_size(tmp_path, capsys):
-    model = untrained(global_branch="transformer")
-    torch.save({"model": model.state_dict(), "config": model.config}, tmp_path / "a.pth")
-    assert command.main(["--size", "48x64", "--dynamic", "--checkpoint", str(tmp_path / "a.pth"),
-                         "--out", str(tmp_path / "a.onnx")]) == 1
+    weights = write_weights(tmp_path / "a.pth", untrained(global_branch="transformer"))
+    assert command.main(["--size", "48x64", "--dynamic", "--checkpoint", weights, "--out", str(tmp_path / "a.onnx")]) == 1
     assert "exported to ONNX for one size; leave out --dynamic, or write .pt2" in capsys.readouterr().err
     assert not (tmp_path / "a.onnx").exists()
 

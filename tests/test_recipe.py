@@ -1,6 +1,7 @@
 """Options of train.py and the recipes in their files: what they are, and what is refused."""
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import torch
 from training import TINY
 
 import train
+import trainer
 from loss import DistillationLoss, FusionLoss
 from net import RPFNet
-from recipe import FOLDERS, PLACES, TRAINING_SETS
+from recipe import FOLDERS, PLACES, TRAINING_SETS, TrainingError
 from weights import CHECKPOINTS
 
 ROOT = Path(train.__file__).parent
@@ -294,3 +296,14 @@ def test_options_of_a_term_that_is_off(option, capsys):
     with pytest.raises(SystemExit):
         options("--lambda-2", "0", option)
     assert f"{option} has no effect: with --lambda-2 0" in capsys.readouterr().err
+
+
+def test_a_step_of_the_papers_recipe_fits_into_16_gb(monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**22, "SC_PAGE_SIZE": 2**12}.get)
+    trainer.check_memory(options("--device", "cpu"))
+    with pytest.raises(TrainingError, match="at least, and this machine has 16"):
+        trainer.check_memory(options("--device", "cpu", "--crop", "512"))
+
+
+def test_epochs_are_of_all_crops():
+    assert trainer.Trainer(options(*TINY, "--crops", "7", "--epochs", "3")).total == 3 * 4

@@ -22,7 +22,6 @@ import trainer
 from dataset import CropDataset, PairDataset, match_pairs, named_pairs
 from loss import FusionLoss
 from net import AuxiliaryDecoder, RPFNet
-from recipe import TrainingError
 from support import records
 
 ROOT = Path(train.__file__).parent
@@ -779,21 +778,6 @@ def test_validation_every_second_epoch_and_at_the_end(folders, tmp_path, validat
     assert [bool(row["val_loss"]) for row in rows(tmp_path)] == [False, True, True]
 
 
-def options(*argv):
-    return train.parse([*argv, "--out", "nowhere"])
-
-
-def test_a_step_of_the_papers_recipe_fits_into_16_gb(monkeypatch):
-    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**22, "SC_PAGE_SIZE": 2**12}.get)
-    trainer.check_memory(options("--device", "cpu"))
-    with pytest.raises(TrainingError, match="at least, and this machine has 16"):
-        trainer.check_memory(options("--device", "cpu", "--crop", "512"))
-
-
 def test_the_cosine_schedule():
     rates = [train.learning_rate(2.0, "cosine", progress) for progress in (0, 0.25, 0.5, 1, 1.2)]
     assert rates == pytest.approx([2, 1 + 0.5**0.5, 1, 0, 0])
-
-
-def test_epochs_are_of_all_crops():
-    assert trainer.Trainer(options(*TINY, "--crops", "7", "--epochs", "3")).total == 3 * 4

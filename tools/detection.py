@@ -146,6 +146,7 @@ def model_name(args: argparse.Namespace) -> str:
 
 def run_all(args: argparse.Namespace) -> list[str]:
     """Actions train and score, for each method and seed without a row. Returns one line for each run that failed."""
+    check_place("--csv", args.csv)
     runs, problems = planned_runs(args), []
     check_device(args.device)
     made_by = commit()          # read now, because new commits can be made during the runs
@@ -364,8 +365,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.command = command_line("tools/detection.py", argv)
     try:
-        if args.action in ("train", "score"):
-            check_place("--csv", args.csv)
         problems = ACTIONS[args.action](args)
     except (DataError, OutputError, DetectorError, TableError, ValueError, OSError) as error:
         return failed("detection.py", error)

@@ -282,7 +282,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_place("--csv", args.csv)
             read_rows(args.csv, columns)        # before the measurement, so that a wrong file is found early
         for group in ([row] for row in cut_rows(args.clip)) if args.cuts else flicker_rows(args):
-            group = [{name: round(x, 6) if isinstance(x, float) else x for name, x in row.items()} for row in group]
             rows += group
             if args.csv:
                 add_rows(args.csv, group, origin, columns, key)

@@ -119,9 +119,9 @@ class Capture:
     def __init__(self, source: Path):
         number = camera_number(source)
         self.is_camera, self.name = number is not None, str(source) if number is None else f"camera {number}"
-        if not self.is_camera and not source.is_file():
-            raise DataError(f"{source}: no such file")
         if not self.is_camera:
+            if not source.is_file():
+                raise DataError(f"{source}: no such file")
             check_name(source)
         # Absolute, because FFmpeg takes the text before a colon in a relative path as a protocol.
         self._capture = cv2.VideoCapture(str(source.absolute()) if number is None else number)
