@@ -89,6 +89,7 @@ def test_each_data_set_has_its_folder_by_default():
 
 def test_a_data_set_without_a_folder_by_default_needs_data(monkeypatch):
     monkeypatch.setattr(recipe, "TRAINING_SETS", (*TRAINING_SETS, "mine"))
+    monkeypatch.setitem(recipe.DATASETS, "mine", recipe.DATASETS["roadscene"])
     assert options("--dataset", "mine", "--data", "x").data == "x"
     with pytest.raises(TrainingError, match="^--dataset mine: give its folder with --data$"):
         options("--dataset", "mine")
