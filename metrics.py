@@ -92,7 +92,7 @@ from support.console import (
 )
 from support.headers import SUFFIXES
 from support.outputs import OutputError, refuse_input
-from support.pairing import composed
+from support.pairing import PatternError, composed
 
 __all__ = [
     "AG", "CC", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "NAMES", "PAPER_COLUMNS", "PROTOCOLS",
@@ -237,8 +237,8 @@ def add_image_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     images.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR",
                         help="folders of fused images, one for each method; file names are the names of the pairs (for "
                         "IR{n}/VIS{n}: {n}); colour is converted to luma")
-    images.add_argument("--fused-pattern", type=given, metavar="'*_fused'", help="pattern of the file names in all folders of "
-                        "--fused; * is the name of the pair")
+    images.add_argument("--fused-pattern", type=given, metavar="'*_fused'", help="pattern of the file names in the folders of "
+                        "--fused; * is the name of the pair. A folder without such names is matched by plain names")
     add_source_options(images)
     add_reading_options(images)
     return images
@@ -309,14 +309,19 @@ def match_fused(pairs: Sequence[Pair], folder: Path,
                 pattern: str | None = None) -> tuple[dict[str, Path], list[str], list[str]]:
     """Match fused images to pairs by file stem, or by a pattern, whose * is the name of the pair.
 
+    A folder in which no name fits the pattern is matched by file stem, because methods name their images differently.
     If the names are numbers, 01 and 1 match, unless the folder holds both or the image has the exact name of another pair.
 
     Returns:
         {name of the pair: fused image}, one line for each pair without an image, one for each image without a pair.
     Raises:
-        DataError: there is no such folder, or no image matches the pattern.
+        DataError: there is no such folder, or no image matches the pattern or has the plain name of a pair.
     """
-    found = list_images(folder, pattern, "--fused-pattern")
+    unmatched = None
+    try:
+        found = list_images(folder, pattern, "--fused-pattern")
+    except PatternError as error:
+        found, unmatched = list_images(folder), error
     names = {pair.name for pair in pairs}
     by_letters = {composed(stem): stem for stem in found}
     numbers = Counter(int(stem) for stem in found if stem.isdecimal())
@@ -330,6 +335,8 @@ def match_fused(pairs: Sequence[Pair], folder: Path,
             matched[pair.name] = found.pop(stem)
         else:
             missing.append(f"{folder}: no fused image for {pair.name}")
+    if unmatched and not matched:
+        raise unmatched
     return matched, missing, [f"{path}: no pair of this name" for path in found.values()]
 
 

@@ -357,6 +357,8 @@ def _new(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: di
         args.data = args.dataset = None
     elif not args.dataset:
         raise TrainingError(f"--recipe {args.recipe}: it names no data set; give --ir and --vis, or --dataset")
+    elif not (args.data or args.dataset in FOLDERS):
+        raise TrainingError(f"--dataset {args.dataset}: give its folder with --data")
     else:
         args.data = args.data or FOLDERS[args.dataset]
     # L_SS needs the residual features (--prior). The loss with a teacher has no L_SS.

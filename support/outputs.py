@@ -106,11 +106,16 @@ def _partner(file: Path, sources: Sequence[Path]) -> Path | None:
 
 
 def check_place(option: str, file: Path) -> None:
-    """Raises ValueError if a file cannot be written there: it is a folder or a device, or its folder does not exist."""
+    """Raises ValueError if a file cannot be written there.
+
+    It is a folder or a device, or its folder does not exist or cannot be written.
+    """
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise ValueError(f"{option} {file}: {'is a folder' if file.is_dir() else 'no such folder'}")
     if file.exists() and not file.is_file():        # write_atomically would replace /dev/null by a file
         raise ValueError(f"{option} {file}: is a device or a pipe; name a file")
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise ValueError(f"{option} {file}: its folder cannot be written; name a file in another folder")
 
 
 def refuse_input(file: Path, inputs: Iterable[Path]) -> None:

@@ -24,13 +24,18 @@ class Pair(NamedTuple):
     vis: Path
 
 
+class PatternError(DataError):
+    """No image of a folder has a name that fits the pattern."""
+
+
 def list_images(folder: str | Path, pattern: str | None = None, option: str = "") -> dict[str, Path]:
     """{file stem: path} of the images in a folder, in natural order (2 before 10). Warns about other files.
 
     With a pattern, only the images that match it, and in place of the stem what its * stands for. option: the option
     that names the pattern, for errors.
 
-    Raises DataError if there is no such folder, if two images have the same name, or if no image matches the pattern.
+    Raises DataError if there is no such folder or if two images have the same name, PatternError if no image matches the
+    pattern.
     """
     if pattern:
         return _matching(_image_files(Path(folder)), pattern, option)
@@ -129,7 +134,7 @@ def _matching(images: Sequence[Path], pattern: str, option: str) -> dict[str, Pa
     """{text that * matches: path} of the images that match a pattern.
 
     A pattern with a suffix (*_ir.png) is compared with the whole file name, any other pattern with the stem. Raises
-    DataError if nothing matches.
+    PatternError if nothing matches, DataError for a wrong pattern or two images with one name.
     """
     before, star, after = pattern.partition("*")
     if not star or "*" in after:
@@ -141,7 +146,7 @@ def _matching(images: Sequence[Path], pattern: str, option: str) -> dict[str, Pa
         if match:
             _add(found, match[1], path)
     if images and not found:
-        raise DataError(f"{option} {pattern}: no such file among {_examples(images)}")
+        raise PatternError(f"{option} {pattern}: no such file among {_examples(images)}")
     return found
 
 

@@ -4,9 +4,11 @@ import dataclasses
 import errno
 import math
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -248,6 +250,7 @@ def test_leading_zeros_match_only_where_clear(tree):
 
 
 def test_fused_images_with_a_suffix_need_a_pattern(tree, capsys):
+    shutil.copytree(tree / "ours", tree / "plain")
     for path in [*(tree / "ours").iterdir()]:
         path.rename(path.with_stem(f"{path.stem}_fused"))
     run = ["--fused", f"A={tree / 'ours'}", "--metrics", "EN", "--workers", 1]
@@ -257,6 +260,10 @@ def test_fused_images_with_a_suffix_need_a_pattern(tree, capsys):
         "pattern of these names, as in --fused-pattern '*_fused'\n")
     assert command(tree, *run, "--fused-pattern", "*_fused") == 0
     assert "means over 3 images" in capsys.readouterr().out
+    run[1:1] = [f"B={tree / 'plain'}"]
+    assert command(tree, *run, "--fused-pattern", "*_fused", "--csv", tree / "both.csv") == 0
+    assert Counter(row["method"] for row in csv.DictReader((tree / "both.csv").open())) == {"A": 3, "B": 3}
+    del run[1]
     assert command(tree, *run, "--fused-pattern", "*_f") == 1
     assert "--fused-pattern *_f: no such file among 1_fused.png" in capsys.readouterr().err
     assert command(tree, "--baselines", "--fused-pattern", "*_f") == 1

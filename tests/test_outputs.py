@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support import outputs
-from support.outputs import OutputError, locked, making, refuse_overwriting, write_atomically
+from support.outputs import OutputError, check_place, locked, making, refuse_overwriting, write_atomically
 
 ROOT = Path(outputs.__file__).parents[1]
 
@@ -192,3 +192,12 @@ def test_a_planted_link_is_no_lock(tmp_path):
     with pytest.raises(OSError), locked(tmp_path):
         pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name, message", [(".", "is a folder"), ("absent/a.csv", "no such folder"),
+                                           (os.devnull, "is a device or a pipe"), ("a.csv", "its folder cannot be written")])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)      # root can write everywhere
+    with pytest.raises(ValueError, match=f"^--csv {name}: {message}"):
+        check_place("--csv", Path(name))

@@ -388,6 +388,15 @@ def test_the_full_model_is_trained_once_for_its_tables(trained, data, tmp_path):
 # --- shipped weights ---
 
 
+def test_an_incomplete_data_set_does_not_replace_the_rows_of_the_repository(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(table_rows, "RESULTS", tmp_path)
+    run = ["--table", "main", "--run", "--rows", "average", "--data", str(data), "--results"]
+    assert tables.main([*run, str(tmp_path)]) == 1
+    assert f"FLIR-val: {data / 'RoadScene'} has 4 pairs, the published set 40; --results DIR" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+    assert tables.main([*run, str(tmp_path / "own")]) == 0
+
+
 def test_what_cannot_be_measured_is_one_line_and_the_others_go_on(trained, data, tmp_path, monkeypatch, capsys):
     place, _ = trained
     monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe paper", tmp_path / "absent.pth")

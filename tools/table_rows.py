@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import metrics
-from dataset import Pair, load_pair, named_pairs
+from dataset import DATASETS, Pair, load_pair, named_pairs
 from images import DataError, luma
 from inference import fuse_pair
 from measures.tables import Runnings
@@ -450,9 +450,17 @@ def training_of(path: Path) -> dict[str, str]:
 
 
 def pairs_of(dataset: str, args: argparse.Namespace) -> list[Pair]:
-    """The pairs of a data set's split for evaluation. Raises DataError."""
-    layout, folder, _ = DATA_SETS[dataset]
-    return named_pairs(layout, args.data / folder)
+    """The pairs of a data set's split for evaluation.
+
+    Raises DataError, also if rows of an incomplete set would replace those of the repository.
+    """
+    name, folder, _ = DATA_SETS[dataset]
+    pairs, layout = named_pairs(name, args.data / folder), DATASETS[name]
+    published = dict(layout.expected).get(layout.splits[0], len(pairs))
+    if len(pairs) != published and args.results.resolve() == RESULTS:
+        raise DataError(f"{args.data / folder} has {len(pairs)} pairs, the published set {published}; "
+                        "--results DIR records such rows elsewhere")
+    return pairs
 
 
 def found_pairs(datasets: Sequence[str], args: argparse.Namespace,
