@@ -192,6 +192,25 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def like_ctrl_c() -> Iterator[None]:
+    """In the block, the first SIGTERM or SIGHUP raises KeyboardInterrupt. Signals that the shell ignores stay ignored."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]    # Windows has no SIGHUP
+    former = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+
+    def stop(*_: object) -> None:
+        for number in former:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+    for number in former:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
 class Lasting:
     """A text stream that ignores write errors, so that a closed terminal does not end the program."""
 

@@ -161,7 +161,10 @@ def locked(folder: Path) -> Iterator[None]:
         return
     path = folder / ".lock"
     while True:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except PermissionError:
+            number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)     # left by a killed run of another user
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -175,5 +178,6 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):     # a file of another user, in a folder like /tmp
+            path.unlink(missing_ok=True)
         os.close(number)

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import BrokenExecutor, Future
@@ -331,6 +332,29 @@ def test_a_training_step_is_three_passes_and_the_losses(first):
         gflop, timed, kept = first(row_of("RPFNet", "", precision, "training", "64x64", 2))
         assert 2.9 * forward < gflop < 3.1 * forward
         assert math.isfinite(timed["ms"]) and kept
+
+
+def test_ctrl_c_ends_the_processes_of_the_rows(monkeypatch):
+    ended = []
+
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def submit(self, function):
+            if function is not os.getpid:
+                raise KeyboardInterrupt
+            future = Future()
+            future.set_result(4711)
+            return future
+
+        def shutdown(self, wait):
+            ended.append(wait)
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(os, "kill", lambda *process: ended.append(process))
+    with pytest.raises(KeyboardInterrupt):
+        bench.measure([Case("RPFNet", "", "float32", "inference", "64x64", 1)], "cpu", 1, 1)
+    assert ended == [(4711, signal.SIGTERM), False]
 
 
 def test_in_training_the_released_graph_takes_the_place_of_rpfnet(first):

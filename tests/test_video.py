@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import signal
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -227,6 +229,49 @@ def test_names_with_undecodable_bytes_are_refused_because_opencv_would_crash(cli
         assert "its name has undecodable bytes; rename it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_after_the_last_write_is_no_full_disk(clips, tmp_path, small, capsys, monkeypatch, name):
+    write = VideoFile._opened
+
+    class Interrupted:
+        def __init__(self, writer):
+            self.writer, self.release, self.frames = writer, writer.release, 0
+
+        def write(self, image):
+            self.writer.write(image)
+            self.frames += 1
+            if self.frames == 4:
+                signal.raise_signal(getattr(signal, name))
+    monkeypatch.setattr(VideoFile, "_opened", lambda *args: Interrupted(write(*args)))
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.avi", *small) == INTERRUPTED
+    assert len(read_clip(tmp_path / "fused.avi")[0]) == 4
+    said = capsys.readouterr()
+    assert "3 frames in" in said.out and said.err.endswith("test.py: interrupted\n")
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+
+def test_frames_that_cannot_get_the_name_are_kept_under_another(tmp_path, monkeypatch):
+    out, replace = tmp_path / "fused.avi", Path.replace
+    out.write_bytes(b"earlier")
+
+    refuse: set[Path] = set()
+
+    def refused(path, target):
+        if target in refuse:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        return replace(path, target)
+    monkeypatch.setattr(Path, "replace", refused)
+    for target, message in ((out, f"{out}: cannot be replaced (Operation not permitted); the frames are in "
+                                    f"{tmp_path / 'fused.partial.avi'}"),
+                            (tmp_path / "fused.partial-2.avi", "holds the frames and could not be renamed")):
+        refuse.add(target)
+        with pytest.raises(OutputError, match=re.escape(message)), VideoFile(out, RATE) as file:
+            file.write("a", np.zeros(SIZE, np.uint8))
+    assert out.read_bytes() == b"earlier" and len(names(tmp_path)) == 3
+    assert len(read_clip(tmp_path / "fused.partial.avi")[0]) == 1
+
+
 def test_each_interrupted_recording_has_a_file_of_its_own(tmp_path):
     for count in (1, 2, 3):
         with pytest.raises(KeyboardInterrupt), VideoFile(tmp_path / "fused.avi", RATE) as file:
@@ -302,7 +347,7 @@ def test_paths_with_a_colon_are_files(clips, tmp_path, small, monkeypatch):
 def test_a_writer_that_cannot_be_opened_names_the_remedy(clips, tmp_path, small, capsys, monkeypatch):
     monkeypatch.setitem(video.results.CODECS, ".mp4", "????")
     assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small) == 1
-    assert "does not write ???? at 12.5 frames a second; choose .avi" in capsys.readouterr().err
+    assert "does not write ???? of 80x64 at 12.5 frames a second; choose .avi" in capsys.readouterr().err
     assert names(tmp_path) == []
 
 
@@ -489,6 +534,19 @@ def test_options_that_do_not_go_together(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_what_is_no_video_is_named(clips, folders, tmp_path, small, capsys):
+    image = next((folders / "ir").iterdir())
+    for ir, vis, out, options, message in (
+            (image, image, "a.mp4", ["--video"], "is an image; a video is a file, or a folder of images"),
+            ("20240101", "20240102", "a.mp4", ["--video"], "20240101: no such file or folder"),
+            (os.devnull, os.devnull, "a.mp4", ["--video"], "is a device or a pipe; give the number of a camera"),
+            (clips / "ir.avi", clips / "vis.avi", "a.gif", [], "a video is written as .mp4 or .avi"),
+            (folders / "ir", folders / "vis", "frames", ["--video", "--fps", "30"], "--fps is for a video file")):
+        assert fuse(ir, vis, tmp_path / out, *small, *options) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.mp4").exists()
+
+
 def test_options_of_folders_are_refused_for_files(clips, tmp_path, small, capsys):
     for options in (["--ir-range", "0", "9"], ["--format", "png"]):
         assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, *options) == 1
@@ -497,10 +555,10 @@ def test_options_of_folders_are_refused_for_files(clips, tmp_path, small, capsys
 
 def test_a_window_without_a_display_is_one_line(clips, tmp_path, small, capsys, monkeypatch):
     monkeypatch.setattr(video.results.sys, "platform", "linux")
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, "--show") == 1
-    assert capsys.readouterr().err == "test.py: --show: there is no display here (DISPLAY is not set); leave --show out\n"
+    for display, message in ((None, "there is no display here (DISPLAY is not set)"), (":77", "no window can be opened here")):
+        monkeypatch.delenv("DISPLAY", raising=False) if display is None else monkeypatch.setenv("DISPLAY", display)
+        assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, "--show") == 1
+        assert capsys.readouterr().err.startswith(f"test.py: --show: {message}")
 
 
 def test_q_in_the_window_replaces_no_earlier_file_by_a_part_of_the_video(clips, tmp_path, small, press_q):
@@ -524,6 +582,27 @@ def test_off_is_the_image_path_to_the_bit_and_so_is_the_first_frame():
         together = [steady.fuse(*frame) for frame in frames]
     assert (together[0] == alone[0]).all() and (together[4] != alone[4]).any()
     assert (model.fuse(*frames[4]) == alone[4]).all()       # the hooks are gone
+
+
+def test_an_image_of_another_thread_is_fused_alone():
+    model, (ir, vis) = network(), scene()
+    frames = list(entering_target(ir, vis, 3))
+    alone = model.fuse(ir, vis)
+    fused = []
+
+    def in_between(module, *_):
+        if not fused:
+            fused.append(None)      # once: the other thread calls the same module
+            thread = threading.Thread(target=lambda: fused.append(model.fuse(ir, vis)))
+            thread.start()
+            thread.join()
+    with Steady(model, 0.9) as steady:
+        expected = [steady.fuse(*pair) for pair in frames]
+    hook = model.stages[0].register_forward_hook(in_between)
+    with Steady(model, 0.9) as steady:
+        got = [steady.fuse(*pair) for pair in frames]
+    hook.remove()
+    assert (fused[1] == alone).all() and all((a == b).all() for a, b in zip(got, expected))
 
 
 def test_two_videos_and_images_can_share_a_network():
@@ -567,6 +646,8 @@ def test_a_compiled_network_cannot_keep_averages():
     model.compile()         # PyTorch compiles with the first call, which does not come
     with pytest.raises(ValueError, match="without compiled=True"):
         Steady(model)
+    with pytest.raises(ValueError, match="without compiled=True"):
+        Steady(torch.compile(network(), backend="eager"))
     with Steady(model, 0):
         pass
 
@@ -757,6 +838,36 @@ def test_a_file_with_fewer_frames_than_its_header_says_is_named(clip, monkeypatc
     monkeypatch.setattr(video.clips.Capture, "__init__", open_longer)
     assert fuse_command.main(clip) == 0
     assert re.search(r"ends before the number of frames in its header; .*vis\.avi, 4 of 6", capsys.readouterr().err)
+
+
+def test_a_header_that_counts_too_many_frames_is_no_other_length(clip, monkeypatch, capsys):
+    opened = video.clips.Capture.__init__
+
+    def open_longer(self, source):
+        opened(self, source)
+        self.length += 2 * (source.stem == "ir")
+    monkeypatch.setattr(video.clips.Capture, "__init__", open_longer)
+    assert fuse_command.main(clip) == 0 and "header" not in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_decoded_to_its_end_is_damaged_and_not_too_short(clip, monkeypatch, capsys):
+    read, calls = video.clips.Capture.read, []
+
+    def read_two(self):
+        calls.append(self.name)
+        return None if calls.count(self.name) > 2 and self.name.endswith("ir.avi") else read(self)
+    monkeypatch.setattr(video.clips.Capture, "read", read_two)
+    assert fuse_command.main(clip) == 1
+    assert re.search(r"ir\.avi: cannot be decoded after 2 of 4 frames; it is damaged", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("late, noted", [(0.03, True), (0.01, False)])      # half of the time between frames is 0.02
+def test_frames_of_other_times_are_noted(clip, monkeypatch, capsys, late, noted):
+    times = {"ir.avi": iter((5, 5.04, 5.08 + late, 5.12)), "vis.avi": iter((0, 0.04, 0.08, 0.12))}
+    monkeypatch.setattr(video.clips.Capture, "time", property(lambda self: next(times[Path(self.name).name])))
+    assert fuse_command.main(clip) == 0
+    assert ("convert both to a constant rate" in (said := capsys.readouterr().err)) == noted
+    assert said.count("from frame 2") == noted
 
 
 @pytest.mark.parametrize("key, visible, goes_on", [(-1, 1, True), (ord("q"), 1, False), (27, 1, False), (-1, 0, False)])

@@ -31,6 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -166,20 +167,29 @@ def measure(cases: Sequence[Case], device: str, threads: int, repeats: int) -> t
     """Measure the rows of one task and size, the baseline first. Returns the rows, and {row: error} of failed rows."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # spinning threads would slow down the next row
     pools = {case: ProcessPoolExecutor(1, get_context("spawn"), serve, (case, device, threads)) for case in cases}
-    starts = [pool.submit(os.getpid) for pool in pools.values()]
-    for _ in tqdm(as_completed(starts), total=len(starts), desc="starting processes", unit="row"):
-        pass        # all processes have started before anything is timed
     answers, errors = {case: [] for case in cases}, {}
-    for case in tqdm(list(cases) * (1 + repeats), desc=f"{cases[0].task} {cases[0].size}", unit="pass"):     # in turns
-        if case not in errors:
-            try:
-                answers[case].append(pools[case].submit(answer).result())
-            except BrokenExecutor:
-                errors[case] = "its process was ended, most likely for lack of memory"
-            except RuntimeError as error:
-                errors[case] = str(error)
-    for pool in pools.values():
-        pool.shutdown(wait=False)
+    processes: list[int] = []
+    try:
+        starts = [pool.submit(os.getpid) for pool in pools.values()]
+        for start in tqdm(as_completed(starts), total=len(starts), desc="starting processes", unit="row"):
+            if not start.exception():       # all processes have started before anything is timed
+                processes.append(start.result())
+        for case in tqdm(list(cases) * (1 + repeats), desc=f"{cases[0].task} {cases[0].size}", unit="pass"):     # in turns
+            if case not in errors:
+                try:
+                    answers[case].append(pools[case].submit(answer).result())
+                except BrokenExecutor:
+                    errors[case] = "its process was ended, most likely for lack of memory"
+                except RuntimeError as error:
+                    errors[case] = str(error)
+    except KeyboardInterrupt:
+        for process in processes:       # Python waits for its processes at its end, and a pass can be long
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+        raise
+    finally:
+        for pool in pools.values():
+            pool.shutdown(wait=False)
     rows = [row(case, *answers[case]) for case in cases if case not in errors]
     for r in rows:
         r["ratio"] = None if cases[0] in errors else round(r["median_ms"] / rows[0]["median_ms"], 3)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from images import DataError, luma, note_shift
-from support.console import number
+from support.console import like_ctrl_c, number
 from support.headers import SUFFIXES as IMAGE_SUFFIXES
 from support.outputs import OutputError, refuse_overwriting
 from support.runtime import team
@@ -108,7 +109,9 @@ class VideoFuser:
             raise DataError("a video is fused by one process; start it without torchrun")
         if args.show:
             check_display()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)       # errors are reported in one line here
+        # Errors are reported in one line here.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         self.args, self.clip = args, open_clip(args)
         self.file = self._chosen_file()
         self.folder = self.file.parent if self.file else args.out
@@ -125,6 +128,8 @@ class VideoFuser:
             raise DataError(f"--out {out}: a video is written as {' or '.join(CODECS)}, or as frames into a folder")
         is_file = suffix in CODECS and not out.is_dir()
         if not is_file and isinstance(self.clip, FolderClip):
+            if self.args.fps:
+                raise DataError("--fps is for a video file; frames in a folder have no rate")
             return None
         if self.args.format:
             raise DataError(f"--format {self.args.format} is for frames that are written into a folder")
@@ -137,7 +142,7 @@ class VideoFuser:
         """
         output = VideoFile(self.file, self.clip.rate) if self.file else FrameFolder(self.folder, self.args.format or "png")
         try:
-            with Steady(model, self.args.steady) as steady, output:
+            with like_ctrl_c(), Steady(model, self.args.steady) as steady, output:
                 self._fuse_frames(steady, output)
         except OutputError:
             self.written = 0        # the error says how many frames the file has

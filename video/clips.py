@@ -15,10 +15,13 @@ from tqdm import tqdm
 from dataset import of_one_size
 from images import DataError, decode, infrared_luma, infrared_span, luma, read_ir, read_vis
 from support.console import note
+from support.headers import SUFFIXES as IMAGE_SUFFIXES
 from support.pairing import Pair, all_paired, find_pairs, list_images
 
 COUNTED = {".mp4", ".avi", ".mov", ".m4v"}                      # formats whose header holds the number of frames
-SUFFIXES = COUNTED | {".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"}
+SUFFIXES = COUNTED | {".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".flv", ".vob", ".3gp", ".ogv", ".gif"}
+MOST_FRAMES = 2 ** 30   # a header with at least so many was written before the end was known
+CAMERA_DIGITS = 3       # longer numbers are names
 RATE = 25.0             # frames per second, if the sources have no rate
 SAME_RATE = 0.005       # frames per second; tolerance for rates that are rounded in headers
 
@@ -26,7 +29,8 @@ SAME_RATE = 0.005       # frames per second; tolerance for rates that are rounde
 def camera_number(source: Path) -> int | None:
     """The number of a camera; None for anything else, also for an existing file or folder whose name is a number."""
     text = str(source)
-    return int(text) if text.isascii() and text.isdigit() and not source.exists() else None
+    is_number = text.isascii() and text.isdigit() and len(text) <= CAMERA_DIGITS
+    return int(text) if is_number and not source.exists() else None
 
 
 def is_video(source: Path) -> bool:
@@ -111,7 +115,8 @@ class Capture:
         name: name for messages.
         is_camera: True for a camera, False for a file.
         rate: frames per second; 0 if it is unknown.
-        length: number of frames; None if it is unknown before the end.
+        length: number of frames as in the header; None if it is unknown before the end.
+        time: time of the last frame, seconds.
     Raises:
         DataError: no such file or camera, one that cannot be decoded, or gray video of more than 8 bits.
     """
@@ -121,16 +126,19 @@ class Capture:
         self.is_camera, self.name = number is not None, str(source) if number is None else f"camera {number}"
         if not self.is_camera:
             if not source.is_file():
-                raise DataError(f"{source}: no such file")
+                raise DataError(f"{source}: " + ("is a device or a pipe; give the number of a camera" if source.exists()
+                                                 else "no such file"))
             check_name(source)
         # Absolute, because FFmpeg takes the text before a colon in a relative path as a protocol.
-        self._capture = cv2.VideoCapture(str(source.absolute()) if number is None else number)
+        self._place = str(source.absolute()) if number is None else number
+        self._capture = cv2.VideoCapture(self._place)
         if not self._capture.isOpened():
             raise DataError(f"{self.name}: cannot be opened; " + (
                 "is it connected, and free?" if self.is_camera else "damaged, or a format that this OpenCV does not read"))
         self._check_depth(source)
         self.rate = max(self._capture.get(cv2.CAP_PROP_FPS), 0.0)
-        self.length = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.suffix.lower() in COUNTED else None
+        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.length = frames if source.suffix.lower() in COUNTED and frames < MOST_FRAMES else None
 
     def _check_depth(self, source: Path) -> None:
         """Raises DataError for gray video of more than 8 bits, such as 16-bit infrared, because OpenCV would read 8."""
@@ -149,9 +157,24 @@ class Capture:
             return None
         return frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
+    @property
+    def time(self) -> float:
+        return self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+
     def count_rest(self) -> int:
         """Count the remaining frames without decoding them."""
-        return next(number for number in count() if not self._capture.grab())
+        return _grabbed(self._capture)
+
+    def count_again(self) -> None:
+        """Set the length by counting the frames of the file. The header also counts those that a cut has left out."""
+        capture = cv2.VideoCapture(self._place)
+        self.length = _grabbed(capture)
+        capture.release()
+
+
+def _grabbed(capture: cv2.VideoCapture) -> int:
+    """Read to the end. Returns the number of frames."""
+    return next(number for number in count() if not capture.grab())
 
 
 class CaptureClip:
@@ -172,9 +195,11 @@ class CaptureClip:
         self.ir, self.vis = Capture(args.ir), Capture(args.vis)
         self.name = time.strftime("camera_%Y-%m-%d_%H-%M-%S") if self.vis.is_camera else args.vis.stem
         self.inputs = [] if self.vis.is_camera else [args.ir, args.vis]
+        if None not in (self.ir.length, self.vis.length) and self.ir.length != self.vis.length:
+            for source in (self.ir, self.vis):
+                source.count_again()
+            _check_lengths(*((source.name, source.length) for source in (self.ir, self.vis)))
         self.length, self.rate = self.vis.length, args.fps or self.vis.rate or (RATE if self.vis.is_camera else 0.0)
-        if self.ir.length is not None and self.length is not None:
-            _check_lengths((self.ir.name, self.ir.length), (self.vis.name, self.length))
         if not args.fps and abs(self.ir.rate - self.vis.rate) > SAME_RATE:
             remedy = ("give --fps, the rate at which frames are fused" if self.vis.is_camera else
                       "convert both to one rate, or give --fps if their frames match one by one")
@@ -185,10 +210,13 @@ class CaptureClip:
 
     def __iter__(self) -> Iterator[Frame]:
         pair = Pair(self.name, Path(self.ir.name), Path(self.vis.name))
+        steps = _Steps(self.ir, self.vis) if self.inputs and not self.args.fps else None
         for number in count():
             ir, vis = self.ir.read(), self.vis.read()
             if ir is None or vis is None:
                 return self._check_end(number, ir is not None, vis is not None)
+            if steps:
+                steps.compare(number)
             ir = luma(ir) if number else infrared_luma(ir, self.ir.name)        # warns for the first frame only
             yield Frame(f"{number:06d}", *of_one_size(pair, ir, vis, self.args.resize))
 
@@ -200,10 +228,30 @@ class CaptureClip:
         if number == 0 or self.vis.is_camera:
             silent = [source.name for source, has_one in zip((self.ir, self.vis), more) if not has_one]
             raise DataError(f"{' and '.join(silent)}: no frame could be read" + (f" after the first {number}" if number else ""))
+        for source, has_one in zip((self.ir, self.vis), more):
+            if any(more) and not has_one and number < (source.length or 0):
+                raise DataError(f"{source.name}: cannot be decoded after {number} of {source.length} frames; it is damaged")
         totals = [number + (1 + source.count_rest() if has_one else 0) for source, has_one in zip((self.ir, self.vis), more)]
         _check_lengths((self.ir.name, totals[0]), (self.vis.name, totals[1]))
         if self.length is not None and number < self.length:
             note("ends before the number of frames in its header; is it damaged?", f"{self.vis.name}, {number} of {self.length}")
+
+
+class _Steps:
+    """Notes once if the times between frames differ: a file with a variable frame rate shows other moments than its partner."""
+
+    def __init__(self, ir: Capture, vis: Capture):
+        self.sources, self.before, self.noted = (ir, vis), (0.0, 0.0), False
+
+    def compare(self, number: int) -> None:
+        """Call it after each frame. number: that of the frame, from 0."""
+        times = tuple(source.time for source in self.sources)
+        ir, vis = (now - then for now, then in zip(times, self.before))
+        self.before = times
+        if number and not self.noted and abs(ir - vis) > 0.5 / self.sources[1].rate:
+            self.noted = True
+            note("the times of their frames differ; convert both to a constant rate (ffmpeg -i FILE -fps_mode cfr NEW)",
+                 f"{self.sources[0].name} and {self.sources[1].name}, from frame {number}")
 
 
 def _check_lengths(*sides: tuple[object, int]) -> None:
@@ -218,6 +266,8 @@ def open_clip(args: argparse.Namespace) -> FolderClip | CaptureClip:
     for source in (args.ir, args.vis):
         if camera_number(source) is None and not source.exists():
             raise DataError(f"{source}: no such file or folder")
+        if source.suffix.lower() in IMAGE_SUFFIXES and not source.is_dir():
+            raise DataError(f"{source}: is an image; a video is a file, or a folder of images with --video")
     kinds = [(source.is_dir(), camera_number(source) is not None) for source in (args.ir, args.vis)]
     if kinds[0] != kinds[1]:
         raise DataError(f"{args.ir} and {args.vis}: give two files, two folders or two cameras")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from images import DataError, write_image
 from support.console import note
+from support.headers import SUFFIXES
 from support.outputs import OutputError
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
@@ -19,7 +21,7 @@ WINDOW = "RPFNet: q ends"
 
 
 class FrameFolder:
-    """Writes each frame as an image into an existing folder.
+    """Writes each frame as an image into an existing folder. At the end, other images there are counted in a note.
 
     Args:
         path: the output folder.
@@ -28,16 +30,21 @@ class FrameFolder:
 
     def __init__(self, path: Path, suffix: str):
         self.path, self.suffix = path, suffix
+        self._written: set[str] = set()
 
     def __enter__(self) -> FrameFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        others = sum(path.suffix.lower() in SUFFIXES and path.name not in self._written for path in self.path.iterdir())
+        if others:
+            note("also holds images that are not of this video", f"{self.path} ({others})")
 
     def write(self, name: str, image: np.ndarray) -> None:
         """Write a frame; arguments and errors as for `images.write_image`. `name` has no suffix."""
-        write_image(self.path / f"{name}.{self.suffix}", image)
+        file = self.path / f"{name}.{self.suffix}"
+        write_image(file, image)
+        self._written.add(file.name)
 
 
 class VideoFile:
@@ -71,18 +78,21 @@ class VideoFile:
     def __exit__(self, kind: object, *_: object) -> None:
         if self._writer is None:
             return
-        # An earlier file is replaced only after the check that all frames are in the new one.
-        target = _partial(self.path) if self.path.exists() else self.path
+        complete, found = False, self._written
         try:
             self._writer.release()
             if kind is None or kind is KeyboardInterrupt:       # another error must not be hidden by that of the check
-                self._check_written(target)
-            if kind is None:
-                target = self.path
+                found = self._count()
+            # Ctrl-C can come after a frame was written and before it was counted.
+            complete = kind is None and found >= self._written
         finally:
-            if self._part.exists():
-                self.path = target
-                self._part.replace(target)
+            if found:
+                self._keep(complete)
+        if not found:
+            self._part.unlink(missing_ok=True)
+            raise OutputError(f"{self.path}: no frame could be written; is the disk full?")
+        if found < self._written:
+            raise OutputError(f"{self.path}: of {self._written} frames {found} are in the file, which is kept; is the disk full?")
 
     def write(self, name: str, image: np.ndarray) -> None:
         """Add a frame, uint8 (H, W) or (H, W, 3) RGB. Raises DataError if the size changes, and OutputError."""
@@ -103,23 +113,41 @@ class VideoFile:
         if not writer.isOpened():
             self._part.unlink(missing_ok=True)
             other = next(other for other in CODECS if other != suffix)
-            raise OutputError(f"{self.path}: this OpenCV does not write {CODECS[suffix]} at {self.rate:g} frames a second; "
-                              f"choose {other} or another --fps, or install opencv-python from PyPI")
+            raise OutputError(f"{self.path}: this OpenCV does not write {CODECS[suffix]} of {width}x{height} at {self.rate:g} "
+                              f"frames a second; choose {other} or another --fps, or install opencv-python from PyPI")
         return writer
 
-    def _check_written(self, kept: Path) -> None:
-        """Raises OutputError if the file lacks frames. kept: its name in that case."""
+    def _keep(self, complete: bool) -> None:
+        """Give the file its name. An earlier file is replaced only if the new one is complete.
+
+        Raises OutputError that names the file with the frames if that fails.
+        """
+        if not self._part.exists():
+            return
+        problem = ""
+        if complete or not self.path.exists():
+            try:
+                self._part.replace(self.path)
+                return
+            except OSError as error:
+                problem = f"{self.path}: cannot be replaced ({error.strerror}); "
+        try:
+            target = _partial(self.path)
+            self._part.replace(target)
+        except OSError as error:
+            raise OutputError(f"{self._part}: holds the frames and could not be renamed ({error.strerror})") from None
+        if problem:
+            raise OutputError(f"{problem}the frames are in {target}")
+        self.path = target
+
+    def _count(self) -> int:
+        """The number of frames in the file."""
         # OpenCV does not report a full disk, and the header may name the lost frames too. So the frames are counted.
         file = cv2.VideoCapture(str(self._part.absolute()))
         file.set(cv2.CAP_PROP_FORMAT, -1)       # without decoding them
         found = sum(1 for _ in iter(file.grab, False))
         file.release()
-        if found == self._written:
-            return
-        if not found:
-            self._part.unlink(missing_ok=True)
-            raise OutputError(f"{self.path}: no frame could be written; is the disk full?")
-        raise OutputError(f"{kept}: of {self._written} frames {found} are in the file, which is kept; is the disk full?")
+        return found
 
 
 def _partial(path: Path) -> Path:
@@ -134,14 +162,13 @@ def _bgr(image: np.ndarray) -> np.ndarray:
 
 def check_display() -> None:
     """Raises OutputError if no window can be shown."""
-    # Checked before OpenCV is called: without a display, its windows end the process.
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
         raise OutputError("--show: there is no display here (DISPLAY is not set); leave --show out")
-    try:
-        cv2.namedWindow(WINDOW)
-    except cv2.error:
-        raise OutputError("--show: this OpenCV has no windows; install opencv-python in place of "
-                          "opencv-python-headless") from None
+    # In another process, because OpenCV ends a process whose display does not answer.
+    probe = [sys.executable, "-c", "import cv2; cv2.namedWindow('probe')"]
+    if subprocess.run(probe, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        raise OutputError("--show: no window can be opened here; check the display, install opencv-python in place of "
+                          "opencv-python-headless, or leave --show out")
 
 
 def shown(image: np.ndarray) -> bool:

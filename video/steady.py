@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from threading import get_ident
 
 import cv2
 import numpy as np
@@ -74,7 +75,8 @@ class Steady:
 
     Args:
         model: as for `inference.fuse_pair`. During `fuse`, its `ImagePools` modules and the ReLUs on its spectra have
-            forward hooks. Between two frames it can fuse single images or the frames of another video.
+            forward hooks. Between two frames, and in other threads, it can fuse single images or the frames of another
+            video.
         keep: weight of the past, 0 <= keep < 1. 0: each frame is fused exactly as a single image.
     Raises:
         ValueError: keep is out of its range, or the model is compiled (its hooks would keep memory of CUDA graphs, which
@@ -84,11 +86,11 @@ class Steady:
     def __init__(self, model: nn.Module, keep: float = KEEP):
         if not 0 <= keep < 1:
             raise ValueError(f"keep={keep}; a weight from 0 to below 1 is needed")
-        if keep and getattr(model, "_compiled_call_impl", None):
+        if keep and (getattr(model, "_compiled_call_impl", None) or hasattr(model, "_orig_mod")):    # of torch.compile
             raise ValueError("a compiled network cannot keep averages over frames; use optimize() without compiled=True")
         self.model, self.keep = model, keep
         self._averages: dict[nn.Module, list[Tensor]] = {}
-        self._cuts, self._size = Cuts(), (0, 0)
+        self._cuts, self._size, self._thread = Cuts(), (0, 0), get_ident()
         modules = list(model.modules()) if keep else []
         self._places: list[tuple[nn.Module, Callable]] = [
             *((module, self._average_pools) for module in modules if isinstance(module, ImagePools)),
@@ -105,13 +107,15 @@ class Steady:
         check_arrays(ir, vis)
         if self._places and (self._cuts.is_cut(ir, vis) or ir.shape != self._size):
             self._averages.clear()
-        self._size = ir.shape
+        self._size, self._thread = ir.shape, get_ident()
         with ExitStack() as hooks:
             for module, average in self._places:
                 hooks.callback(module.register_forward_hook(average).remove)
             return fuse_pair(self.model, ir, vis, studio_range)
 
-    def _average_pools(self, module: nn.Module, _: object, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def _average_pools(self, module: nn.Module, _: object, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, ...] | None:
+        if get_ident() != self._thread:
+            return None         # another thread fuses with the same network
         # The average is kept in float32. In bfloat16, a small change would be lost by rounding.
         new = [pool.float() for pool in pools]
         if module in self._averages:
@@ -119,7 +123,9 @@ class Steady:
         self._averages[module] = new
         return tuple(average.to(pool.dtype) for average, pool in zip(new, pools))
 
-    def _average_absolute(self, module: nn.Module, inputs: tuple[Tensor], rectified: Tensor) -> Tensor:
+    def _average_absolute(self, module: nn.Module, inputs: tuple[Tensor], rectified: Tensor) -> Tensor | None:
+        if get_ident() != self._thread:
+            return None
         half = inputs[0] / 2
         if module not in self._averages:
             self._averages[module] = [rectified - half]             # |z| / 2
