@@ -118,6 +118,7 @@ def test_prints_what_markdown_makes_of_the_file(done, tmp_path, capsys):
     (["--json", str(ROOT)], f"--json {ROOT}: is a folder"),
     (["--json", os.devnull], f"--json {os.devnull}: is a device"),
     (["--tasks", "training", "--batch", "2"], "--batch goes with --tasks inference"),
+    (["--markdown", "no/such.json", "--repeats", "7"], "--repeats has no effect with --markdown"),
     (["--markdown", "no/such.json"], "bench.py: no/such.json: No such file or directory"),
     (["--markdown", str(ROOT / "README.md")], "README.md: not a file of --json"),
     (["--markdown", str(ROOT / "recipes" / "paper.json")], "paper.json: not a file of --json"),

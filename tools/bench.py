@@ -238,8 +238,8 @@ def plan(args: argparse.Namespace) -> list[list[Case]]:
     rounded = [("released", "", "TF32"), ("RPFNet", "optimize()", "TF32")] if args.device == "cuda" else []
     fast = [*rounded, ("RPFNet", "optimize()", "float32"), ("RPFNet", "optimize()", "bfloat16")]
     fast += [("RPFNet", COMPILED, "bfloat16")] * args.compile
-    fast += [(name, "optimize()", precision) for name in args.checkpoint for precision in ("float32", "bfloat16")]
-    fast += [(peer, "", "float32") for peer in args.peer]
+    fast += [(name, "optimize()", precision) for name in dict.fromkeys(args.checkpoint) for precision in ("float32", "bfloat16")]
+    fast += [(peer, "", "float32") for peer in dict.fromkeys(args.peer)]
     step = [*both, ("RPFNet", "", "float32"), ("RPFNet", "", "bfloat16")]
     groups = {"inference": [[Case(*row, "inference", hw, args.batch) for row in both + fast] for hw in args.sizes],
               "training": [[Case(*row, "training", "128x128", 16) for row in step]]}
@@ -249,9 +249,12 @@ def plan(args: argparse.Namespace) -> list[list[Case]]:
 def check_options(args: argparse.Namespace) -> None:
     """Raises ValueError or OSError for wrong options, before any work is done."""
     default = build_parser().get_default
-    given = [name for name in ("sizes", "batch", "compile", "checkpoint", "peer") if getattr(args, name) != default(name)]
-    if given and "inference" not in args.tasks:
-        raise ValueError(f"--{given[0]} goes with --tasks inference")
+    given = [name for name, value in vars(args).items() if value != default(name) and name not in ("device", "markdown")]
+    if given and args.markdown:
+        raise ValueError(f"--{given[0]} has no effect with --markdown")
+    unfit = [name for name in given if name in ("sizes", "batch", "compile", "checkpoint", "peer")]
+    if unfit and "inference" not in args.tasks:
+        raise ValueError(f"--{unfit[0]} goes with --tasks inference")
     for peer in args.peer:
         os.stat(peer)
     if args.json:
@@ -288,12 +291,12 @@ def markdown(report: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    if args.markdown:
-        return print_again(args.markdown)
     try:
         check_options(args)
     except (ValueError, OSError) as error:
         return failed("bench.py", one_line(error))
+    if args.markdown:
+        return print_again(args.markdown)
     report = empty_report(args)
     try:
         run(args, report)
