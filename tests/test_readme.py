@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import write_roadscene
 
+import metrics
 import recipe
 from net import RPFNet
 from tools import students
@@ -179,6 +180,16 @@ def test_the_table_of_recipes_is_that_of_their_files():
 
 
 # --- links, options and commands ---
+
+
+def test_the_table_of_metrics_is_that_of_their_docstrings():
+    rows = [row for row in table_rows(ROOT / "docs" / "metrics.md") if len(row) == 5][2:]
+    assert [row[0] for row in rows] == list(metrics.NAMES)
+    for name, _, limits, better, source in rows:
+        described = " ".join(getattr(metrics, name.replace("-", "_")).__doc__.split())
+        assert f"{limits}" in described and f"{better} is better" in described
+        assert (better == "lower") == (name in metrics.LOWER_IS_BETTER)
+        assert all(word in described for word in source.replace(",", "").split()) and ("Source" in described) == bool(source)
 
 
 def anchors(path: Path) -> list[str]:
