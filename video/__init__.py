@@ -124,7 +124,7 @@ class VideoFuser:
     def _chosen_file(self) -> Path | None:
         """The output file; None if frames are written into a folder. Raises DataError."""
         out, suffix = self.args.out, self.args.out.suffix.lower()
-        if not out.is_dir() and suffix in SUFFIXES - CODECS.keys() | IMAGE_SUFFIXES:
+        if not out.is_dir() and suffix in {".gif", *SUFFIXES} - CODECS.keys() | IMAGE_SUFFIXES:
             raise DataError(f"--out {out}: a video is written as {' or '.join(CODECS)}, or as frames into a folder")
         is_file = suffix in CODECS and not out.is_dir()
         if not is_file and isinstance(self.clip, FolderClip):

@@ -19,7 +19,7 @@ from support.headers import SUFFIXES as IMAGE_SUFFIXES
 from support.pairing import Pair, all_paired, find_pairs, list_images
 
 COUNTED = {".mp4", ".avi", ".mov", ".m4v"}                      # formats whose header holds the number of frames
-SUFFIXES = COUNTED | {".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".flv", ".vob", ".3gp", ".ogv", ".gif"}
+SUFFIXES = COUNTED | {".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".flv", ".vob", ".3gp", ".ogv"}
 MOST_FRAMES = 2 ** 30   # a header with at least so many was written before the end was known
 CAMERA_DIGITS = 3       # longer numbers are names
 RATE = 25.0             # frames per second, if the sources have no rate
