@@ -19,7 +19,7 @@ import video
 from images import DataError, infrared_span, read_gray
 from layers import ImagePools
 from net import RPFNet
-from support.console import INTERRUPTED
+from support.console import INTERRUPTED, like_ctrl_c
 from support.outputs import OutputError, is_stray
 from tools.naturalness import entering_target, flicker_measures
 from video import Steady
@@ -243,12 +243,26 @@ def test_a_signal_after_the_last_write_is_no_full_disk(clips, tmp_path, small, c
             if self.frames == 4:
                 signal.raise_signal(getattr(signal, name))
     monkeypatch.setattr(VideoFile, "_opened", lambda *args: Interrupted(write(*args)))
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.avi", *small) == INTERRUPTED
+    number = getattr(signal, name)
+    former = signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)   # nohup ignores SIGHUP
+    handler = signal.getsignal(number)
+    try:
+        assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.avi", *small) == INTERRUPTED
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, former)
     assert len(read_clip(tmp_path / "fused.avi")[0]) == 4
     said = capsys.readouterr()
     assert "3 frames in" in said.out and said.err.endswith("test.py: interrupted\n")
-    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+
+def test_a_signal_that_the_shell_ignores_stays_ignored():
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with like_ctrl_c():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def test_frames_that_cannot_get_the_name_are_kept_under_another(tmp_path, monkeypatch):
