@@ -25,7 +25,7 @@ from layers import ExactStatistics, batch_norms
 from loss import DistillationLoss, FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
 from net import AuxiliaryDecoder, RPFNet
 from recipe import NO_TEACHER, VERSION, TrainingError, recipe
-from support.console import INTERRUPTED
+from support.console import INTERRUPTED, handling
 from support.outputs import as_csv, write_atomically
 from support.records import device_name, hashed_name, packages, short_hash
 from support.runtime import has_bfloat16, team
@@ -445,23 +445,19 @@ class Stop:
     true in all of them at the same step (`Trainer.agree`). Further signals are then ignored, because torchrun may pass
     on a signal twice.
 
-    As a context manager, it restores the former signal handlers at the end.
+    It handles the signals in its `with` block. The former handlers are restored at the end.
     """
 
     def __init__(self):
         self.received, self.agreed = 0, 0       # signal numbers: of this process; of all, set by Trainer.agree
-        self._former = {}
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)        # Windows has no SIGHUP
-            if number and signal.getsignal(number) is not signal.SIG_IGN:
-                self._former[number] = signal.signal(number, self._set)
+        self._handlers = handling(self._set, "SIGINT", "SIGTERM", "SIGHUP")
 
     def __enter__(self) -> Stop:
+        self._handlers.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
+        self._handlers.__exit__(None, None, None)
 
     def _set(self, number: int, frame: object) -> None:
         # A closed terminal can send SIGHUP twice, and a supervisor repeats SIGTERM. Only a person repeats Ctrl-C.

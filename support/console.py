@@ -193,22 +193,28 @@ def _interrupt(*_: object) -> None:
 
 
 @contextmanager
-def like_ctrl_c() -> Iterator[None]:
-    """In the block, the first SIGTERM or SIGHUP raises KeyboardInterrupt. Signals that the shell ignores stay ignored."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]    # Windows has no SIGHUP
-    former = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
-
-    def stop(*_: object) -> None:
-        for number in former:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-    for number in former:
-        signal.signal(number, stop)
+def handling(handler: Callable[[int, object], None], *names: str) -> Iterator[None]:
+    """In the block, the handler gets these signals, such as "SIGTERM". Signals that the shell ignores stay ignored."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]        # Windows has no SIGHUP
+    former = {number: signal.signal(number, handler) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number, before in former.items():
+            signal.signal(number, before)
+
+
+@contextmanager
+def like_ctrl_c() -> Iterator[None]:
+    """In the block, the first SIGTERM or SIGHUP raises KeyboardInterrupt, further ones do nothing. See `handling`."""
+    received = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt
+    with handling(stop, "SIGTERM", "SIGHUP"):
+        yield
 
 
 class Lasting:

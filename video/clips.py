@@ -163,17 +163,17 @@ class Capture:
 
     def count_rest(self) -> int:
         """Count the remaining frames without decoding them."""
-        return _grabbed(self._capture)
+        return count_frames(self._capture)
 
     def count_again(self) -> None:
         """Set the length by counting the frames of the file. The header also counts those that a cut has left out."""
         capture = cv2.VideoCapture(self._place)
-        self.length = _grabbed(capture)
+        self.length = count_frames(capture)
         capture.release()
 
 
-def _grabbed(capture: cv2.VideoCapture) -> int:
-    """Read to the end. Returns the number of frames."""
+def count_frames(capture: cv2.VideoCapture) -> int:
+    """Read to the end. Returns the number of frames that were left."""
     return next(number for number in count() if not capture.grab())
 
 

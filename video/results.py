@@ -15,6 +15,7 @@ from images import DataError, write_image
 from support.console import note
 from support.headers import SUFFIXES
 from support.outputs import OutputError
+from video.clips import count_frames
 
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 WINDOW = "RPFNet: q ends"
@@ -145,7 +146,7 @@ class VideoFile:
         # OpenCV does not report a full disk, and the header may name the lost frames too. So the frames are counted.
         file = cv2.VideoCapture(str(self._part.absolute()))
         file.set(cv2.CAP_PROP_FORMAT, -1)       # without decoding them
-        found = sum(1 for _ in iter(file.grab, False))
+        found = count_frames(file)
         file.release()
         return found
 

@@ -90,7 +90,7 @@ class Steady:
             raise ValueError("a compiled network cannot keep averages over frames; use optimize() without compiled=True")
         self.model, self.keep = model, keep
         self._averages: dict[nn.Module, list[Tensor]] = {}
-        self._cuts, self._size, self._thread = Cuts(), (0, 0), get_ident()
+        self._cuts, self._size = Cuts(), (0, 0)
         modules = list(model.modules()) if keep else []
         self._places: list[tuple[nn.Module, Callable]] = [
             *((module, self._average_pools) for module in modules if isinstance(module, ImagePools)),
@@ -107,15 +107,13 @@ class Steady:
         check_arrays(ir, vis)
         if self._places and (self._cuts.is_cut(ir, vis) or ir.shape != self._size):
             self._averages.clear()
-        self._size, self._thread = ir.shape, get_ident()
+        self._size = ir.shape
         with ExitStack() as hooks:
             for module, average in self._places:
-                hooks.callback(module.register_forward_hook(average).remove)
+                hooks.callback(module.register_forward_hook(_in_this_thread(average)).remove)
             return fuse_pair(self.model, ir, vis, studio_range)
 
-    def _average_pools(self, module: nn.Module, _: object, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, ...] | None:
-        if get_ident() != self._thread:
-            return None         # another thread fuses with the same network
+    def _average_pools(self, module: nn.Module, _: object, pools: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         # The average is kept in float32. In bfloat16, a small change would be lost by rounding.
         new = [pool.float() for pool in pools]
         if module in self._averages:
@@ -123,9 +121,7 @@ class Steady:
         self._averages[module] = new
         return tuple(average.to(pool.dtype) for average, pool in zip(new, pools))
 
-    def _average_absolute(self, module: nn.Module, inputs: tuple[Tensor], rectified: Tensor) -> Tensor | None:
-        if get_ident() != self._thread:
-            return None
+    def _average_absolute(self, module: nn.Module, inputs: tuple[Tensor], rectified: Tensor) -> Tensor:
         half = inputs[0] / 2
         if module not in self._averages:
             self._averages[module] = [rectified - half]             # |z| / 2
@@ -133,3 +129,9 @@ class Steady:
         average, = self._averages[module]
         average.lerp_(rectified.sub_(half), 1 - self.keep)          # in place: new tensors of this size cost more time
         return half.add_(average)
+
+
+def _in_this_thread(hook: Callable) -> Callable:
+    """The hook, without effect in other threads, which can fuse with the same network."""
+    thread = get_ident()
+    return lambda *args: hook(*args) if get_ident() == thread else None
