@@ -116,8 +116,9 @@ def _folders(name: str, layout: Layout, root: Path, split: str) -> tuple[Path, P
         ir, vis = root / ir.format(split=split), root / vis.format(split=split)
         if ir.is_dir() and vis.is_dir():
             return ir, vis
+    other = "; if it is another data set, name it with --dataset; own pairs need --ir and --vis" if root.is_dir() else ""
     raise DataError(f"{root / layout.ir[0].format(split=split)} or {root / layout.vis[0].format(split=split)}: "
-                    f"no such folder. To fetch {name}: {layout.source}")
+                    f"no such folder{other}. To fetch {name}: {layout.source}")
 
 
 def _joined(names: Sequence[str], root: str | Path, split: str) -> tuple[list[Pair], list[str]]:
@@ -244,7 +245,8 @@ class CropDataset:
         small = [f"{name}: {ir.shape[2]}x{ir.shape[1]}" for name, (ir, _) in zip(pairs.names, pairs.items)
                  if 2 * min(ir.shape[1:]) < size]
         if small:
-            raise DataError(listing(f"smaller than half of the {size}x{size} training crop", small))
+            raise DataError(listing(f"smaller than half of the {size}x{size} training crop (lower --crop, or leave these "
+                                    "pairs out)", small))
         self.items = [tuple(_mirrored(image, size) for image in pair) for pair in pairs.items]
         self.size, self.seed, self.flips, self.dim = size, seed, flips, dim
 

@@ -105,10 +105,11 @@ class ImageLoss(nn.Module):
                 raise ValueError(f"{name} is {x.dtype}; expected floats in [0, 1], so divide 8-bit images by 255")
             if x.device != images["ir"].device:
                 raise ValueError(f"{name} is on {x.device} and ir on {images['ir'].device}")
-        if images["ir"].device.type == "cpu" or not self.range_checked:
+        on_cpu = images["ir"].device.type == "cpu"
+        if on_cpu or not self.range_checked:
             for name, x in images.items():
                 self._check_range(name, x.detach(), (-1, 2) if name == "fused" else (0, 1))
-            self.range_checked = True
+            self.range_checked = self.range_checked or not on_cpu
 
     @staticmethod
     def _check_range(name: str, x: Tensor, limits: tuple[int, int]) -> None:

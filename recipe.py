@@ -40,6 +40,7 @@ STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step"
 # Increase this version if the same options train a different model after a change; see `is_current`.
 VERSION = 5
 OLDEST = 3      # version of a file that names none
+LONGEST_PATH = 4096     # characters
 FLAG = argparse.BooleanOptionalAction        # --name and --no-name
 
 
@@ -244,8 +245,10 @@ def read_recipe(name: str) -> dict:
                             "recipes/paper.json shows what one holds")
     stored = completed(content["recipe"], f"--recipe {path}")
     if not is_current(content.get("version", OLDEST), stored):
+        remedy = ("take a recipe from recipes/ and give the options that differ" if "version" in content else
+                  f"it has no \"version\"; add \"version\": {VERSION} if it was written for this train.py")
         raise TrainingError(f"--recipe {path}: of another version of train.py, in which the same options train "
-                            "something else; take a recipe from recipes/ and give the options that differ")
+                            f"something else; {remedy}")
     return {key: stored[key] for key in (*RECIPE, *READING)}
 
 
@@ -276,6 +279,8 @@ def completed(stored: object, source: str) -> dict:
     for key in PLACES:
         if not isinstance(stored.get(key), str | None):
             raise TrainingError(f"{source}: {key} is {in_words(stored[key])}, where a path is expected")
+    if isinstance(stored.get("dataset"), str):
+        stored = stored | {"dataset": stored["dataset"].lower()}
     options = {key: stored[key] for key in (*RECIPE, *READING) if key in stored}
     _check_values(options, source)
     return {**read_json(RECIPES / "paper.json")["recipe"], **dict.fromkeys((*READING, *PLACES)), **stored}
@@ -306,7 +311,8 @@ def _check_values(options: dict, source: str) -> None:
         if key == "ir_range" and isinstance(value, list) and len(value) == 2:
             line += ["--ir-range", *map(str, value)]
             continue
-        if not isinstance(value, bool | int | float | str) or len(str(value)) > 100:
+        longest = LONGEST_PATH if key == "teacher" else 100
+        if not isinstance(value, bool | int | float | str) or len(str(value)) > longest:
             parser.error(f"{name} is {in_words(value)}: {reprlib.repr(value)}")
         line.append(f"--{'no-' * (value is False)}{name}{'' if isinstance(value, bool) else f'={value}'}")
     parsed = parser.parse_args(line)
@@ -356,7 +362,8 @@ def _new(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: di
     if args.ir:
         args.data = args.dataset = None
     elif not args.dataset:
-        raise TrainingError(f"--recipe {args.recipe}: it names no data set; give --ir and --vis, or --dataset")
+        raise TrainingError(f"--recipe {args.recipe}: it names no data set, and its --ir and --vis are not used; give "
+                            "--ir and --vis, or --dataset")
     elif not (args.data or args.dataset in FOLDERS):
         raise TrainingError(f"--dataset {args.dataset}: give its folder with --data")
     else:
@@ -386,8 +393,10 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
             args.prior and chosen.get("prior") or args.teacher == chosen.get("teacher") == NO_TEACHER):
         parser.error("the recipe has no L_SS, and --prior or --teacher none does not add it; give --saliency or --no-saliency")
     if args.fixed_statistics and args.max_minutes:
-        parser.error("--fixed-statistics goes without --max-minutes: its first step has to be known")
-    if args.ssim_window > args.crop:
+        of_recipe = "" if "fixed_statistics" in chosen else (
+            f"; the recipe has --fixed-statistics {args.fixed_statistics:g}, so add --fixed-statistics 0")
+        parser.error("--fixed-statistics goes without --max-minutes: its first step has to be known" + of_recipe)
+    if args.ssim_window > args.crop and args.lambda_2 and args.teacher == NO_TEACHER:
         parser.error(f"--ssim-window {args.ssim_window} is larger than --crop {args.crop}")
 
 
@@ -399,6 +408,7 @@ def _without_effect(args: argparse.Namespace) -> list[tuple[str, str]]:
          "without --prior, there are no residual features"),
         (not args.saliency, ("saliency_form", "lambda_1"), "without --saliency, there is no L_SS"),
         (args.weight == "none", ("contrast",), "with --weight none, there are no negative pairs"),
+        (args.stages == 1, ("sharing",), "one iteration shares no weights with others"),
         (args.val_every and not has_validation(args), ("val_every",), "these pairs have no validation part"),
         (not args.lambda_2, ("ssim_window", "ssim_weighted", "ssim_whole"), "with --lambda-2 0, there is no L_s"),
     ) if holds for name in names]

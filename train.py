@@ -39,8 +39,8 @@ from recipe import (
     read_state,
     refuse_overwriting_a_run,
 )
-from support.console import INTERRUPTED, collected, complain, explain, failed, one_line
-from support.outputs import OutputError, locked, making, refuse_overwriting
+from support.console import INTERRUPTED, Lasting, collected, complain, explain, failed, one_line
+from support.outputs import OutputError, locked, making, refuse_overwriting, remove_parts
 from support.records import command_line, commit, device_name, launcher
 from support.runtime import IMITATED, default_device, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
 from trainer import (
@@ -72,7 +72,10 @@ def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None
     """
     def load(pairs: Sequence[Pair]) -> PairDataset:
         refuse_overwriting([args.out], None, [image for pair in pairs for image in (pair.ir, pair.vis)])
-        return PairDataset(pairs, team.rank == 0, reader(args))
+        try:
+            return PairDataset(pairs, team.rank == 0, reader(args))
+        except MemoryError:
+            raise DataError(f"too little memory to hold {len(pairs)} pairs; train on fewer, or on smaller images") from None
 
     if args.ir:
         return load(match_pairs(args.ir, args.vis, args.ir_pattern, args.vis_pattern)), None
@@ -135,6 +138,8 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
 
 def described(error: Exception) -> str:
     """The error in one line, or as a list of files. The message for a lack of memory has a remedy."""
+    if isinstance(error, EOFError | ConnectionError) or "DataLoader worker" in str(error):
+        return f"a data loader process has ended ({one_line(error)}), perhaps for lack of memory; lower --workers (0: none)"
     if lacks_memory(error):
         return f"too little memory for a training step ({one_line(error)}); {MEMORY_REMEDY}"
     remedy = "; --out names a folder" if isinstance(error, FileExistsError | NotADirectoryError) else ""
@@ -161,8 +166,11 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
         say(f"note: {args.recipe} is of a run with --init {start}; this run starts from random weights", sys.stderr)
     if args.amp and not trainer.bfloat16:
         say(f"note: --amp: {IMITATED}", sys.stderr)
-    say(f"{len(pairs)} training pairs, {len(val) if val else 'no'} validation pairs; "
-        f"{trainer.total} steps of {args.batch} crops on {device_name(trainer.device)}")
+    length = f"{trainer.total} steps"
+    if args.max_minutes:
+        length = f"at most {length} (or {args.max_minutes:g} minutes)"
+    say(f"{len(pairs)} training pairs of {args.data or args.ir}, {len(val) if val else 'no'} validation pairs; "
+        f"{length} of {args.batch} crops on {device_name(trainer.device)}")
     with Stop() as stop:
         run(trainer, pairs, val, stop)
     return trainer, stop
@@ -179,11 +187,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_device(args.device)
         exact_convolutions()
         with making([args.out]), locked(args.out) if team.rank == 0 else nullcontext():
+            if team.rank == 0:
+                remove_parts(args.out)
             if not args.resume:
                 refuse_overwriting_a_run(args.out)
             # Read again: the run that held the lock until now may have saved after `parse`.
             trainer, stop = train(args, read_state(args.out / "last.pth") if args.resume else None)
-    except (DataError, TrainingError, OutputError, ValueError, OSError, RuntimeError, MemoryError) as error:
+    except (DataError, TrainingError, OutputError, ValueError, OSError, EOFError, RuntimeError,
+            MemoryError) as error:
         team.failed = True
         return failed("train.py", described(error))
     except KeyboardInterrupt:
@@ -200,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def lasting() -> int:
     """`main`, where a closed output stream does not end the training."""
-    sys.stdout = console.Lasting(sys.stdout)
+    sys.stdout = Lasting(sys.stdout)
     return main()
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -23,12 +24,13 @@ from dataset import CropDataset, PairDataset, crop_batches
 from images import to_image
 from layers import ExactStatistics, batch_norms
 from loss import DistillationLoss, FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
+from measures.registry import UndefinedWarning
 from net import AuxiliaryDecoder, RPFNet
 from recipe import NO_TEACHER, VERSION, TrainingError, recipe
 from support.console import INTERRUPTED, handling
 from support.outputs import as_csv, write_atomically
 from support.records import device_name, hashed_name, packages, short_hash
-from support.runtime import has_bfloat16, team
+from support.runtime import has_bfloat16, lacks_memory, team
 from weights import check_weights, find, load
 
 VALIDATION_METRICS = ("EN", "SF", "SD", "CC", "SCD", "VIF")
@@ -68,13 +70,13 @@ def check_memory(args: argparse.Namespace) -> None:
     """Raises TrainingError if a training step cannot fit into memory. The system would kill the process silently."""
     if torch.device(args.device).type != "cpu" or not hasattr(os, "sysconf"):
         return      # on GPUs, PyTorch raises an error
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))      # set by torchrun: processes on this machine
-    crops = min(args.batch, args.crops) * here / team.world
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))      # on this machine; set by torchrun
+    crops = min(args.batch, args.crops) * processes / team.world
     least = crops * args.crop**2 * args.channels * args.stages * LEAST_STEP_BYTES
-    if least > there:
+    if least > memory:
         raise TrainingError(f"too little memory for a training step: it takes {least / 2**30:.0f} GB at least, and "
-                            f"this machine has {there / 2**30:.0f}; {MEMORY_REMEDY}")
+                            f"this machine has {memory / 2**30:.0f}; {MEMORY_REMEDY}")
 
 
 def learning_rate(initial: float, schedule: str, progress: float) -> float:
@@ -105,7 +107,7 @@ class Trainer:
         self.optimisers = [torch.optim.Adam(net.parameters(), args.lr) for net in (self.model, self.decoder)]
         self.per_epoch = math.ceil(args.crops / args.batch)
         self.total = args.steps or args.epochs * self.per_epoch
-        self.pairs = short_hash("\n".join(names).encode())
+        self.pairs_hash = short_hash("\n".join(names).encode(errors="surrogateescape"))
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.unwritten: dict[Path, bytes] = {}  # best.pth and best.json, until they are on the disk
         self.sums: dict[str, Tensor] = {}       # sums of this epoch's loss terms over the crops of this process
@@ -285,7 +287,7 @@ class Trainer:
         state = {"model": self.model.state_dict(), "config": self.model.config, "decoder": self.decoder.state_dict(),
                  "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                  "version": VERSION, "recipe": recipe(self.args), "step": self.step, "seconds": self.clock(),
-                 "pairs": self.pairs, "best": best, "sums": over_all(self.sums), "history": self.history, "runs": self.runs}
+                 "pairs": self.pairs_hash, "best": best, "sums": over_all(self.sums), "history": self.history, "runs": self.runs}
         write(self.args.out / "last.pth", serialised(state))
 
     def _check_finite(self) -> None:
@@ -297,7 +299,8 @@ class Trainer:
         """Save before an error ends the run. Not with several processes, in the middle of an update, or if diverged."""
         if team.world == 1 and self.step and not self.updating:
             try:
-                self.save(write_or_warn)
+                with handling(lambda *_: None, "SIGCHLD"):      # PyTorch's handler raises if a loader was killed
+                    self.save(write_or_warn)
             except (TrainingError, RuntimeError, MemoryError):      # the caller reports the first error
                 pass
 
@@ -322,7 +325,7 @@ class Trainer:
         """Continue from `state`, the content of `path` (see recipe.read_state). Raises TrainingError, ValueError."""
         if state["config"] != self.model.config:
             raise TrainingError(f"{path}: its network is not that of its recipe; it cannot be resumed")
-        if state.get("pairs", self.pairs) != self.pairs:        # older files have none
+        if state.get("pairs", self.pairs_hash) != self.pairs_hash:      # older files have none
             raise TrainingError(f"{path}: the training pairs have changed, so its crops would be others; give the same pairs")
         for network, weights in ((self.model, state["model"]), (self.decoder, state["decoder"])):
             check_weights(path, weights, network)
@@ -371,7 +374,7 @@ class Trainer:
         about = {"config": self.model.config, "version": VERSION, "recipe": recipe(self.args), "steps": self.step,
                  "minutes": round(self.clock() / 60, 1),
                  **self.runs[0], **({"resumed": self.runs[1:]} if self.runs[1:] else {}),
-                 "validation": {k: round(v, 4) for k, v in scores.items()}}
+                 "validation": {k: None if math.isnan(v) else round(v, 4) for k, v in scores.items()}}     # JSON has no nan
         self.unwritten = {self.args.out / "best.pth": serialised(weights),
                           self.args.out / "best.json": (json.dumps(about, indent=2) + "\n").encode()}
 
@@ -532,10 +535,18 @@ def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDatase
     for index in tqdm(own, desc="validating", unit="pair", leave=False, disable=team.rank > 0):
         ir, vis = val[index]
         inputs = [to_unit(torch.from_numpy(x[None]), device) for x in (ir, vis)]
-        fused = model(*inputs)
+        try:
+            fused = model(*inputs)
+            value = loss.fusion(fused, *inputs)[0].item()
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
+            raise TrainingError(f"validation pair {val.names[index]} ({ir.shape[2]}x{ir.shape[1]}): too little memory; "
+                                "--val-every 0 trains without validation") from None
         image = to_image(fused[0, 0].float().cpu().numpy())
-        rows.append({"val_loss": loss.fusion(fused, *inputs)[0].item()} |
-                    metrics.evaluate(image, ir[0], vis[0], names=VALIDATION_METRICS))
+        with warnings.catch_warnings():     # the mean of a metric that is undefined for a pair is nan, and says so
+            warnings.simplefilter("ignore", UndefinedWarning)
+            rows.append({"val_loss": value} | metrics.evaluate(image, ir[0], vis[0], names=VALIDATION_METRICS))
         if stop:
             raise Stopped
     rows = team.gathered(rows)
@@ -550,7 +561,8 @@ def write_or_warn(path: Path, data: bytes) -> bool:
     try:
         return write_once(path, data)
     except OSError as error:
-        say(f"warning: {path} not written ({error.strerror}); an earlier file of this name is intact", sys.stderr)
+        earlier = "the earlier file of this name is intact" if path.exists() else "there is no earlier file"
+        say(f"warning: {path} not written ({error.strerror}); {earlier}", sys.stderr)
         return False
 
 

@@ -5,6 +5,7 @@ import csv
 import errno
 import io
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -49,6 +50,13 @@ def write_atomically(path: Path, data: bytes, sync: bool = True) -> None:
     finally:
         with suppress(OSError):     # already renamed, or the folder cannot be written at all
             part.unlink()
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what `write_atomically` left in a folder when its process was killed. The caller holds the folder's lock."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\.[0-9a-f]{16}\.part", path.name):
+            path.unlink(missing_ok=True)
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Mapping]) -> bytes:

@@ -185,7 +185,9 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
         ir, vis = list_images(ir_dir), list_images(vis_dir)
     for folder, images in ((ir_dir, ir), (vis_dir, vis)):
         if not images:
-            raise DataError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))})")
+            inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            remedy = f"; subfolders are not read ({listed(inner, 5)}), so name one of them" if inner else ""
+            raise DataError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))}){remedy}")
     if ir.keys() != vis.keys():
         pairs = _guess(ir, vis)
         if pairs:

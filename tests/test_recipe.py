@@ -180,6 +180,20 @@ def test_a_recipe_that_meant_something_else_is_refused(tmp_path, capsys, version
         assert "best.json: of another version of train.py" in capsys.readouterr().err
 
 
+def test_a_recipe_without_a_version_is_told_which_one_to_add(tmp_path, capsys):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"recipe": {"dim": 0.3}}))
+    assert train.main(["--recipe", str(path)]) == 1
+    assert f'it has no "version"; add "version": {train.VERSION}' in capsys.readouterr().err
+
+
+def test_a_recipe_can_have_a_long_teacher_and_a_data_set_in_upper_case(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(stored_recipe(teacher="/folder" * 40 + "/t.pth", dataset="RoadScene"))
+    stored = train.read_recipe(str(path))
+    assert stored["teacher"] == "/folder" * 40 + "/t.pth" and stored["dataset"] == "roadscene"
+
+
 def test_an_unknown_recipe_says_which_are_known(capsys):
     assert train.main(["--recipe", "natural"]) == 1
     assert "--recipe natural: choose from contrast, medical, paper, small, tiny" in capsys.readouterr().err
@@ -245,6 +259,8 @@ def test_impossible_values_are_refused_by_name(option, value, capsys):
     (["--weight", "none", "--contrast"], "--contrast has no effect: with --weight none"),
     (["--ir", "a", "--vis", "b", "--val-every", "5"], "--val-every has no effect: these pairs have no validation part"),
     (["--lambda-2", "0", "--ssim-window", "7"], "--ssim-window has no effect: with --lambda-2 0"),
+    (["--stages", "1", "--sharing", "none"], "--sharing has no effect: one iteration shares no weights"),
+    (["--recipe", "contrast", "--max-minutes", "5"], "the recipe has --fixed-statistics 0.66, so add --fixed-statistics 0"),
     (["--teacher", "contrast", "--no-contrast"], "--contrast has no effect: with --teacher"),
     (["--recipe", "small", "--teacher", "none", "--lambda-1", "2"], "--lambda-1 has no effect: without --saliency"),
     (["--epochs", "5", "--steps", "7"], "--epochs goes without --steps"),

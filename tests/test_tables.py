@@ -89,7 +89,7 @@ def test_a_published_data_set_is_trained_on_one_split_and_validated_on_the_other
     monkeypatch.setattr(train, "named_pairs", lambda *which: asked.append(which[2]) or named_pairs(*which)[:4])
     assert train.main(["--data", str(data / "RoadScene"), "--channels", "4", "--stages", "1", "--crop", "32", "--crops", "4",
                        "--batch", "2", "--steps", "2", "--val-every", "1", "--out", str(tmp_path)]) == 0
-    assert asked == ["train", "val"] and "4 training pairs, 4 validation pairs" in capsys.readouterr().out
+    assert asked == ["train", "val"] and "RoadScene, 4 validation pairs" in capsys.readouterr().out
     about = json.loads((tmp_path / "best.json").read_text(encoding="utf-8"))
     assert about["recipe"]["dataset"] == "roadscene"
     assert 0 < about["validation"]["val_loss"] and 0 < about["validation"]["EN"] < 8

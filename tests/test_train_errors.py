@@ -3,6 +3,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import write_roadscene
 from training import TINY, fail_to_write, interrupt_at, rows, said, same_weights
 
 import recipe
 import train
+import trainer
 from support import console, outputs
 
 ROOT = Path(train.__file__).parent
@@ -88,7 +91,10 @@ def fail_in_step(number, error, monkeypatch, place="zero_grad"):
 
 
 @pytest.mark.parametrize(("error", "message"), [
-    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nDetails"), r"\(pid 7\) is killed by signal"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nDetails"),
+     r"\(pid 7\) is killed by signal.*lower --workers"),
+    (ConnectionResetError(104, "Connection reset by peer"), "a data loader process has ended.*lower --workers"),
+    (EOFError(), "a data loader process has ended.*lower --workers"),
     (torch.OutOfMemoryError("CUDA out of memory"), "too little memory for a training step.*lower --batch, --crop"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "lower --batch, --crop"),
     (MemoryError(), "lower --batch, --crop"),
@@ -104,6 +110,48 @@ def test_an_error_in_mid_run_is_one_line_and_the_steps_before_it_are_saved(
     assert torch.load(tmp_path / "cut" / "last.pth", weights_only=True)["step"] == 5
     assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
     assert rows(tmp_path / "cut")[-1]["step"] == "6"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="Windows has no such signal")
+def test_the_end_of_a_loader_does_not_disturb_the_save(folders, tmp_path, monkeypatch):
+    """PyTorch's handler raises an error when it hears of a killed loader, which can be after the read failed."""
+    def heard(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    def rescue_among_signals(self):
+        former = signal.signal(signal.SIGCHLD, heard)
+        rescue(self)
+        assert signal.signal(signal.SIGCHLD, former) is heard
+
+    check, rescue = trainer.Trainer._check_finite, trainer.Trainer.rescue
+    monkeypatch.setattr(trainer.Trainer, "_check_finite", lambda self: signal.raise_signal(signal.SIGCHLD) or check(self))
+    monkeypatch.setattr(trainer.Trainer, "rescue", rescue_among_signals)
+    fail_in_step(3, ConnectionResetError(104, "Connection reset by peer"), monkeypatch)
+    assert train.main([*folders, *TINY, "--crops", "12", "--steps", "6", "--out", str(tmp_path)]) == 1
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 2
+
+
+def test_too_little_memory_for_the_images_or_a_validation_pair_is_said_so(tmp_path, monkeypatch, capsys):
+    write_roadscene(tmp_path / "RoadScene")
+    run = ["--data", str(tmp_path / "RoadScene"), *TINY, "--steps", "2", "--val-every", "1", "--out", str(tmp_path / "run")]
+    evaluating = trainer.RPFNet.forward
+
+    def forward(self, *images, **options):
+        if not self.training:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return evaluating(self, *images, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.RPFNet, "forward", forward)
+        assert train.main(run) == 1
+    line, = said(capsys)
+    assert re.search(r"validation pair FLIR_\w+ \(\d+x\d+\): too little memory; --val-every 0", line)
+
+    def full(*_):
+        raise MemoryError
+    monkeypatch.setattr(train, "PairDataset", full)
+    assert train.main([*run[:-1], str(tmp_path / "other")]) == 1
+    line, = said(capsys)
+    assert "too little memory to hold 180 pairs" in line
 
 
 def test_half_a_step_is_not_saved(folders, tmp_path, monkeypatch):
@@ -132,6 +180,15 @@ def test_a_second_run_in_one_folder_is_told_at_once(folders, tmp_path, capsys):
             line, = said(capsys)
             assert "another run is writing there" in line
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_resumed_run_removes_what_a_kill_left_of_a_save(folders, tmp_path):
+    assert train.main([*folders, *TINY, "--steps", "1", "--out", str(tmp_path)]) == 0
+    before = sorted(tmp_path.iterdir())
+    for name in (".0123456789abcdef.part", ".own.part"):
+        (tmp_path / name).write_bytes(b"half")
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert sorted(tmp_path.iterdir()) == [tmp_path / ".own.part", *before]
 
 
 @pytest.mark.parametrize(("out", "message"), [
@@ -196,6 +253,7 @@ DAMAGED = [
     (put(["recipe", "out"], "/elsewhere"), "unknown options: out"),
     (put(["recipe", "device"], "cuda"), "unknown options: device"),
     (put(["recipe"], [1]), "is a list"),
+    (put(["recipe", "teacher"], "a" * 5000), "teacher is a text"),
     (put(["recipe", "stages"], 10**9), "no whole number from 1 to 64"),
     (put(["recipe", "seed"], "0"), "seed is a text"),
     (put(["recipe", "ir"], None), "names no training pairs"),
