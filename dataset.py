@@ -117,8 +117,8 @@ def _folders(name: str, layout: Layout, root: Path, split: str) -> tuple[Path, P
         if ir.is_dir() and vis.is_dir():
             return ir, vis
     other = "; if it is another data set, name it with --dataset; own pairs need --ir and --vis" if root.is_dir() else ""
-    raise DataError(f"{root / layout.ir[0].format(split=split)} or {root / layout.vis[0].format(split=split)}: "
-                    f"no such folder{other}. To fetch {name}: {layout.source}")
+    places = dict.fromkeys(str(root / place.format(split=split)) for place in (layout.ir[0], layout.vis[0]))
+    raise DataError(f"{' or '.join(places)}: no such folder{other}. To fetch {name}: {layout.source}")
 
 
 def _joined(names: Sequence[str], root: str | Path, split: str) -> tuple[list[Pair], list[str]]:

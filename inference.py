@@ -129,9 +129,12 @@ def _ramp(length: int, overlap: int) -> Tensor:
 
 
 def check_batch(ir: Tensor, vis_y: Tensor) -> None:
-    """Raises ValueError unless both are float tensors of one shape (B, 1, H, W) with H, W >= 16."""
-    if ir.shape != vis_y.shape or ir.dim() != 4 or ir.shape[1] != 1 or min(ir.shape[2:]) < MIN_SIZE:
-        raise ValueError(f"expected ir and vis_y of one shape (B, 1, H, W) with H, W >= {MIN_SIZE}, "
+    """Raises TypeError, ValueError unless both are float tensors of one shape (B, 1, H, W) with B >= 1 and H, W >= 16."""
+    if not (isinstance(ir, Tensor) and isinstance(vis_y, Tensor)):
+        raise TypeError(f"expected tensors, got {type(ir).__name__} and {type(vis_y).__name__}; for numpy images, call "
+                        "model.fuse(ir, vis)")
+    if ir.shape != vis_y.shape or ir.dim() != 4 or ir.shape[1] != 1 or not ir.shape[0] or min(ir.shape[2:]) < MIN_SIZE:
+        raise ValueError(f"expected ir and vis_y of one shape (B, 1, H, W) with B >= 1 and H, W >= {MIN_SIZE}, "
                          f"got {tuple(ir.shape)} and {tuple(vis_y.shape)}")
     if not ir.is_floating_point() or not vis_y.is_floating_point():
         raise ValueError(f"expected floats in [0, 1], got {ir.dtype} and {vis_y.dtype}; divide 8-bit images by 255")

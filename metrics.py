@@ -38,7 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import Pair, Reader, add_reading_options, add_source_options, find_sources, list_images, reader
-from images import DataError, luma, read_gray, read_vis
+from images import DataError, luma, read_vis
 from measures import (
     AG,
     CC,
@@ -82,11 +82,14 @@ from support.console import (
     can_show,
     collected,
     complain,
+    end_with_parent,
     explain,
     failed,
     finished,
     first_line,
     given,
+    listed,
+    note,
     positive,
     run,
 )
@@ -187,6 +190,7 @@ def score_all(tasks: Iterable[Task], protocols: Sequence[str], names: Sequence[s
 
 
 def _start_worker() -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # the parent handles Ctrl-C and keeps the scores so far
     cv2.setNumThreads(1)
 
@@ -225,7 +229,8 @@ def build_parser() -> argparse.ArgumentParser:
     shape = output.add_mutually_exclusive_group()
     shape.add_argument("--markdown", action="store_true", help="print Markdown tables")
     shape.add_argument("--latex", action="store_true", help="print LaTeX tables (booktabs)")
-    output.add_argument("--csv", type=Path, metavar="FILE", help="write one row for each method, image and protocol")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="write one row for each method, image and protocol; "
+                        "FILE is replaced")
     output.add_argument("--workers", type=positive, default=cores(),
                         help="number of processes (default: all cores, %(default)s)")
     return parser
@@ -289,14 +294,16 @@ def match_methods(pairs: Sequence[Pair], folders: dict[str, Path],
         folders: {method: folder}, see `collect_methods`.
         pattern: see `match_fused`.
     Returns:
-        {method: {name of the pair: fused image}}, and one line for each pair or image without a match, or for a method
-        without any match.
+        {method: {name of the pair: fused image}}, and one line for each pair without an image, or for a method without
+        any match. A note names the other images of its folder.
     """
     methods, problems = {}, []
     for method, folder in folders.items():
         methods[method], missing, others = match_fused(pairs, folder, pattern)
         if methods[method]:
-            problems += [*missing, *others]
+            problems += missing
+            if others:
+                note("no pair has the name of these images, which are left out", f"{folder}/ ({listed(others, 5)})")
         elif others:
             problems.append(f"{folder}: none of its {len(others)} images has the name of a pair, such as {pairs[0].name}; "
                             "give the right folder, or the pattern of these names, as in --fused-pattern '*_fused'")
@@ -313,7 +320,7 @@ def match_fused(pairs: Sequence[Pair], folder: Path,
     If the names are numbers, 01 and 1 match, unless the folder holds both or the image has the exact name of another pair.
 
     Returns:
-        {name of the pair: fused image}, one line for each pair without an image, one for each image without a pair.
+        {name of the pair: fused image}, one line for each pair without an image, names of the images without a pair.
     Raises:
         DataError: there is no such folder, or no image matches the pattern or has the plain name of a pair.
     """
@@ -337,7 +344,7 @@ def match_fused(pairs: Sequence[Pair], folder: Path,
             missing.append(f"{folder}: no fused image for {pair.name}")
     if unmatched and not matched:
         raise unmatched
-    return matched, missing, [f"{path}: no pair of this name" for path in found.values()]
+    return matched, missing, [path.name for path in found.values()]
 
 
 def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -367,16 +374,18 @@ def read_tasks(pairs: Sequence[Pair], methods: dict[str, dict[str, Path]], basel
         for name, paths in methods.items():
             if pair.name in paths:
                 try:
-                    fused[name] = read_gray(paths[pair.name])
+                    fused[name] = luma(read_fused(paths[pair.name], ir.shape))
                 except DataError as error:
                     problems.append(str(error))
         yield Task(pair.name, ir, vis, fused)
 
 
 def check_csv(path: Path, pairs: Sequence[Pair], methods: dict[str, dict[str, Path]]) -> None:
-    """Raises ValueError or OutputError if --csv has the name of an image."""
+    """Raises ValueError or OutputError if --csv has the name of an image or of an existing file that is no CSV file."""
     if path.suffix.lower() in SUFFIXES:
         raise ValueError(f"--csv {path}: this is an image's name; give a file that ends in .csv")
+    if path.is_file() and path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise ValueError(f"--csv {path}: exists, and would be replaced; give a file that ends in .csv")
     refuse_input(path, [*(image for pair in pairs for image in (pair.ir, pair.vis)),
                         *(image for paths in methods.values() for image in paths.values())])
 
@@ -421,17 +430,18 @@ class Report:
 
     Attributes:
         scores: {protocol: {method: {image: {metric: value}}}}.
-        notes: number of occurrences of each UndefinedWarning.
+        notes: {text of an UndefinedWarning: {image: None}}.
     """
 
     def __init__(self, names: Sequence[str], csv_file: CsvFile | None):
         self.names, self.csv_file = names, csv_file
-        self.notes: Counter[str] = Counter()
+        self.notes: dict[str, dict[str, None]] = {}
         self.scores: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
 
     def add(self, scored: Scored) -> None:
         """Add the scores of one pair, and write them to the CSV file."""
-        self.notes.update(scored.notes)
+        for text in scored.notes:
+            self.notes.setdefault(text, {})[scored.name] = None
         for (method, protocol), values in scored.values.items():
             self.scores.setdefault(protocol, {}).setdefault(method, {})[scored.name] = values
         if self.csv_file:
@@ -460,9 +470,9 @@ class Report:
         return False
 
     def complain_of_notes(self) -> None:
-        """Print the notes of all pairs, each once with its number."""
-        for note, count in self.notes.items():
-            complain(f"note: {note} ({count} times, left out of the mean)")
+        """Print the notes of all pairs, each once with the names of its images."""
+        for text, images in self.notes.items():
+            complain(f"note: {text.removesuffix('; returning nan')}, and left out of the mean: {listed([*images], 5)}")
 
     def rows(self, protocol: str, order: Sequence[str]) -> tuple[list[Row], int]:
         """Rows of a table in the order of `order`, and the number of images that all methods have."""
@@ -516,7 +526,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = chosen_names(args.metrics, protocols[0])
         if args.paper and protocols != ("paper",):
             raise ValueError("--paper: its rows hold the columns of --protocol paper")
-        folders = collect_methods(args.fused)
+        folders = collect_methods(args.fused, taken=BASELINES if args.baselines else ())
         if not folders and not args.baselines:
             raise ValueError("nothing to score: give --fused [NAME=]DIR or --baselines")
         if args.fused_pattern and not folders:

@@ -136,8 +136,10 @@ def check(pixels: np.ndarray, role: str) -> None:
     if pixels.dtype != np.uint8:
         finite = pixels.dtype.kind != "f" or bool(np.isfinite(pixels).all())
         got = f"{pixels.dtype}" if finite else f"{pixels.dtype} with NaN or infinity"
-        raise ValueError(f"{role}: expected 8-bit pixels (uint8), got {got}; "
-                         f"convert an image x in [0, 1] with np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)")
+        remedy = {"f": "convert an image x in [0, 1] with np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)",
+                  "b": "convert a mask x with 255 * x.astype(np.uint8)"}.get(
+            pixels.dtype.kind, "levels from 0 to 255: x.astype(np.uint8); 16-bit files: images.read_ir")
+        raise ValueError(f"{role}: expected 8-bit pixels (uint8), got {got}; {remedy}")
     if min(pixels.shape) < 3:
         raise ValueError(f"{role}: {pixels.shape[1]}x{pixels.shape[0]} pixels; the metrics need at least 3x3")
 

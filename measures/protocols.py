@@ -71,8 +71,8 @@ def evaluate(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray, protocol: str =
             means SF (AG).
     Returns:
         {name: value} in the order of `names`. An undefined metric is nan, with a warning: MS-SSIM below 176 x 176
-        pixels, VIF and VIFF below 41 x 41, SSIM below 11 x 11 ("cddfuse": 7 x 7), CC with a constant image, SCD and VIF
-        with a constant source, Qabf of two black sources.
+        pixels, VIF and VIFF below 41 x 41, SSIM below 11 x 11 ("cddfuse": 7 x 7), CC with a constant image, SCD, VIF
+        and VIFF with a constant source, Qabf of two black sources.
     Raises:
         ValueError: images that are not uint8 (H, W), masked, of different sizes or below 3 x 3; unknown names.
     """

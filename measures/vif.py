@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -28,13 +29,12 @@ def VIF(trio: Trio, arithmetic: str) -> float:
     Source: Sheikh and Bovik, IEEE Trans. Image Process. 15(2), 2006, the authors' vifp_mscale.
     """
     need_side(trio.fused, VIF_MIN_SIDE)
+    _need_detail(trio.sources)
     sums = [trio.shared(_sums, scale) for scale in range(4)]
     if arithmetic == "toolbox":
         sums[0] = _sums(trio, 0, saturate=True)
     total = 0.0
-    for i, source in enumerate(trio.sources):
-        if source.is_flat:
-            raise Undefined(f"{source.role} constant")
+    for i in range(len(trio.sources)):
         kept, there = (sum(scale.vif[i][k] for scale in sums) for k in (0, 1))
         total += kept / there
     return total
@@ -47,12 +47,21 @@ def VIFF(trio: Trio, arithmetic: str) -> float:
     Added contrast can raise it above 1. It uses the four scales of vifp. At each position, the source with the smaller
     gain is used. There is one ratio for each scale, with the weights (1, 0, 0.15, 1) / 2.15. sigma_n^2 = 0.005 * 255^2.
     "toolbox": images in [0, 1] with the noise variance unchanged, because the toolbox calls im2double. Tables print
-    this variant. nan with a warning below 41 x 41 pixels.
+    this variant. nan with a warning below 41 x 41 pixels, and if a source is constant: it would have the smaller gain, 0,
+    at all positions, and any image the value 1.
     Source: Han et al., Information Fusion 14(2), 2013.
     """
     need_side(trio.fused, VIF_MIN_SIDE)
+    _need_detail(trio.sources)
     sums = [trio.shared(_sums, scale).viff[arithmetic] for scale in range(4)]
     return sum(weight * kept / there for weight, (kept, there) in zip(_VIFF_WEIGHTS, sums))
+
+
+def _need_detail(sources: Sequence[Image]) -> None:
+    """Raises Undefined for a constant source, which holds no information."""
+    for source in sources:
+        if source.is_flat:
+            raise Undefined(f"{source.role} constant")
 
 
 class _Sums(NamedTuple):

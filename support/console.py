@@ -11,9 +11,11 @@ import os
 import reprlib
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import parent_process
 from pathlib import Path
 from types import TracebackType
 
@@ -202,6 +204,15 @@ def handling(handler: Callable[[int, object], None], *names: str) -> Iterator[No
     finally:
         for number, before in former.items():
             signal.signal(number, before)
+
+
+def end_with_parent() -> None:
+    """For a process of multiprocessing: end it when its parent ends, also if the parent is killed."""
+    def wait() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -67,6 +67,8 @@ def check_device(device: str | torch.device) -> None:
         raise ValueError(f"device {device}: torchrun gives each process a GPU of its own; use cuda")
     if known.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: PyTorch finds no CUDA GPU here; use cpu")
+    if known.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device}: is not supported; choose cpu or cuda")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -385,6 +385,7 @@ def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
     ("sheet", ["--out", "a.TIFF"], "--out a.TIFF: choose .png, .jpg"),
     ("sheet", ["--out", "a.eps"], "--out a.eps: choose .png, .jpg"),
     ("sheet", ["--out", "a.ps"], "--out a.ps: choose .png, .jpg"),
+    ("sheet", ["--out", "a.gif"], "--out a.gif: choose .png, .jpg"),
 ])
 def test_options_that_do_not_fit_are_refused_before_any_work(folders, monkeypatch, capsys, kind, options, message):
     monkeypatch.chdir(folders)

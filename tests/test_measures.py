@@ -359,12 +359,23 @@ def test_docstrings_state_direction_and_range():
         assert "Range" in words, name
 
 
+@pytest.mark.parametrize("name", ["VIF", "VIFF"])
+@pytest.mark.parametrize("arithmetic", ["definition", "toolbox"])
+def test_a_constant_source_has_no_fidelity(name, arithmetic):
+    """It has the smaller gain, 0, everywhere. Without this rule, VIFF would be 1 for any fused image."""
+    fused, ir, vis = trio(0)
+    for sources in ((np.full_like(ir, 7), vis), (ir, np.full_like(vis, 7))):
+        with pytest.warns(UserWarning, match=f"{name} is undefined here .(ir|vis) constant"):
+            assert math.isnan(function(name)(fused, *sources, arithmetic))
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (lambda f, a, b: (f[1:], a, b), "fused is 201x189 and ir 201x190"),
     (lambda f, a, b: (f, a, b[:, :50]), "vis 50x190"),
     (lambda f, a, b: (f / 255, a, b), r"fused: expected 8-bit pixels \(uint8\), got float64; convert"),
     (lambda f, a, b: (f, a * np.float32(np.nan), b), "ir: .* float32 with NaN or infinity"),
-    (lambda f, a, b: (f, a, b.astype(np.uint16)), "vis: .* got uint16"),
+    (lambda f, a, b: (f, a, b.astype(np.uint16)), "vis: .* got uint16; .*16-bit files: images.read_ir"),
+    (lambda f, a, b: (f > 9, a, b), "fused: .* got bool; convert a mask x with 255"),
     (lambda f, a, b: (np.dstack([f] * 3), a, b), r"fused: .* got shape \(190, 201, 3\); turn colour to luma"),
     (lambda f, a, b: (f.tolist(), a, b), "fused: .* got list"),
     (lambda f, a, b: (np.ma.masked_less(f, 9), a, b), r"fused: masked array; .* pass fused.filled\(level\)"),

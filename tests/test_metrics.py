@@ -235,7 +235,8 @@ def test_damaged_and_foreign_files_are_listed_and_the_rest_is_scored(tree, capsy
                    "--workers", 1)
     error = capsys.readouterr().err
     assert code == 1
-    assert "2.png" in error and "fused is 5x5 and ir 72x64" in error and "sheet.png: no pair of this name" in error
+    assert "2.png" in error and "1.png: is 5x5 and its sources are 72x64; fuse them again" in error
+    assert f"note: no pair has the name of these images, which are left out: {tree / 'ours'}/ (sheet.png)" in error
     assert len((tree / "out.csv").read_text().splitlines()) == 2
 
 
@@ -340,7 +341,7 @@ def test_small_images_keep_their_other_metrics(tree, capsys):
     assert command(tree, "--fused", f"A={tree / 'ours'}", "--metrics", "EN", "VIF", "--workers", 1) == 0
     output = capsys.readouterr()
     assert output.out.splitlines()[-2].split()[-1] == "nan"
-    assert "VIF is undefined here (40x40 is below 41x41); returning nan (3 times" in output.err
+    assert "note: VIF is undefined here (40x40 is below 41x41), and left out of the mean: 1, 2, 10\n" in output.err
 
 
 def test_csv_holds_escaped_names(tree):
@@ -359,6 +360,13 @@ def test_csv_holds_escaped_names(tree):
     lines = (tree / "out.csv").read_text().splitlines()
     assert code == 0 and len(lines) == 4
     assert all(line.startswith(r"'=ours\n,") for line in lines[1:]) and sum(",'-1," in line for line in lines) == 1
+
+
+def test_csv_replaces_no_file_of_another_kind(tree, capsys):
+    (tree / "own.py").write_text("kept")
+    assert command(tree, "--baselines", "--csv", tree / "own.py", "--workers", 1) == 1
+    assert "own.py: exists, and would be replaced; give a file that ends in .csv" in capsys.readouterr().err
+    assert (tree / "own.py").read_text() == "kept"
 
 
 @pytest.mark.parametrize("target", ["pairs/IR1.png", "pairs/VIS2.png", "ours/10.png", "new.png", "link.csv", "hard.csv"])
@@ -388,7 +396,7 @@ def test_full_disk_keeps_the_table(tree, capsys):
     (["--baselines", "--dataset", "msrs", "--data", "x", "--paper", "4:TNO"], "--paper 4:TNO: not of --dataset msrs"),
     (["--baselines", "--dataset", "msrs", "--data", "x", "--paper", "1"], "--paper 1: not of --dataset msrs"),
     (["--baselines", "--data", "x"], "--dataset NAME and --data FOLDER go together"),
-    (["--fused", "max=x"], "the name max is taken"), (["--fused", "A="], "--fused A=: write NAME=DIR"),
+    (["--baselines", "--fused", "max=x"], "the name max is taken"), (["--fused", "A="], "--fused A=: write NAME=DIR"),
     (["--fused", "=x"], "--fused =x: write NAME=DIR")])
 def test_command_errors(tree, capsys, options, message):
     assert command(tree, *options) == 1
@@ -463,6 +471,24 @@ def test_processes_give_the_same_and_draw_few_tasks_ahead(monkeypatch):
     for one, many in zip(alone, results):
         for key, values in one.values.items():
             assert many.values[key] == pytest.approx(values, rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """They have its standard output, so reading this until its end waits for them."""
+    (tmp_path / "parent.py").write_text(f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy, metrics
+if __name__ == "__main__":
+    task = metrics.Task("a", *numpy.zeros((2, 9, 9), numpy.uint8), {{}})
+    scores = metrics.score_all([task] * 9, ["definition"], None, 2)
+    next(scores)
+    print("scored", flush=True)
+    os.kill(os.getpid(), 9)
+""")
+    done = subprocess.run([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (-9, b"scored\n")
 
 
 def test_windows_has_at_most_61_processes(monkeypatch):

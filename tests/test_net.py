@@ -313,6 +313,10 @@ def test_the_auxiliary_decoder_stays_in_float32_under_autocast():
 def test_wrong_batches_are_refused_with_what_was_given(model):
     with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\)"):
         model(torch.rand(1, 3, 32, 32), torch.rand(1, 1, 32, 32))
+    with pytest.raises(ValueError, match=r"B >= 1 .* got \(0, 1, 32, 32\)"):
+        model(*[torch.rand(0, 1, 32, 32)] * 2)
+    with pytest.raises(TypeError, match=r"expected tensors, got ndarray and ndarray; .* model\.fuse"):
+        model(*[np.zeros((32, 32), np.uint8)] * 2)
     with pytest.raises(ValueError, match="15"):
         model(*random_pair(1, 15, 32))
     with pytest.raises(ValueError, match="uint8"):

@@ -4,6 +4,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from conftest import trained, write_pairs, write_weights
@@ -40,7 +41,7 @@ def test_columns_are_means_and_psnr_is_that_of_the_teachers_picture(pairs, netwo
 
 
 def test_measured_rows_are_recorded_and_a_missing_data_set_is_one_line(pairs, tmp_path, monkeypatch, capsys):
-    def pairs_of(dataset, args):
+    def pairs_of(dataset, data, results):
         if dataset == "TNO":
             raise students.DataError("TNO: no such folder")
         return [*pairs, pairs[0]._replace(ir=tmp_path / "absent.png")] if dataset == "MSRS" else pairs
@@ -65,7 +66,7 @@ def test_the_teacher_is_no_student(tmp_path, capsys):
 
 
 def test_after_ctrl_c_the_data_sets_that_could_not_be_read_are_named(tmp_path, monkeypatch, capsys):
-    def pairs_of(dataset, args):
+    def pairs_of(dataset, data, results):
         if dataset == "TNO":
             raise students.DataError("TNO: no such folder")
         raise KeyboardInterrupt
@@ -89,6 +90,30 @@ def test_the_printed_table_of_known_rows(tmp_path, capsys):
     assert ["TNO", "contrast", *["2.000"] * 6] in lines
     assert ["tiny", *["1.900"] * 6, "31.2", "0.14"] in lines
     assert ["difference,", "%", *["-5.0"] * 6] in lines and ["pairs:", "TNO", "40"] in lines
+
+
+def test_a_new_row_is_printed_with_its_data_set(tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    common = dict.fromkeys(students.COLUMNS, "") | dict.fromkeys(students.SCORES, "2.0000") | {"images": "40"}
+    rows = [common | {"dataset": name, "network": "contrast"} for name in ("TNO", "MSRS")]
+    rows.append(rows[0] | {"network": "tiny", "PSNR": "31", "time": "0.1"})
+    record(path, students.COLUMNS, rows, lambda row: (row["dataset"], row["network"]))
+    assert students.main(["--print", "--csv", str(path)]) == 0
+    networks = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert networks.index(["TNO", "contrast"]) < networks.index(["tiny", "2.000"]) < networks.index(["MSRS", "contrast"])
+    assert students.main(["--print", "--csv", str(path), "--datasets", "TNO"]) == 1
+    assert "--print goes without --datasets" in capsys.readouterr().err
+
+
+def test_an_incomplete_data_set_is_not_recorded_in_results(tmp_path, monkeypatch, capsys):
+    for side in ("IR1.bmp", "VIS1.bmp"):
+        (tmp_path / "TNO").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "TNO" / side), np.zeros((48, 48), np.uint8))
+    monkeypatch.setattr(table_rows, "RESULTS", tmp_path)
+    assert students.main(["--data", str(tmp_path), "--datasets", "TNO", "--students", "tiny",
+                          "--csv", str(tmp_path / "rows.csv")]) == 1
+    assert "not measured: TNO: " in (error := capsys.readouterr().err) and "has 1 pairs, the published set 40" in error
+    assert not (tmp_path / "rows.csv").exists()
 
 
 def test_time_is_the_students_divided_by_the_teachers(tmp_path, monkeypatch):

@@ -27,13 +27,12 @@ import shlex
 import signal
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +48,7 @@ from inference import MIN_SIZE
 from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
-from support.console import INTERRUPTED, complain, failed, first_line, one_line, positive
+from support.console import INTERRUPTED, complain, end_with_parent, failed, first_line, one_line, positive
 from support.console import run as run_command
 from support.outputs import check_place, write_atomically
 from support.records import commit, processor
@@ -149,7 +148,7 @@ def peak_memory(device: str) -> float | None:
 
 def serve(*row: object) -> None:
     """Initialise the process of a row. It ends when its parent ends, also if the parent is killed."""
-    threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
+    end_with_parent()
     global results
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # the parent handles Ctrl-C
     results = passes(*row)
@@ -218,7 +217,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--peer", action="append", default=[], metavar="FILE", help="for inference: also measure another network, "
         "in float32: a Python file whose build() returns a module, which is called as network(ir, vis_y); can be repeated")
     add("--repeats", type=positive, help="timed passes of each row (default: 2 on a CPU, 30 on a GPU)")
-    add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads (default: all cores)")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads (default: "
+        "those of PyTorch, here %(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write rows and machine to this file, which is replaced")
     add("--markdown", type=Path, metavar="FILE", help="measure nothing; print the table of a file written by --json")
     return parser

@@ -49,7 +49,7 @@ from metrics import BASELINES, add_image_options, baseline, collect_methods, mat
 from net import AuxiliaryDecoder, Features, RPFNet
 from pipeline import PAIR_ERRORS
 from recipe import NO_TEACHER, TrainingError, completed
-from support.console import failed, finished, noted, positive, refuse_unused
+from support.console import failed, finished, given, noted, positive, refuse_unused
 from support.console import run as run_command
 from support.headers import SUFFIXES
 from support.outputs import OutputError, as_csv, check_place, refuse_input, write_atomically
@@ -532,7 +532,7 @@ def build_parser() -> argparse.ArgumentParser:
     other = parser.add_argument_group("options of one kind")
     other.add_argument("--box", nargs="+", default=["auto"], metavar="X,Y,W,H", help="sheet: one or two boxes to "
                        "magnify, auto (a hot target and a textured region) or none; phase: box in the centred spectrum")
-    other.add_argument("--checkpoint", default="contrast", metavar="NAME|FILE", help="features: the network; a "
+    other.add_argument("--checkpoint", type=given, default="contrast", metavar="NAME|FILE", help="features: the network; a "
                        "last.pth of train.py also gives M', the output of the auxiliary decoder, if L_SS trained it")
     other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image to this file, which is "
                        "replaced")
@@ -556,7 +556,7 @@ def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         raise ValueError("tradeoff needs --points FILE")
     if args.kind == "features" and len(args.names or ()) > 1:
         raise ValueError("features draws one pair: give one name with --names")
-    if args.out.suffix.lower() in {*SUFFIXES, ".eps", ".ps"} - {*FORMATS}:
+    if args.out.suffix.lower() in {*SUFFIXES, ".eps", ".ps", ".gif"} - {*FORMATS}:
         raise ValueError(f"--out {args.out}: choose {', '.join(FORMATS)}, or a name without suffix")
     if args.csv:
         check_place("--csv", args.csv)

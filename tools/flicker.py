@@ -39,7 +39,7 @@ from dataset import Pair, load_pair
 from images import DataError, luma
 from net import RPFNet
 from pipeline import PAIR_ERRORS
-from support.console import INTERRUPTED, complain, failed, noted, positive, refuse_unused
+from support.console import INTERRUPTED, complain, failed, given, noted, positive, refuse_unused
 from support.console import run as run_command
 from support.outputs import check_place
 from support.pairing import match_pairs, spread
@@ -192,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="wider frames are resized to this width (default: %(default)s)")
     parser.add_argument("--frames", type=positive, default=20,
                         help="frames of each sequence, at least 2 (default: %(default)s)")
-    parser.add_argument("--checkpoint", default="contrast", metavar="NAME|FILE",
+    parser.add_argument("--checkpoint", type=given, default="contrast", metavar="NAME|FILE",
                         help="weights, as for test.py (default: %(default)s)")
     parser.add_argument("--steady", type=weight_of_past, default=KEEP, help="weight of the past (default: %(default)s)")
     parser.add_argument("--cuts", action="store_true",

@@ -44,7 +44,7 @@ from metrics import (
     read_tasks,
 )
 from net import RPFNet
-from support.console import complain, failed, finished, first_line, noted, number, positive
+from support.console import complain, failed, finished, first_line, given_path, noted, number, positive
 from support.console import run as run_command
 from support.outputs import OutputError, as_csv, check_place, write_atomically
 from support.runtime import default_device
@@ -314,7 +314,7 @@ def build_parser() -> argparse.ArgumentParser:
                         "mean gray level are daytime images (default: %(default)g)")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--checkpoint", type=Path, metavar="NAME|FILE", help="fuse the pairs with these weights, "
+    network.add_argument("--checkpoint", type=given_path, metavar="NAME|FILE", help="fuse the pairs with these weights, "
                          "and measure the results; the row has the name of the weights or of the file")
     network.add_argument("--as-published", action="store_true", help="normalise each image by its own statistics, as "
                          "for the published images")

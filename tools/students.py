@@ -33,7 +33,7 @@ from images import DataError
 from measures.tables import Runnings
 from net import RPFNet
 from pipeline import PAIR_ERRORS
-from support.console import complain, failed, finished, first_line, given, noted
+from support.console import complain, failed, finished, first_line, given, noted, refuse_unused
 from support.console import run as run_command
 from support.outputs import check_place
 from support.records import command_line, commit, device_name
@@ -57,6 +57,7 @@ TEACHER, STUDENTS = "contrast", ("small", "tiny")
 DATASETS = ("FLIR-val", "TNO", "MSRS")
 SCORES = PROTOCOLS["definition"].names
 COLUMNS = ("dataset", "network", *SCORES, "PSNR", "time", "images", "command", "commit", "machine")
+OPTIONS = {"print": set(), "measure": {"data", "datasets", "students"}}     # options of each mode
 
 
 def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> dict[str, dict[str, float]]:
@@ -93,7 +94,7 @@ def measure(args: argparse.Namespace, problems: list[str]) -> None:
     networks = {weights_name(name): RPFNet.from_pretrained(name).optimize() for name in (TEACHER, *args.students)}
     for dataset in args.datasets:
         try:
-            pairs = pairs_of(dataset, args)
+            pairs = pairs_of(dataset, args.data, args.csv.absolute().parent)
             measured = compare(networks, pairs, dataset)
         except PAIR_ERRORS as error:
             problems.append(f"{dataset}: {first_line(error)}")
@@ -112,8 +113,8 @@ def print_rows(path: Path, style: str) -> None:
         raise TableError(f"{path}: holds no rows; run this command without --print first")
     cells = [["data set", "network", *SCORES, "PSNR", "time"]]
     teachers = {row["dataset"]: row for row in rows if not row["PSNR"]}
-    previous = None
-    for row in rows:
+    previous, order = None, list(teachers)
+    for row in sorted(rows, key=lambda row: order.index(row["dataset"]) if row["dataset"] in teachers else len(order)):
         own = [f"{float(row[name]):.3f}" for name in SCORES]
         more = [f"{float(row['PSNR']):.1f}", f"{float(row['time']):.2f}"] if row["PSNR"] else ["", ""]
         if row["dataset"] not in teachers:
@@ -146,10 +147,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 @noted()
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     args.command, args.commit = command_line("tools/students.py", argv), commit()
     problems: list[str] = []
     try:
+        refuse_unused(args, parser, OPTIONS, "print" if args.print else "measure", "--print")
         if not args.print:
             check_place("--csv", args.csv)
             read_rows(args.csv, COLUMNS)        # before the measurement, so that a wrong file is found early

@@ -331,7 +331,7 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
 
 def run_trained(args: argparse.Namespace, problems: list[str]) -> None:
     """Train, fuse and score the rows of a table of TRAINED. One line in `problems` for each row that failed."""
-    pairs, runs = pairs_of("FLIR-val", args), planned_runs(args)
+    pairs, runs = pairs_of("FLIR-val", args.data, args.results), planned_runs(args)
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run}", flush=True)
         try:
@@ -433,11 +433,13 @@ def training_of(path: Path) -> dict[str, str]:
     """Seed, steps, crops, minutes, commit and machine of a training, from the JSON file. Raises TableError.
 
     The file does not name the processor of a training on a CPU. The machine then has the name of the processor here.
+    Of several trainings, each from the weights of the one before, "total_steps" has the steps. Their time is not known.
     """
     try:
         about = read_json(path)
-        recipe = about["recipe"]
-        return {"seed": str(recipe["seed"]), "steps": str(about["steps"]), "minutes": str(about["minutes"]),
+        recipe, total = about["recipe"], about.get("total_steps")
+        return {"seed": str(recipe["seed"]), "steps": str(total or about["steps"]),
+                "minutes": "" if total else str(about["minutes"]),
                 "crops": f"{recipe['batch']} of {recipe['crop']}", "commit": about["commit"],
                 "machine": machine(about["device"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -449,17 +451,22 @@ def training_of(path: Path) -> dict[str, str]:
 # --run: Tables 4, 6, main and parts
 
 
-def pairs_of(dataset: str, args: argparse.Namespace) -> list[Pair]:
+def pairs_of(dataset: str, data: Path, results: Path) -> list[Pair]:
     """The pairs of a data set's split for evaluation.
 
-    Raises DataError, also if rows of an incomplete set would replace those of the repository.
+    Args:
+        dataset: a key of DATA_SETS.
+        data: the folder that holds the data sets.
+        results: the folder of the rows.
+    Raises:
+        DataError: missing pairs, also if rows of an incomplete set would replace those of the repository.
     """
     name, folder, _ = DATA_SETS[dataset]
-    pairs, layout = named_pairs(name, args.data / folder), DATASETS[name]
+    pairs, layout = named_pairs(name, data / folder), DATASETS[name]
     published = dict(layout.expected).get(layout.splits[0], len(pairs))
-    if len(pairs) != published and args.results.resolve() == RESULTS:
-        raise DataError(f"{args.data / folder} has {len(pairs)} pairs, the published set {published}; "
-                        "--results DIR records such rows elsewhere")
+    if len(pairs) != published and results.resolve() == RESULTS:
+        raise DataError(f"{data / folder} has {len(pairs)} pairs, the published set {published}; record such rows "
+                        "elsewhere (tables.py: --results, students.py: --csv)")
     return pairs
 
 
@@ -468,7 +475,7 @@ def found_pairs(datasets: Sequence[str], args: argparse.Namespace,
     """Yield each data set that has pairs, and its pairs. One line in `problems` for each other data set."""
     for dataset in datasets:
         try:
-            pairs = pairs_of(dataset, args)
+            pairs = pairs_of(dataset, args.data, args.results)
         except DataError as error:
             problems.append(f"{dataset}: {first_line(error)}")
             continue
