@@ -392,7 +392,8 @@ def test_an_incomplete_data_set_does_not_replace_the_rows_of_the_repository(data
     monkeypatch.setattr(table_rows, "RESULTS", tmp_path)
     run = ["--table", "main", "--run", "--rows", "average", "--data", str(data), "--results"]
     assert tables.main([*run, str(tmp_path)]) == 1
-    assert f"FLIR-val: {data / 'RoadScene'} has 4 pairs, the published set 40; record such rows elsewhere" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"FLIR-val: {data / 'RoadScene'} has 4 pairs, the published set 40; record such rows elsewhere" in error
     assert not any(tmp_path.iterdir())
     assert tables.main([*run, str(tmp_path / "own")]) == 0
 
