@@ -109,7 +109,7 @@ class ImageLoss(nn.Module):
         if on_cpu or not self.range_checked:
             for name, x in images.items():
                 self._check_range(name, x.detach(), (-1, 2) if name == "fused" else (0, 1))
-            self.range_checked = self.range_checked or not on_cpu
+            self.range_checked |= not on_cpu
 
     @staticmethod
     def _check_range(name: str, x: Tensor, limits: tuple[int, int]) -> None:

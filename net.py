@@ -256,7 +256,7 @@ class RPFNet(nn.Module):
         if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):      # a graph has no values
             if ir.is_cpu or not self.range_checked:
                 check_range(ir, vis_y)
-                self.range_checked = self.range_checked or not ir.is_cpu
+                self.range_checked |= not ir.is_cpu
         if self.uses_bfloat16:
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)

@@ -385,7 +385,8 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
         parser.error(f"--epochs {args.epochs}: the recipe has --steps {args.steps}, which goes first; add --steps 0")
     if "epochs" in chosen and chosen.get("steps"):
         parser.error("--epochs goes without --steps, which is the number of steps of the whole run")
-    for name, reason in _without_effect(args):
+    unused = _without_effect(args)
+    for name, reason in unused:
         # --no-cpm with --no-prior is allowed: --no-prior already switches the CPM off.
         if name in chosen and (chosen[name] is not False or args.teacher != NO_TEACHER):
             parser.error(f"{option(name)} has no effect: {reason}")
@@ -396,7 +397,7 @@ def _check_together(parser: argparse.ArgumentParser, args: argparse.Namespace, c
         of_recipe = "" if "fixed_statistics" in chosen else (
             f"; the recipe has --fixed-statistics {args.fixed_statistics:g}, so add --fixed-statistics 0")
         parser.error("--fixed-statistics goes without --max-minutes: its first step has to be known" + of_recipe)
-    if args.ssim_window > args.crop and args.lambda_2 and args.teacher == NO_TEACHER:
+    if args.ssim_window > args.crop and "ssim_window" not in {name for name, _ in unused}:
         parser.error(f"--ssim-window {args.ssim_window} is larger than --crop {args.crop}")
 
 

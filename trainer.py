@@ -544,7 +544,7 @@ def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDatase
             raise TrainingError(f"validation pair {val.names[index]} ({ir.shape[2]}x{ir.shape[1]}): too little memory; "
                                 "--val-every 0 trains without validation") from None
         image = to_image(fused[0, 0].float().cpu().numpy())
-        with warnings.catch_warnings():     # the mean of a metric that is undefined for a pair is nan, and says so
+        with warnings.catch_warnings():     # of a metric that is undefined for a pair, the log shows the mean as nan
             warnings.simplefilter("ignore", UndefinedWarning)
             rows.append({"val_loss": value} | metrics.evaluate(image, ir[0], vis[0], names=VALIDATION_METRICS))
         if stop:

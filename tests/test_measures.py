@@ -39,8 +39,8 @@ EXPECTED |= dict.fromkeys(("EN", "AG", "MSE", "PSNR", "CC", "SCD"), ("definition
 def test_toolbox_values_are_reproduced(data_root, method):
     folder = data_root / "metrics_reference"
     with open(folder / "expected.csv", newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["method"] == method][::2]
-    assert len(lines) == 5
+        lines = [line for line in csv.DictReader(file) if line["method"] == method]
+    assert len(lines) == 10
     for line in lines:
         images = [read_gray(folder / side / line["image"]) for side in (method, "ir", "vi")]
         got = {protocol: evaluate(*images, protocol, [n for n, e in EXPECTED.items() if e[0] == protocol])

@@ -89,7 +89,8 @@ def test_a_published_data_set_is_trained_on_one_split_and_validated_on_the_other
     monkeypatch.setattr(train, "named_pairs", lambda *which: asked.append(which[2]) or named_pairs(*which)[:4])
     assert train.main(["--data", str(data / "RoadScene"), "--channels", "4", "--stages", "1", "--crop", "32", "--crops", "4",
                        "--batch", "2", "--steps", "2", "--val-every", "1", "--out", str(tmp_path)]) == 0
-    assert asked == ["train", "val"] and "RoadScene, 4 validation pairs" in capsys.readouterr().out
+    assert asked == ["train", "val"]
+    assert f"4 training pairs of {data / 'RoadScene'}, 4 validation pairs" in capsys.readouterr().out
     about = json.loads((tmp_path / "best.json").read_text(encoding="utf-8"))
     assert about["recipe"]["dataset"] == "roadscene"
     assert 0 < about["validation"]["val_loss"] and 0 < about["validation"]["EN"] < 8
@@ -393,7 +394,8 @@ def test_an_incomplete_data_set_does_not_replace_the_rows_of_the_repository(data
     run = ["--table", "main", "--run", "--rows", "average", "--data", str(data), "--results"]
     assert tables.main([*run, str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert f"FLIR-val: {data / 'RoadScene'} has 4 pairs, the published set 40; record such rows elsewhere" in error
+    assert f"FLIR-val: {data / 'RoadScene'} has 4 pairs, the published set 40; " in error
+    assert "record such rows elsewhere (tables.py: --results" in error
     assert not any(tmp_path.iterdir())
     assert tables.main([*run, str(tmp_path / "own")]) == 0
 

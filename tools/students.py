@@ -113,12 +113,13 @@ def print_rows(path: Path, style: str) -> None:
         raise TableError(f"{path}: holds no rows; run this command without --print first")
     cells = [["data set", "network", *SCORES, "PSNR", "time"]]
     teachers = {row["dataset"]: row for row in rows if not row["PSNR"]}
-    previous, order = None, list(teachers)
-    for row in sorted(rows, key=lambda row: order.index(row["dataset"]) if row["dataset"] in teachers else len(order)):
-        own = [f"{float(row[name]):.3f}" for name in SCORES]
-        more = [f"{float(row['PSNR']):.1f}", f"{float(row['time']):.2f}"] if row["PSNR"] else ["", ""]
+    for row in rows:
         if row["dataset"] not in teachers:
             raise TableError(f"{path}: has no row of {TEACHER} for {row['dataset']}; measure it again")
+    previous, order = None, list(teachers)
+    for row in sorted(rows, key=lambda row: order.index(row["dataset"])):
+        own = [f"{float(row[name]):.3f}" for name in SCORES]
+        more = [f"{float(row['PSNR']):.1f}", f"{float(row['time']):.2f}"] if row["PSNR"] else ["", ""]
         cells.append(["" if row["dataset"] == previous else row["dataset"], row["network"], *own, *more])
         if row["PSNR"]:
             teacher = teachers[row["dataset"]]
