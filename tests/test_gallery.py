@@ -201,7 +201,8 @@ def test_a_killed_run_can_be_repeated(root, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--fused", "Infrared={}/Flat"], "the name of a source"),
+    (["--fused", "Infrared={}/Flat"], "the name Infrared is taken"),
+    (["--fused", "average={}/Flat", "--baselines"], "the name average is taken"),
     (["--fused", "{}/nowhere"], "test.py --out"),
     (["--metrics", "XY"], "no metric 'XY'"),
     (["--dataset", "tno"], "go together"),

@@ -273,16 +273,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     interrupted = False
     try:
         names = chosen_names(args.metrics, args.protocol)
-        folders = collect_methods(args.fused or ["RPFNet=Fused"])
-        taken = [name for name in SOURCES if name in folders]
-        if taken:
-            raise ValueError(f"--fused {taken[0]}: the name of a source; write OTHER={folders[taken[0]]}")
+        baselines = BASELINES if args.baselines else ()
+        folders = collect_methods(args.fused or ["RPFNet=Fused"], taken=(*SOURCES, *baselines))
         pairs, problems = sources_or_samples(args)
         methods, unpaired = matched_methods(pairs, folders, args.fused_pattern)
         problems += unpaired
         clear(args.out, [*(path for pair in pairs for path in (pair.ir, pair.vis)),
                          *(path for paths in methods.values() for path in paths.values())])
-        gallery = Gallery(args.out, pairs, methods, BASELINES if args.baselines else (), problems, reader(args))
+        gallery = Gallery(args.out, pairs, methods, baselines, problems, reader(args))
         gallery.begin()
     except (DataError, ValueError, OSError) as error:
         return failed("gallery.py", error)
