@@ -17,6 +17,7 @@ from support.headers import DataError
 from support.outputs import write_atomically
 
 COLOURFUL = 8.0     # gray levels; larger mean differences between the colour planes mean an infrared image in colour
+FLOAT_REMEDY = "; convert values in [0, 1] by np.rint(255 * x).astype(np.uint8)"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -173,8 +174,12 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     Raises:
         OSError: for example a full disk or a missing folder.
         DataError: an unknown suffix, or a size that the format cannot store.
+        TypeError: another kind or shape of image.
     """
     path = Path(path)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
+        raise TypeError(f"{path}: expected an image of uint8, (H, W) or (H, W, 3), got {image.dtype} {image.shape}"
+                        f"{FLOAT_REMEDY if image.dtype.kind == 'f' else ''}")
     bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     try:
         ok, data = cv2.imencode(path.suffix, bgr)

@@ -5,12 +5,13 @@ The functions accept any network that can be called as `model(ir, vis_y)`; see `
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from images import split_colour, to_image
+from images import FLOAT_REMEDY, split_colour, to_image
 
 MIN_SIZE = 16       # pixels; in smaller images, the dilated convolutions read mostly padding
 MIN_TILE = 64       # pixels, side of a tile
@@ -31,7 +32,7 @@ def fuse_pair(model: nn.Module, ir: np.ndarray, vis: np.ndarray, studio_range: b
         uint8 with the shape and the chrominance of `vis`.
     Raises:
         TypeError: an argument that is not a uint8 array.
-        ValueError: wrong or different sizes; NaN or infinite output of the network.
+        ValueError: wrong or different sizes; an output of the network that has another shape, or NaN or infinite values.
     """
     return in_colour_of(vis, fuse_luminance(model, [prepare(ir, vis)], tile)[0], studio_range)
 
@@ -59,7 +60,8 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
     Returns:
         Fused luminance, float32 (B, H, W) in [0, 1].
     Raises:
-        ValueError: the network returned NaN or infinite values. They would become black or white pixels.
+        ValueError: the network returned no tensor of the shape of its input, or NaN or infinite values. They would
+            become black or white pixels.
     """
     weight = next(model.parameters(), torch.empty(0))       # without parameters, such as an average: float32 on the CPU
     batches = (torch.from_numpy(np.stack(images)[:, None]).to(weight.device) for images in zip(*pairs))
@@ -68,7 +70,7 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
     model.eval()
     try:
         ir = ir / 255
-        fused = fuse_tiles(model, ir, vis_y, tile) if tile else model(ir, vis_y)
+        fused = fuse_tiles(model, ir, vis_y, tile) if tile else called(model, ir, vis_y)
         luminance = fused[:, 0].float().cpu().numpy()
     finally:
         for module in training:
@@ -76,6 +78,15 @@ def fuse_luminance(model: nn.Module, pairs: Sequence[tuple[np.ndarray, np.ndarra
     if not np.isfinite(luminance.sum()):        # the sum is finite only if all values are; faster than isfinite of each
         raise ValueError("the network gave values that are not finite (NaN or infinite); are its weights sound?")
     return luminance
+
+
+def called(model: nn.Module, ir: Tensor, vis_y: Tensor) -> Tensor:
+    """model(ir, vis_y). Raises ValueError unless it is a tensor of the shape of `ir`, (B, 1, H, W)."""
+    fused = model(ir, vis_y)
+    if not isinstance(fused, Tensor) or fused.shape != ir.shape:
+        given = f"a tensor {tuple(fused.shape)}" if isinstance(fused, Tensor) else f"a {type(fused).__name__}"
+        raise ValueError(f"the network returned {given}; expected the fused luminance, (B, 1, H, W) = {tuple(ir.shape)}")
+    return fused
 
 
 def in_colour_of(vis: np.ndarray, luminance: np.ndarray, studio_range: bool = False) -> np.ndarray:
@@ -98,16 +109,16 @@ def fuse_tiles(model: nn.Module, ir: Tensor, vis_y: Tensor, tile: int) -> Tensor
     Returns:
         Fused luminance, (B, 1, H, W) in [0, 1].
     Raises:
-        ValueError: `tile` is below 64.
+        ValueError: `tile` is no whole number from 64; an output of the network as for `called`.
     """
-    if tile < MIN_TILE:
-        raise ValueError(f"tile={tile}; at least {MIN_TILE} pixels, better 1024 or more")
+    if not isinstance(tile, Integral) or tile < MIN_TILE:
+        raise ValueError(f"tile={tile!r}; a whole number of at least {MIN_TILE} pixels, better 1024 or more")
     height, width = ir.shape[2:]
     total, weights = torch.zeros_like(ir), torch.zeros_like(ir)
     for top in _tile_starts(height, tile):
         for left in _tile_starts(width, tile):
             place = (..., slice(top, top + tile), slice(left, left + tile))
-            part = model(ir[place], vis_y[place])
+            part = called(model, ir[place], vis_y[place])
             window = torch.outer(*(_ramp(length, tile // 4) for length in part.shape[2:])).to(part)
             total[place] += part * window
             weights[place] += window
@@ -173,9 +184,8 @@ def _kind_and_remedy(image: object) -> str:
         return "a tensor; call model(ir, vis_y) with tensors"
     if not isinstance(image, np.ndarray):
         return type(image).__name__
-    remedies = {"f": "; convert values in [0, 1] by np.rint(255 * x).astype(np.uint8)",
-                "u": "; images.read_ir and images.read_vis scale 16-bit files"}
-    return f"{image.dtype}{remedies.get(image.dtype.kind, '')}"
+    scale = "; images.read_ir and images.read_vis scale 16-bit files" if image.dtype.kind == "u" else ""
+    return f"{image.dtype}{FLOAT_REMEDY if image.dtype.kind == 'f' else scale}"
 
 
 def _shape_and_remedy(image: np.ndarray) -> str:

@@ -5,8 +5,10 @@ also has the Transformer block of the ablation, the folding of BatchNorm, and ex
 """
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -264,15 +268,22 @@ class TransformerBlock(nn.Module):
 
 
 def fold_batch_norm(module: nn.Module) -> None:
-    """Fold each BatchNorm into the convolution before it, in place. The eval result is the same up to rounding.
+    """Fold each BatchNorm that follows a convolution into it, in place. The eval result is the same up to rounding.
 
     A convolution that iterations share becomes one convolution for each iteration.
     """
     for parent in module.modules():
-        if isinstance(parent, nn.Sequential) and len(parent) > 1 and isinstance(parent[1], BatchNorm):
+        if isinstance(parent, nn.Sequential) and len(parent) > 1:
             conv, norm = parent[0], parent[1]
-            assert isinstance(conv, nn.Conv2d)
-            parent[0], parent[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, BatchNorm):
+                parent[0], parent[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+
+
+def twin(module: Module) -> Module:
+    """A copy of a module with the same weights, buffers, hooks and stored values, but with modes and options of its own."""
+    double = copy.copy(module)
+    double._modules = {name: child and twin(child) for name, child in module._modules.items()}
+    return double
 
 
 def batch_norms(*modules: nn.Module) -> list[_BatchNorm]:
@@ -309,9 +320,14 @@ class ExactStatistics:
             total += images * torch.stack([mean, variance + mean * mean])
 
     def store(self, over_processes: Callable[[Tensor], Tensor] = lambda x: x) -> None:
-        """Write the statistics into the layers. `over_processes` sums a tensor over all processes."""
+        """Write the statistics into the layers. `over_processes` sums a tensor over all processes.
+
+        Raises ValueError if no image was added. The layers are then as they were before.
+        """
         count = over_processes(torch.tensor(float(self.count), dtype=torch.float64, device=self.sums[0].device))
         self.cancel()       # restores also the number of training batches, which the layers have counted on
+        if not count:
+            raise ValueError("no statistics to store: `add` was not called, or only with 0 images")
         for norm, total in zip(self.norms, self.sums):
             mean, square = over_processes(total) / count
             assert norm.running_mean is not None and norm.running_var is not None

@@ -2,9 +2,9 @@
 
 `LuminanceLoss`, `DistillationLoss` and two options of `SSIMLoss` are ours and not in the paper.
 
-Every module returns `(total, terms)`: a scalar to minimise, and a dict of its terms by name for the log. Everything is
-computed in float32, also under autocast. All statistics (mean, standard deviation, maximum, the ratio of Eq. 10) are
-those of each image. Over a whole batch, the mask of an image would depend on the other images.
+Every module returns `(total, terms)`: a scalar to minimise, and a dict of its terms by name for the log, without
+gradients. Everything is computed in float32, also under autocast. All statistics (mean, standard deviation, maximum, the
+ratio of Eq. 10) are those of each image. Over a whole batch, the mask of an image would depend on the other images.
 
 Images are floats, (B, 1, H, W) in [0, 1], of one size. Anything else raises a ValueError that says what was given. Only
 the fused image may leave [0, 1]: values from -1 to 2 are accepted, because a network may end without a sigmoid.
@@ -30,7 +30,7 @@ FAINT = 1e-3            # least divisor in `max_normalised`, a Sobel magnitude; 
 ROUNDING = 1e-3         # tolerance of the range check, for interpolation and half precision
 FLAT = 1e-5             # upper bound of the Sobel magnitude that rounding causes in a constant image
 
-Terms = dict[str, Tensor]
+Terms = dict[str, Tensor]       # detached: a kept list of them would keep the graphs of all steps in memory
 
 # ---------------------------------------------------------------------------------------------
 # Helpers
@@ -74,6 +74,11 @@ def max_normalised(x: Tensor) -> Tensor:
 def l2_norm(x: Tensor) -> Tensor:
     """l2 norm of each image, (B, 1, H, W) -> (B,). The gradient is 0 for an image of zeros."""
     return torch.linalg.vector_norm(x, dim=IMAGE)
+
+
+def detached(**terms: Tensor) -> Terms:
+    """The terms without their gradients, for the log."""
+    return {name: term.detach() for name, term in terms.items()}
 
 
 class ImageLoss(nn.Module):
@@ -133,7 +138,8 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 def standardised(x: Tensor) -> Tensor:
     """(x - mean) / standard deviation of each image, (B, 1, H, W); 0 for a constant image."""
     deviation = x.std(IMAGE, keepdim=True, correction=0)
-    return (x - image_mean(x)) / deviation.clamp_min(1e-6)
+    # Rounding gives a constant image a deviation of up to 5e-7. Divided by it, rounding would decide on the mask of Eq. 9.
+    return (x - image_mean(x)) / deviation.masked_fill(deviation < 1e-6, math.inf)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -144,7 +150,7 @@ class SaliencyStructureLoss(ImageLoss):
     """L_SS = L_grad + L_reg for the output M' of the auxiliary decoder (Eq. 5-7).
 
     Terms: "L_grad", "L_reg", and "M_edge", which is only for the log. M_edge is the largest Sobel magnitude of M', as a
-    mean over the batch. If it is near 0, M' is constant and L_SS has no gradient.
+    mean over the batch. If it is near 0, M' is constant and the edge term has no gradient.
 
     Args:
         lambda_1: weight of the texture term of Eq. 6, at least 0.
@@ -174,8 +180,8 @@ class SaliencyStructureLoss(ImageLoss):
             else:
                 edges = F.mse_loss(max_normalised(gradient), max_normalised(wanted))
                 texture, heat = textured.mean(), hot.mean()
-        terms = {"L_grad": edges - self.lambda_1 * texture, "L_reg": -heat}
-        return terms["L_grad"] + terms["L_reg"], terms | {"M_edge": gradient.amax(IMAGE).mean()}
+        grad, reg = edges - self.lambda_1 * texture, -heat
+        return grad + reg, detached(L_grad=grad, L_reg=reg, M_edge=gradient.amax(IMAGE).mean())
 
 
 def texture_mask(vis_y: Tensor) -> Tensor:
@@ -244,12 +250,12 @@ class FrequencyContrastiveLoss(ImageLoss):
             negative = (self.distance(fused * w, ir * rest) + self.distance(fused * w, vis_y * w)
                         + self.distance(fused * rest, ir * w) + background)                # Eq. 12
             loss = (positive / (negative + EPSILON)).mean()                                # Eq. 10
-        return loss, {"L_c": loss, "D_pos": positive.mean(), "D_neg": negative.mean()}
+        return loss, detached(L_c=loss, D_pos=positive.mean(), D_neg=negative.mean())
 
     @staticmethod
     def _positive_alone(positive: Tensor) -> tuple[Tensor, Terms]:
         loss = positive.mean()
-        return loss, {"L_c": loss, "D_pos": loss}
+        return loss, detached(L_c=loss, D_pos=loss)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -327,7 +333,7 @@ class SSIMLoss(ImageLoss):
                 loss = torch.stack([2 * ssim_loss(fused, source, self.window) for source in sources]).sum()
             if self.whole:
                 loss = (loss + 1 - global_ssim(fused, sources).mean()) / 2
-        return loss, {"L_s": loss}
+        return loss, detached(L_s=loss)
 
 
 class LuminanceLoss(ImageLoss):
@@ -364,7 +370,7 @@ class LuminanceLoss(ImageLoss):
             difference, level = (gaussian_blur2d(x, (self.side, self.side), (self.sigma, self.sigma))
                                  for x in (fused - wanted, wanted))
             loss = (difference.abs() / (level + DARK)).mean()
-        return loss, {"L_l": loss}
+        return loss, detached(L_l=loss)
 
 
 class DistillationLoss(ImageLoss):
@@ -373,8 +379,8 @@ class DistillationLoss(ImageLoss):
     The interface is that of FusionLoss. M' is ignored. The sources are used only as input of the teacher.
 
     Args:
-        teacher: a trained network, called as teacher(ir, vis_y) in eval mode. Inputs and output are (B, 1, H, W) in
-            [0, 1].
+        teacher: a trained network, called as teacher(ir, vis_y). It is put into eval mode and stays in it, also when
+            this loss is put into training mode. Inputs and output are (B, 1, H, W) in [0, 1].
     """
 
     smallest = SSIM_WINDOW
@@ -383,20 +389,25 @@ class DistillationLoss(ImageLoss):
         super().__init__()
         self.teacher = teacher.eval()
 
+    def train(self, mode: bool = True) -> DistillationLoss:
+        super().train(mode)
+        self.teacher.eval()     # in training mode, it would change its targets and its running statistics
+        return self
+
     def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         """Arguments, result and errors as for `FusionLoss.fusion`."""
         self.check(fused=fused, ir=ir, vis_y=vis_y)
-        with torch.no_grad():
-            wanted = self.teacher(ir, vis_y)
         with torch.autocast(ir.device.type, enabled=False):
-            fused, wanted = fused.float(), wanted.float()
-            terms = {"L_1": F.l1_loss(fused, wanted), "L_ssim": 2 * ssim_loss(fused, wanted, SSIM_WINDOW)}
-        return terms["L_1"] + terms["L_ssim"], terms
+            with torch.no_grad():
+                wanted = self.teacher(ir.float(), vis_y.float()).float()
+            fused = fused.float()
+            absolute, structure = F.l1_loss(fused, wanted), 2 * ssim_loss(fused, wanted, SSIM_WINDOW)
+        return absolute + structure, detached(L_1=absolute, L_ssim=structure)
 
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         """Arguments and result as for `FusionLoss.forward`; m_prime is ignored."""
         total, terms = self.fusion(fused, ir, vis_y)
-        return total, {"L_total": total} | terms
+        return total, detached(L_total=total) | terms
 
 
 class FusionLoss(nn.Module):
@@ -472,4 +483,4 @@ class FusionLoss(nn.Module):
         if self.saliency is not None:
             value, named = self.saliency(m_prime, ir, vis_y)
             total, terms = total + value, terms | named
-        return total, {"L_total": total} | terms
+        return total, detached(L_total=total) | terms

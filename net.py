@@ -10,7 +10,6 @@ docs/deviations.md lists the choices that the paper leaves open.
 """
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from layers import (
     mirror_pads,
     rfft2_as_channels,
     share_convolutions,
+    twin,
 )
 from support.runtime import check_device
 from weights import check_config, restored
@@ -220,6 +220,7 @@ class RPFNet(nn.Module):
     """
 
     range_checked = False       # whether a batch on a GPU has been checked
+    optimized = False           # whether `optimize` has been called
 
     def __init__(self, channels: int = 32, stages: int = 3, sharing: str = "convolutions",
                  global_branch: str = "fourier", cpm: bool = True, prior: bool = True, border: int = 8):
@@ -246,6 +247,7 @@ class RPFNet(nn.Module):
         Returns:
             The fused luminance, (B, 1, H, W) in [0, 1], float32 (float64 after `double()`), or (it, features).
         Raises:
+            TypeError: no tensors.
             ValueError: wrong shapes, integers, another dtype or device than that of the weights, or weights in half
                 precision. In eval mode also values far outside [0, 1]; on a GPU, this is checked in the first batch
                 only, because the check waits for the GPU.
@@ -302,7 +304,8 @@ class RPFNet(nn.Module):
         """
         norms = self._norms()
         if on and not norms:
-            raise ValueError("image statistics need the BatchNorm layers, which optimize() has folded away")
+            reason = "which optimize() has folded away" if self.optimized else "which were replaced, such as by SyncBatchNorm"
+            raise ValueError(f"image statistics need the BatchNorm layers of this network, {reason}")
         for norm in norms:
             norm.image_statistics = on
         return self
@@ -310,10 +313,16 @@ class RPFNet(nn.Module):
     def _norms(self) -> list[BatchNorm]:
         return [module for module in self.modules() if isinstance(module, BatchNorm)]
 
+    def train(self, mode: bool = True) -> RPFNet:
+        """As for all modules, but a network stays in eval mode after `optimize`, also as a part of another module."""
+        return super().train(mode and not self.optimized)
+
     def optimize(self, bfloat16: bool = False, compiled: bool = False) -> RPFNet:
-        """Prepare the network for fast inference, in place; it cannot be trained afterwards. Returns self.
+        """Prepare the network for fast inference, in place. Returns self.
 
         BatchNorm is folded into the convolutions, which gives each iteration its own. This changes only the rounding.
+        Afterwards, the network cannot be trained, and its weights cannot be loaded by `from_pretrained`, so save them
+        before.
 
         Args:
             bfloat16: compute in bfloat16, except for the spectral branch and the last convolution. The PSNR to the
@@ -328,7 +337,7 @@ class RPFNet(nn.Module):
         if any(norm.image_statistics for norm in self._norms()):
             raise ValueError("image statistics cannot be folded into the convolutions; use the network without optimize()")
         fold_batch_norm(self.eval().requires_grad_(False))
-        self.uses_bfloat16 = bfloat16
+        self.optimized, self.uses_bfloat16 = True, bfloat16
         if compiled:
             self.compile(mode="reduce-overhead", dynamic=False)
         return self.to(memory_format=torch.channels_last)
@@ -359,6 +368,6 @@ class RPFNet(nn.Module):
         Several threads can use one network if it is in eval mode.
         """
         network = self
-        if as_published:        # a copy with the same weights, so that other threads keep their statistics
-            network = copy.deepcopy(self, {id(x): x for x in (*self.parameters(), *self.buffers())}).use_image_statistics()
+        if as_published:        # a twin, so that other threads keep their statistics
+            network = twin(self).use_image_statistics()
         return fuse_pair(network, ir, vis, studio_range, tile)

@@ -155,8 +155,8 @@ class Trainer:
                 torch.nn.utils.clip_grad_norm_(net.parameters(), self.args.clip)
             optimiser.step()
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach() * own
-        self.edge = terms["M_edge"].detach() if "M_edge" in terms else None
+            self.sums[name] = self.sums.get(name, 0) + value * own
+        self.edge = terms.get("M_edge")
         self.step += 1
         self.updating = False
         self.finished = self.progress >= 1

@@ -237,6 +237,8 @@ def check_weights(path: Path, weights: object, network: nn.Module) -> None:
     if not isinstance(weights, Mapping):
         raise ValueError(f"{path}: holds {in_words(weights)}, where weights by name are expected")
     missing, unknown = ([name for name in a if name not in b] for a, b in ((wanted, weights), (weights, wanted)))
+    if any(name.replace(".1.running_mean", ".0.bias") in unknown for name in missing):
+        raise ValueError(f"{path}: weights after optimize(), which cannot be loaded; save the weights before optimize()")
     if missing or unknown:
         parts = [f"{what} {_named(names)}" for what, names in (("it lacks", missing), ("it has", unknown)) if names]
         raise ValueError(f"{path}: not the weights of this network: {', '.join(parts)}")
@@ -256,7 +258,7 @@ def _problem(name: str, value: object, target: Tensor) -> str:
     """Reason why the value cannot be this parameter or buffer; empty if it can."""
     if not isinstance(value, Tensor):
         return f"is {in_words(value)}, not a tensor"
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
         return "is not a plain tensor with values"
     if value.shape != target.shape:
         return f"has the shape {tuple(value.shape)}, and {tuple(target.shape)} is expected"
@@ -272,8 +274,8 @@ def _problem(name: str, value: object, target: Tensor) -> str:
 
 def find(name: str | Path) -> Path:
     """Path of a checkpoint: `name` is a name in CHECKPOINTS or a path. Raises FileNotFoundError, ValueError."""
-    if name is None or str(name) in ("", "."):
-        raise ValueError(f"path={name!r}: leave it out for its default")
+    if not isinstance(name, str | Path) or str(name) in ("", "."):
+        raise ValueError(f"path={name!r}: a name or a file is needed; leave it out for its default")
     path = CHECKPOINTS.get(str(name), Path(name))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such checkpoint; choose from {', '.join(CHECKPOINTS)}, or give a file "
@@ -296,7 +298,7 @@ def restored(build: Callable[..., Network], name: str | Path) -> Network:
         with torch.device("meta"):      # names and shapes without values, so that a wrong config takes no memory
             plan = build(**config)
     except (TypeError, ValueError) as error:
-        raise ValueError(f'{described_in}: "config": {printable(first_line(error))}') from None
+        raise ValueError(f'{described_in}: "config": {printable(first_line(error))[:200]}') from None
     check_weights(path, weights, plan)
     model = build(**config)
     model.load_state_dict(weights)

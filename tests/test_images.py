@@ -213,3 +213,13 @@ def test_studio_range_is_the_published_stretch():
 
 def test_values_outside_the_range_are_clipped_not_wrapped():
     assert to_image(np.float32([[-0.1, 0.5, 1.2]])).tolist() == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize(("image", "message"), [
+    (np.random.default_rng(0).random((20, 20)), r"float64 \(20, 20\); convert values in \[0, 1\]"),
+    (np.full((20, 20), 300), "int64"), (np.zeros((20, 20, 4), np.uint8), r"\(20, 20, 4\)"),
+    (np.zeros((20, 20, 1), np.uint8), r"\(20, 20, 1\)"), (np.zeros((20, 20), np.uint16), "uint16")])
+def test_only_images_that_a_file_keeps_are_written(tmp_path, image, message):
+    with pytest.raises(TypeError, match=rf"a.png: expected an image of uint8, .*got .*{message}"):
+        write_image(tmp_path / "a.png", image)
+    assert not any(tmp_path.iterdir())

@@ -51,6 +51,21 @@ def test_a_network_without_parameters_runs_on_the_cpu():
     assert np.array_equal(fuse_pair(Maximum(), ir, vis[..., 0]), np.maximum(ir, vis[..., 0]))
 
 
+@pytest.mark.parametrize(("output", "given"), [
+    (lambda x: torch.cat([x, x, x], 1), r"a tensor \(1, 3, 24, 30\)"), (lambda x: x[:, 0], r"a tensor \(1, 24, 30\)"),
+    (lambda x: x[..., 4:-4], r"a tensor \(1, 1, 24, 22\)"), (lambda x: (x, []), "a tuple")])
+def test_what_a_network_returns_is_checked(output, given):
+    """Many networks return RGB, or features beside the image."""
+    class Peer(nn.Module):
+        def forward(self, ir, vis_y):
+            return output((ir + vis_y) / 2)
+
+    ir, vis = (np.zeros((24, 30), np.uint8) for _ in range(2))
+    for tile in (0, 64):
+        with pytest.raises(ValueError, match=rf"returned {given}; expected .*\(1, 1, 24, 30\)"):
+            fuse_pair(Peer(), ir, vis, tile=tile)
+
+
 def test_fuse_keeps_shape_and_chrominance(model):
     ir, vis = pair()
     fused = model.fuse(ir, vis)
@@ -111,6 +126,21 @@ def test_as_published_is_for_one_call(model):
     with pytest.raises(ValueError, match="too small"):
         model.fuse(ir[:9], vis[:9], as_published=True)
     assert np.array_equal(model.fuse(ir, vis), running)
+
+
+def test_hooks_and_stored_tensors_live_through_as_published(model):
+    """A hook of another object, and a tensor with a gradient in a module: common in studies."""
+    class Counter:
+        calls = 0
+
+        def hook(self, *_):
+            self.calls += 1
+
+    counter = Counter()
+    model.head.register_forward_hook(counter.hook)
+    model.stored = model(*(torch.rand(1, 1, 20, 20) for _ in range(2)))
+    model.fuse(*pair(), as_published=True)
+    assert counter.calls == 2 and model.stored.requires_grad
 
 
 def test_threads_can_share_a_network(model):
@@ -201,3 +231,10 @@ def test_tiles_overlap_by_a_quarter_or_more():
     for length in range(65, 400):
         starts = _tile_starts(length, 64)
         assert starts[0] == 0 and starts[-1] == length - 64 and np.diff(starts).max() <= 48
+
+
+@pytest.mark.parametrize("tile", [63, 128.0, "64", True])
+def test_a_tile_is_a_whole_number_of_pixels(tile):
+    ir, vis = pair()
+    with pytest.raises(ValueError, match="a whole number of at least 64"):
+        fuse_pair(Average(), ir, vis, tile=tile)

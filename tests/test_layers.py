@@ -138,6 +138,15 @@ def test_folding_is_exact_to_rounding(bias):
     assert not any(isinstance(module, BatchNorm) for module in block.modules())
 
 
+def test_only_batch_norm_behind_a_convolution_is_folded():
+    """Such as in a block of one's own in net.GLOBAL_BRANCHES."""
+    block = nn.Sequential(nn.ReLU(), trained_norm(), nn.Conv2d(3, 3, 1)).eval()
+    x = torch.randn(2, 3, 9, 10)
+    expected = block(x)
+    fold_batch_norm(block)
+    assert torch.equal(block(x), expected) and isinstance(block[1], BatchNorm)
+
+
 def scrambled_network(**options):
     """A network with statistics and weights of its own in each BatchNorm."""
     torch.manual_seed(0)
@@ -210,6 +219,15 @@ def test_weight_zero_leaves_a_batch_out():
     pass_all(norm, [*given, 50 + 9 * torch.randn(2, 3, 6, 7)], [3, 2, 0]).store()
     pass_all(other, given).store()
     assert torch.equal(norm.running_mean, other.running_mean) and torch.equal(norm.running_var, other.running_var)
+
+
+@pytest.mark.parametrize("weights", [[], [0, 0]])
+def test_without_images_the_statistics_stay(weights):
+    norm = trained_norm()
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    with pytest.raises(ValueError, match="no statistics to store"):
+        pass_all(norm, batches((3, 2))[:len(weights)], weights).store()
+    assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers()) and norm.momentum == 0.1
 
 
 def test_processes_are_summed_up():

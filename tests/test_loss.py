@@ -19,6 +19,7 @@ from loss import (
     global_ssim,
     max_normalised,
     sobel,
+    standardised,
     texture_mask,
     weighted_ssim,
 )
@@ -154,6 +155,15 @@ def test_w_is_equation_9(printed):
     s_en = (s_ir * (1 - s_m) + s_m * (1 - s_ir)) / 2 if printed else (s_ir * (1 + s_m) + s_m * (1 + s_ir)) / 2
     expected = (s_en > s_en.mean() + s_en.std(correction=0)).float()
     assert torch.equal(adaptive_weight(ir, vis, printed), expected) and 0 < expected.mean() < 0.5
+
+
+@pytest.mark.parametrize("printed", [False, True])
+def test_w_of_a_flat_infrared_image_does_not_depend_on_its_level(printed):
+    """The mean of a constant image is not always exact, and the mask must not follow the rounding."""
+    vis = noise(1, 128)
+    masks = [adaptive_weight(torch.full_like(vis, level / 255), vis, printed) for level in (0, 51, 100, 128, 200)]
+    assert all(torch.equal(mask, masks[0]) for mask in masks)
+    assert all(standardised(torch.full_like(vis, level / 255)).abs().max() == 0 for level in range(256))
 
 
 def test_w_picks_the_hot_target_and_the_printed_form_misses_it():
@@ -340,6 +350,34 @@ def test_luminance_loss_sees_local_means_alone():
     checks = 0.2 * (torch.arange(48)[:, None] + torch.arange(48)).fmod(2).sub(0.5)[None, None]
     flat = constant(0.5, 48)
     assert LuminanceLoss()(flat + checks, flat, flat)[0] < 1e-3
+
+
+def test_a_teacher_stays_in_eval_mode_and_in_float32():
+    teacher = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+
+    class Student(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss = DistillationLoss(teacher)
+
+    teacher.forward = lambda ir, vis_y: nn.Sequential.forward(teacher, ir).sigmoid()
+    system, images = Student(), [noise(seed) for seed in range(3)]
+    expected = system.loss(images[0], None, *images[1:])[0]
+    before = teacher[1].running_mean.clone()
+    assert system.train().loss.training and not any(module.training for module in teacher.modules())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(system.loss(images[0], None, *images[1:])[0], expected)
+    assert torch.equal(teacher[1].running_mean, before)
+
+
+@pytest.mark.parametrize("loss", [FusionLoss.paper(), FusionLoss.contrast(), DistillationLoss(nn.Bilinear(1, 1, 1))])
+def test_terms_for_the_log_hold_no_graph(loss):
+    if isinstance(loss, DistillationLoss):
+        loss.teacher.forward = lambda ir, vis_y: vis_y
+    fused, m_prime, ir, vis = (noise(seed).requires_grad_() for seed in range(4))
+    total, terms = loss(fused, m_prime, ir, vis)
+    assert total.requires_grad and not any(term.requires_grad for term in terms.values())
+    assert torch.equal(terms["L_total"], total)
 
 
 def test_distillation_is_the_distance_to_the_teachers_picture():

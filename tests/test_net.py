@@ -607,3 +607,18 @@ def test_values_beyond_the_overshoot_are_refused():
 def test_the_default_weights_are_those_of_contrast():
     stored = torch.load(weights.CHECKPOINTS["contrast"], weights_only=True)
     assert all(torch.equal(value, stored[name]) for name, value in RPFNet.from_pretrained().state_dict().items())
+
+
+def test_an_optimized_network_stays_in_eval_mode_as_a_part_of_another():
+    model, pair = trained(), random_pair(1, 40, 50)
+    expected = model.optimize()(*pair)
+    nn.ModuleList([model]).train()
+    assert not any(module.training for module in model.modules())
+    torch.testing.assert_close(model(*pair), expected)
+    with pytest.raises(ValueError, match="divide 8-bit"):
+        model(255 * pair[0], pair[1])
+
+
+def test_networks_with_other_norms_say_why_they_have_no_image_statistics(model):
+    with pytest.raises(ValueError, match="replaced, such as by SyncBatchNorm"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model).use_image_statistics()

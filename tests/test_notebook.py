@@ -22,6 +22,14 @@ def scores(notebook):
     return [float(number) for line in lines for number in re.findall(r"\d+\.\d+", line)]
 
 
+def test_the_text_names_the_columns_in_which_the_average_is_ahead():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    fused, average = scores(notebook)[:6], scores(notebook)[6:]
+    ahead = [name for name, ours, theirs in zip(("EN", "SF", "SD", "CC", "SCD", "VIF"), fused, average) if theirs > ours]
+    text = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert f"here in {' and '.join(ahead)}." in text
+
+
 def test_the_notebook_runs_and_its_stored_outputs_are_small(monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     before = scores(notebook)

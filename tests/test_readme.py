@@ -269,7 +269,7 @@ def test_documented_options_exist(path):
 
 
 def test_the_training_loop_runs(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", read(ROOT / "docs" / "training.md"), re.DOTALL)
+    code, whole = re.findall(r"```python\n(.*?)```", read(ROOT / "docs" / "training.md"), re.DOTALL)
     for printed, small in (("RPFNet()", "RPFNet(channels=4, stages=1)"), ("size=128", "size=32"), ("range(10)", "range(2)"),
                            ("length=400", "length=6"), ("batch=8", "batch=2")):
         assert printed in code
@@ -281,7 +281,9 @@ def test_the_training_loop_runs(tmp_path, monkeypatch):
     exec(code, scope)
     image = np.zeros((32, 32), np.uint8)
     fused = RPFNet.from_pretrained("checkpoints/own.pth").fuse(image, image)
-    assert fused.shape == (32, 32) and math.isfinite(scope["total"].item())
+    assert fused.shape == (32, 32) and math.isfinite(scope["total"].item()) and "L_grad" not in scope["terms"]
+    exec(whole, scope)
+    assert math.isfinite(scope["total"].item()) and {"L_total", "L_grad"} <= scope["terms"].keys()
 
 
 def test_the_notebook_snippet_runs(monkeypatch):

@@ -76,6 +76,11 @@ STATES = {
     "one missing": (lambda s: {k: v for k, v in s.items() if k != "head.last.bias"}, "it lacks head.last.bias"),
     "one more": (lambda s: s | {"extra\x1b[31m": torch.zeros(1)}, "it has extra\\x1b"),
     "a key that is no text": (lambda s: s | {3: torch.zeros(1)}, "it has 3"),
+    "nested": (changed("head.last.weight", lambda x: torch.nested.nested_tensor([torch.rand(3), torch.rand(4)])),
+               "head.last.weight is not a plain tensor"),
+    "after optimize()": (lambda s: {k.replace("stem_r.1.bias", "stem_r.0.bias"): v for k, v in s.items()
+                                    if "stem_r.1." not in k or k.endswith("bias")},
+                         "weights after optimize(), which cannot be loaded; save"),
     "unshared": (changed("stages.1.cpm.to_fusion.0.weight", lambda x: x + 1), "but this network shares them"),
     "float8": (changed("head.last.weight", lambda x: x.to(torch.float8_e4m3fn)), "head.last.weight holds torch.float8"),
     "of nn.DataParallel": (lambda s: {f"module.{k}": v for k, v in s.items()}, "a network in DataParallel; save the state"),
@@ -203,7 +208,7 @@ def test_missing_files_and_arguments_that_are_no_default(tmp_path, save):
     path = save()
     path.with_suffix(".json").unlink()
     assert "put the a.json" in refusal(path)
-    for arguments in ({"path": ""}, {"path": None}, {"device": None}):
+    for arguments in ({"path": ""}, {"path": None}, {"path": 5}, {"path": {}}, {"device": None}):
         with pytest.raises(ValueError, match="leave it out for its default"):
             RPFNet.from_pretrained(**arguments)
 
