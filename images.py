@@ -83,7 +83,7 @@ def decode(path: str | Path) -> np.ndarray:
 def _as_its_header_says(path: Path, data: bytes, image: np.ndarray) -> np.ndarray:
     """Apply orientation and "min is white". Raises DataError if only a part of the file was decoded."""
     if headers.pages(data) > 1:
-        note("the file has several pages, and only the first is read; split it into one file for each", path.name)
+        note("the file has several pages or frames, and only the first is read; split it into one file for each", path.name)
     damage = headers.damage(data) if image.dtype == np.uint8 else ""       # OpenCV itself rejects damaged 16-bit files
     if damage:
         raise DataError(f"{path}: {damage}; copy or export the image again")

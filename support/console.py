@@ -59,11 +59,13 @@ def complain(*lines: str) -> None:
 def failed(command: str, error: object) -> int:
     """Print why a command failed, in one line or several, after the name of the command. Returns exit code 1.
 
-    A closed standard output is reported by `run`, so its BrokenPipeError is raised again.
+    The message of an OSError is that of `one_line`. A closed standard output is reported by `run`, so its
+    BrokenPipeError is raised again.
     """
     if isinstance(error, BrokenPipeError):
         raise error
-    complain(*f"{command}: {error}".splitlines())
+    text = one_line(error) if isinstance(error, OSError) else error
+    complain(*f"{command}: {text}".splitlines())
     return 1
 
 

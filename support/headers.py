@@ -60,16 +60,26 @@ def min_is_white(data: bytes) -> bool:
 
 
 def pages(data: bytes) -> int:
-    """Number of images in a TIFF file, without reduced copies of an image; 1 for other files and damaged headers."""
-    if not _is_tiff(data):
-        return 1
+    """Number of images in a TIFF, GIF or WebP file, without reduced copies; 1 for other files and damaged headers."""
     number = 0
     try:
+        if data.startswith((b"GIF8", b"RIFF")):
+            return _frames(data)
+        if not _is_tiff(data):
+            return 1
         for tags in _directories(data):
             number += not tags.get(Tag.NewSubfileType, 0) & REDUCED
     except Exception:       # noqa: BLE001  as in _tags
         pass
     return max(number, 1)
+
+
+def _frames(data: bytes) -> int:
+    """Number of frames of a GIF or WebP file."""
+    from PIL import GifImagePlugin, WebPImagePlugin  # imported here, because most folders hold no such file
+
+    kind = GifImagePlugin.GifImageFile if data.startswith(b"GIF8") else WebPImagePlugin.WebPImageFile
+    return kind(io.BytesIO(data)).n_frames
 
 
 def misread(data: bytes, image: np.ndarray) -> str:

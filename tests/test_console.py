@@ -109,6 +109,8 @@ def test_streams_that_are_closed_or_full(tmp_path, redirection, code, out, err):
 def test_a_closed_pipe_is_no_error_of_a_file(capsys):
     with pytest.raises(BrokenPipeError):
         console.failed("x.py", BrokenPipeError(32, "Broken pipe"))
+    assert console.failed("x.py", OSError(28, "No space left on device", "a.csv")) == 1
+    assert capsys.readouterr().err == "x.py: a.csv: No space left on device\n"
     assert console.failed("x.py", "two\n  lines\x1b") == 1
     assert capsys.readouterr().err == "x.py: two\n  lines\\x1b\n"
 

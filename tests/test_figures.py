@@ -324,7 +324,9 @@ def test_tradeoff_needs_its_columns(folders, capsys):
     points.write_text("method,quality,gflop,parameters\nA,7.4,100,72000\nB,7.1,20,1300000\n")
     assert run(folders, "tradeoff", "--points", points) == 0 and written(folders, "tradeoff") is not None
     for text, problem in (("method,EN\nA,7\n", "KeyError: 'quality'"), ("method,quality,gflop,parameters\n", "no rows"),
-                          ("method,quality,gflop,parameters\nA,7,9,1\nB,7,0,1\n", "gflop must be above 0"),
+                          ("method,quality,gflop,parameters\nA,7,9,1\nB,7,0,1\n", "B: finite numbers are needed, gflop above 0"),
+                          ("method,quality,gflop,parameters\nA,7,9,1\nB,nan,1,1\n", "B: finite numbers are needed"),
+                          ("method,quality,gflop,parameters\nA,7,9,1\nB,7,9,-1\n", "B: finite numbers are needed"),
                           ("method,quality,gflop,parameters\nA,7,9,0\n", "parameters must be above 0")):
         points.write_text(text)
         assert run(folders, "tradeoff", "--points", points) == 1
@@ -381,6 +383,7 @@ def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
     ("phase", ["--ir-range", "0", "9"], "phase goes without --ir-range"),
     ("spectrum", ["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
     ("spectrum", ["--csv", "same"], "--csv same: is a folder"),
+    ("spectrum", ["--out", "a.png", "--csv", "./a.png"], "--csv a.png: is also the file of --out"),
     ("sheet", ["--out", "a.tif"], "--out a.tif: choose .png, .jpg"),
     ("sheet", ["--out", "a.TIFF"], "--out a.TIFF: choose .png, .jpg"),
     ("sheet", ["--out", "a.eps"], "--out a.eps: choose .png, .jpg"),

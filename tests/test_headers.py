@@ -106,8 +106,15 @@ def test_further_pages_of_a_tiff_are_mentioned_and_thumbnails_are_not(tmp_path):
                 file.newFrame()
     assert [headers.pages((tmp_path / f"{name}.tif").read_bytes()) for name in ("three", "thumbnail")] == [3, 1]
     assert headers.pages(stored(smooth(), "PNG")) == headers.pages(b"II*\0damaged") == 1
-    with pytest.warns(ImageWarning, match="three.tif: the file has several pages, and only the first is read"):
+    with pytest.warns(ImageWarning, match="three.tif: the file has several pages or frames, and only the first is read"):
         read_vis(tmp_path / "three.tif")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_further_frames_of_an_animation_are_mentioned(kind):
+    frames = [Image.fromarray(smooth() // level) for level in (1, 2, 3)]
+    data = stored(smooth(), kind, save_all=True, append_images=frames[1:])
+    assert headers.pages(data) == 3 and headers.pages(stored(smooth(), kind)) == headers.pages(data[:20]) == 1
 
 
 def test_further_pages_of_a_big_tiff_are_mentioned():

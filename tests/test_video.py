@@ -16,7 +16,7 @@ from conftest import random_pair, trained, write_clip, write_weights
 
 import test as fuse_command
 import video
-from images import DataError, infrared_span, read_gray
+from images import DataError, infrared_span, luma, read_gray, read_vis
 from layers import ImagePools
 from net import RPFNet
 from support.console import INTERRUPTED, like_ctrl_c
@@ -284,6 +284,18 @@ def test_frames_that_cannot_get_the_name_are_kept_under_another(tmp_path, monkey
             file.write("a", np.zeros(SIZE, np.uint8))
     assert out.read_bytes() == b"earlier" and len(names(tmp_path)) == 3
     assert len(read_clip(tmp_path / "fused.partial.avi")[0]) == 1
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_the_run_ends_before_the_disk_is_full(clips, tmp_path, small, capsys, monkeypatch, suffix):
+    """The frames so far can be played, also those of .mp4, whose index comes last."""
+    free = iter([2**30] * 3)
+    monkeypatch.setattr(video.results.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free, 2**23)))
+    out = tmp_path / f"fused{suffix}"
+    assert fuse(clips / "ir.avi", clips / "vis.avi", out, *small) == 1
+    assert len(read_clip(out)[0]) == 3 and names(tmp_path) == [out.name]
+    said = capsys.readouterr()
+    assert f"3 frames in {out}" in said.out and said.err.endswith(f"test.py: {out}: No space left on device\n")
 
 
 def test_each_interrupted_recording_has_a_file_of_its_own(tmp_path):
@@ -559,6 +571,25 @@ def test_what_is_no_video_is_named(clips, folders, tmp_path, small, capsys):
         assert fuse(ir, vis, tmp_path / out, *small, *options) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "a.mp4").exists()
+
+
+def test_video_files_become_images_with_a_format(clips, tmp_path, small):
+    """Without the losses of a codec: the frames are those of the network."""
+    assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "out", *small, "--format", "bmp", "--steady", "0") == 0
+    ir, vis = ([cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in read_clip(clips / f"{side}.avi")[0]]
+               for side in ("ir", "vis"))
+    assert names(tmp_path / "out") == [f"{number:06d}.bmp" for number in range(len(vis))]
+    model = RPFNet.from_pretrained(small[small.index("--checkpoint") + 1])
+    expected = model.fuse(luma(ir[3]), vis[3])
+    written = read_vis(tmp_path / "out" / "000003.bmp")
+    assert np.abs(written.astype(int) - expected).max() <= 1      # a rounding either way
+
+
+def test_frames_that_cannot_be_fused_are_named(tmp_path, small, capsys):
+    for side in ("ir", "vis"):
+        write_clip(tmp_path / f"{side}.avi", [np.zeros((10, 14), np.uint8)] * 2)
+    assert fuse(tmp_path / "ir.avi", tmp_path / "vis.avi", tmp_path / "out.avi", *small) == 1
+    assert "test.py: vis, frame 000000: images of (10, 14) are too small" in capsys.readouterr().err
 
 
 def test_options_of_folders_are_refused_for_files(clips, tmp_path, small, capsys):

@@ -434,10 +434,11 @@ def read_points(path: Path) -> list[tuple[str, float, float, float]]:
                       for row in csv.DictReader(file)]
         if not points:
             raise ValueError("no rows")
-        if not all(point[2] > 0 for point in points):       # the axis is logarithmic
-            raise ValueError("gflop must be above 0")
+        for name, quality, gflop, parameters in points:
+            if not (math.isfinite(quality) and 0 < gflop < math.inf and 0 <= parameters < math.inf):       # a logarithmic axis
+                raise ValueError(f"{name}: finite numbers are needed, gflop above 0 and parameters from 0")
         if not max(point[3] for point in points) > 0:
-            raise ValueError("parameters must be above 0")
+            raise ValueError("parameters must be above 0 in one row")
     except OSError as error:
         raise DataError(f"--points {path}: {error.strerror}") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -560,6 +561,8 @@ def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         raise ValueError(f"--out {args.out}: choose {', '.join(FORMATS)}, or a name without suffix")
     if args.csv:
         check_place("--csv", args.csv)
+        if args.csv.resolve() in {path.resolve() for path in files_of(args.out)}:
+            raise ValueError(f"--csv {args.csv}: is also the file of --out; choose another name")
 
 
 def files_of(out: Path) -> list[Path]:

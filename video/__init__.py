@@ -31,8 +31,9 @@ __all__ = ["Steady", "VideoFuser", "add_options", "check_options", "weight_of_pa
 VIDEO_HELP = f"""\
 --ir and --vis are two files ({' '.join(sorted(SUFFIXES))}),
 two folders of frames with --video, or the numbers of two cameras (0 is the first).
---out is a file (.mp4 or .avi) or a folder. The sources must be aligned, and must have one size,
-length and frame rate. After Ctrl-C, the file holds the frames so far and can be played.
+--out is a file (.mp4 or .avi) or a folder; with --format png, a folder gets the frames as images.
+The sources must be aligned, and must have one size, length and frame rate. After Ctrl-C, the
+file holds the frames so far and can be played.
 If there was a file of this name, it stays then, and the frames are in NAME.partial.mp4."""
 
 
@@ -122,17 +123,21 @@ class VideoFuser:
         self.written, self.seconds = 0, 0.0
 
     def _chosen_file(self) -> Path | None:
-        """The output file; None if frames are written into a folder. Raises DataError."""
+        """The output file; None if frames are written into a folder. Raises DataError.
+
+        Two folders, or --format, give frames in a folder, unless --out is a video file.
+        """
         out, suffix = self.args.out, self.args.out.suffix.lower()
         if not out.is_dir() and suffix in {".gif", *SUFFIXES} - CODECS.keys() | IMAGE_SUFFIXES:
-            raise DataError(f"--out {out}: a video is written as {' or '.join(CODECS)}, or as frames into a folder")
+            raise DataError(f"--out {out}: a video is written as {' or '.join(CODECS)}, or with --format png as frames into a "
+                            "folder")
         is_file = suffix in CODECS and not out.is_dir()
-        if not is_file and isinstance(self.clip, FolderClip):
-            if self.args.fps:
+        if not is_file and (self.args.format or isinstance(self.clip, FolderClip)):
+            if self.args.fps and isinstance(self.clip, FolderClip):
                 raise DataError("--fps is for a video file; frames in a folder have no rate")
             return None
         if self.args.format:
-            raise DataError(f"--format {self.args.format} is for frames that are written into a folder")
+            raise DataError(f"--format {self.args.format}: --out {out} is a video file; give a folder for frames")
         return out if is_file else out / f"{self.clip.name}.mp4"
 
     def fuse_all(self, model: nn.Module) -> None:
@@ -157,7 +162,10 @@ class VideoFuser:
             if not self.written and not self.args.no_alignment_check:
                 note_shift(self.clip.name, frame.ir, frame.vis)
             vis = luma(frame.vis) if self.args.gray else frame.vis
-            fused = steady.fuse(frame.ir, vis, self.args.studio_range)
+            try:
+                fused = steady.fuse(frame.ir, vis, self.args.studio_range)
+            except ValueError as error:
+                raise DataError(f"{self.clip.name}, frame {frame.name}: {error}") from None
             output.write(frame.name, fused)
             self.written, self.seconds = self.written + 1, time.perf_counter() - start
             if self.args.show and not shown(fused):

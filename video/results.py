@@ -1,9 +1,11 @@
 """Output of video: frames in a folder, a video file, a window."""
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from support.headers import SUFFIXES
 from support.outputs import OutputError
 from video.clips import count_frames
 
+RESERVE = 2**24     # bytes that stay free on the disk, because the index of an .mp4 file is written at its end
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 WINDOW = "RPFNet: q ends"
 
@@ -51,9 +54,9 @@ class FrameFolder:
 class VideoFile:
     """Writes a video file. It has a temporary name until the end of the `with` block.
 
-    After an error, Ctrl-C or lost frames (full disk), the frames so far are kept if they can be read. If there was a file
-    at `path`, it is not replaced then, and the frames are in NAME.partial.SUFFIX beside it, or NAME.partial-2.SUFFIX if
-    that exists, and so on.
+    OpenCV does not report a full disk, so `write` ends before the disk is full. After an error or Ctrl-C, the frames so far
+    are kept if they can be read. If there was a file at `path`, it is not replaced then, and the frames are in
+    NAME.partial.SUFFIX beside it, or NAME.partial-2.SUFFIX if that exists, and so on.
 
     Attributes:
         path: the file that holds the frames after the block.
@@ -62,7 +65,7 @@ class VideoFile:
         path: .mp4 or .avi file in an existing folder.
         rate: frames per second.
     Raises:
-        OutputError: the codec is missing, or the disk is full.
+        OutputError: the codec is missing, or frames were lost, such as by a quota.
     """
 
     def __init__(self, path: Path, rate: float):
@@ -96,7 +99,12 @@ class VideoFile:
             raise OutputError(f"{self.path}: of {self._written} frames {found} are in the file, which is kept; is the disk full?")
 
     def write(self, name: str, image: np.ndarray) -> None:
-        """Add a frame, uint8 (H, W) or (H, W, 3) RGB. Raises DataError if the size changes, and OutputError."""
+        """Add a frame, uint8 (H, W) or (H, W, 3) RGB.
+
+        Raises DataError if the size changes, OSError for an almost full disk, and OutputError as for the class.
+        """
+        if shutil.disk_usage(self._part.parent).free < RESERVE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         if self._writer is None:
             self._writer, self._shape = self._opened(image), image.shape[:2]
         if image.shape[:2] != self._shape:
@@ -143,7 +151,7 @@ class VideoFile:
 
     def _count(self) -> int:
         """The number of frames in the file."""
-        # OpenCV does not report a full disk, and the header may name the lost frames too. So the frames are counted.
+        # OpenCV does not report lost frames, and the header may name them too. So the frames are counted.
         file = cv2.VideoCapture(str(self._part.absolute()))
         file.set(cv2.CAP_PROP_FORMAT, -1)       # without decoding them
         found = count_frames(file)
