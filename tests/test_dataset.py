@@ -1,6 +1,7 @@
 """Pairing, published layouts, crops."""
 import argparse
 import hashlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,7 +22,9 @@ from dataset import (
     find_sources,
     match_pairs,
     named_pairs,
+    of_one_size,
     reader,
+    resized,
 )
 from images import DataError
 
@@ -360,3 +363,23 @@ def test_options_of_sources_and_of_their_reading(tmp_path):
     assert reader(args).keywords == {"resize": "vis", "span": [5, 9]}
     with pytest.raises(SystemExit):
         sources("--ir-range", 9, 5)
+
+
+def test_crops_reach_each_edge(pairs):
+    pairs.items = [(np.arange(20 * 50).reshape(1, 20, 50),) * 2]
+    first = [int(CropDataset(pairs, 16, 0)[number][0].min()) for number in range(600)]
+    assert {place // 50 for place in first} == {*range(5)} and {place % 50 for place in first} == {*range(35)}
+
+
+def test_resizing_averages_to_shrink_and_interpolates_to_enlarge():
+    image = gray(20, 30)
+    assert np.abs(resized(image, (10, 15)) - image.reshape(10, 2, 15, 2).mean((1, 3))).max() <= 0.5
+    assert resized(np.array([[0, 200]] * 2, np.uint8), (4, 4))[0].tolist() == [0, 50, 150, 200]
+
+
+@pytest.mark.parametrize("shape", [(20, 60), (20, 29), (20, 31), (20, 16)])
+def test_proportions_may_differ_by_two_percent(shape):
+    pair = Pair("a", Path("ir.png"), Path("vis.png"))
+    with pytest.raises(DataError, match="not the same field of view"):
+        of_one_size(pair, gray(40, 60), gray(*shape), "ir")
+    assert of_one_size(pair, gray(100, 199), gray(50, 100), "ir")[0].shape == (50, 100)

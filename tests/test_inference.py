@@ -238,3 +238,22 @@ def test_a_tile_is_a_whole_number_of_pixels(tile):
     ir, vis = pair()
     with pytest.raises(ValueError, match="a whole number of at least 64"):
         fuse_pair(Average(), ir, vis, tile=tile)
+
+
+def test_tiles_of_several_pairs_are_those_of_each(model):
+    pairs = [prepare(*(np.random.default_rng(seed).integers(0, 256, (80, 90), np.uint8) for _ in range(2))) for seed in range(2)]
+    together = fuse_luminance(model, pairs, tile=64)
+    alone = np.concatenate([fuse_luminance(model, [each], tile=64) for each in pairs])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 0.05
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_no_picture(value):
+    class Broken(nn.Module):
+        def forward(self, ir, vis_y):
+            return torch.where(ir == ir.max(), value, vis_y)
+
+    ir, vis = pair()
+    with pytest.raises(ValueError, match="not finite"):
+        fuse_pair(Broken(), ir, vis[..., 0])

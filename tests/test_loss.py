@@ -596,3 +596,29 @@ def test_contents_that_oppose_each_other_are_not_wanted_twice():
 
 def test_a_teacher_is_put_into_eval_mode():
     assert not DistillationLoss(nn.Dropout()).teacher.training
+
+
+def test_where_both_sources_are_flat_the_fused_image_should_be():
+    """As in the black background of medical images."""
+    black, loss = constant(0), SSIMLoss(7, weighted=True)
+    assert loss(black, black, black)[0].abs() < 1e-6
+    assert loss(noise(), black, black)[0] > 0.9
+
+
+def test_d_neg_of_the_log():
+    loss, terms = FrequencyContrastiveLoss()(noise(2), noise(0), noise(1))
+    torch.testing.assert_close(terms["D_neg"], terms["D_pos"] / loss)
+
+
+def test_m_edge_is_a_mean_over_the_batch():
+    x = torch.cat([noise(4), constant(0.5)])
+    torch.testing.assert_close(SaliencyStructureLoss()(x, x, x)[1]["M_edge"], sobel(noise(4)).max() / 2)
+
+
+@pytest.mark.parametrize("loss", [SSIMLoss(), SSIMLoss(7, weighted=True, whole=True), LuminanceLoss(), FrequencyContrastiveLoss(),
+                                  SaliencyStructureLoss()], ids=lambda loss: type(loss).__name__)
+def test_autocast_changes_no_loss(loss):
+    images = [noise(seed) for seed in range(3)]
+    expected = loss(*images)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(*images)[0], expected)

@@ -17,6 +17,7 @@ import metrics
 from dataset import load_pair, named_pairs
 from images import luma, read_gray
 from measures import METRICS
+from measures.edges import _toolbox_gradient
 from metrics import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -451,3 +452,37 @@ def test_ms_ssim_of_a_negative_is_0():
 def test_cddfuse_psnr_of_a_black_image():
     x = texture(0)
     assert metrics.PSNR(np.zeros_like(x), x, x, "cddfuse") == -math.inf
+
+
+@pytest.mark.parametrize("name", ["CC", "SCD"])
+@pytest.mark.parametrize("role", ["ir", "vis"])
+def test_a_constant_source_has_no_correlation(name, role):
+    fused, ir, vis = trio(0, height=40, width=50)
+    sources = {"ir": ir, "vis": vis} | {role: np.full_like(ir, 7)}
+    with pytest.warns(UserWarning, match=f"{name} is undefined here .{role} constant"):
+        assert math.isnan(function(name)(fused, *sources.values()))
+
+
+def test_two_levels_are_not_constant():
+    x = np.where(texture(0, 60, 60) > 128, 200, 50).astype(np.uint8)
+    assert metrics.VIF(x, x, x) == pytest.approx(2)
+
+
+def test_toolbox_rounds_half_up():
+    x = np.array([[10, 11, 10], [11, 10, 11], [10, 11, 10], [11, 10, 11]], np.uint8)        # the mean is 10.5
+    assert metrics.SD(x, "toolbox") == pytest.approx(math.sqrt(0.5))
+
+
+def test_qabf_sums_in_the_order_of_matlab():
+    """Rounding decides the sign of many sums that should be 0: here each row is constant."""
+    image = np.pad(np.repeat(texture(0, 60, 1), 30, axis=1), 1)
+    across, down = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]), np.array([[1, 2, 1], [0, 0, 0], [-1, -2, -1]])
+    gx = gy = 0
+    for j in range(3):
+        for i in range(3):
+            part = (image / 255)[2 - i:62 - i, 2 - j:32 - j]
+            gx, gy = gx + across[i, j] * part, gy + down[i, j] * part
+    assert 0.1 < ((gx != 0) & (abs(gx) < 1e-9)).mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        angle = np.where(gx == 0, np.pi / 2, np.arctan(gy / gx)).astype(np.float32)
+    assert np.array_equal(_toolbox_gradient(image).angle, angle)

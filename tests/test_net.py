@@ -622,3 +622,19 @@ def test_an_optimized_network_stays_in_eval_mode_as_a_part_of_another():
 def test_networks_with_other_norms_say_why_they_have_no_image_statistics(model):
     with pytest.raises(ValueError, match="replaced, such as by SyncBatchNorm"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model).use_image_statistics()
+
+
+def test_eval_features_are_those_of_the_mirrored_sources_cropped(model):
+    pair = random_pair(1, 20, 35)
+    plain = RPFNet(**model.config | {"border": 0}).eval()
+    plain.load_state_dict(model.state_dict())
+    stages, whole = (network(*images, return_features=True)[1]
+                     for network, images in ((model, pair), (plain, mirrored(pair))))
+    for got, padded in zip(stages, whole, strict=True):
+        torch.testing.assert_close(tuple(got), tuple(f[..., 8:-8, 9:-10] for f in padded))
+
+
+def test_iterations_share_linear_layers():
+    stages = RPFNet(channels=8, global_branch="transformer").stages
+    for first, *others in zip(*((s.fdfm.query.weight, s.fdfm.mlp[2].bias, s.rpm.ca.mlp[0].weight) for s in stages)):
+        assert all(other is first for other in others)

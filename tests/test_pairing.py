@@ -1,9 +1,13 @@
 """Which files belong together."""
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import pipeline
+from dataset import Pair
 from images import DataError, write_image
 from support.console import ImageWarning
 from support.pairing import find_pairs, list_images, natural_key, spread, without_affix
@@ -139,3 +143,9 @@ def test_whatever_a_name_holds_it_sorts(name):
 def test_numbers_sort_by_value_and_equal_ones_always_the_same_way():
     for names in (["a10", "a2", "a1", "a02", "a"], ["a", "a1", "a02", "a2", "a10"]):
         assert sorted(names, key=natural_key) == ["a", "a1", "a02", "a2", "a10"]
+
+
+def test_names_with_dots_stay_apart():
+    args = SimpleNamespace(out_file=None, out=Path("out"), format="png")
+    found = [pipeline.target(Pair(name, Path("a"), Path("b")), args).name for name in ("cam.1", "cam.2")]
+    assert found == ["cam.1.png", "cam.2.png"]

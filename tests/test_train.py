@@ -781,3 +781,13 @@ def test_validation_every_second_epoch_and_at_the_end(folders, tmp_path, validat
 def test_the_cosine_schedule():
     rates = [train.learning_rate(2.0, "cosine", progress) for progress in (0, 0.25, 0.5, 1, 1.2)]
     assert rates == pytest.approx([2, 1 + 0.5**0.5, 1, 0, 0])
+
+
+def test_validation_scores_the_fused_images(folders, monkeypatch):
+    pairs, model, seen = PairDataset(match_pairs(folders[1], folders[3])), RPFNet(channels=4, stages=1), []
+    monkeypatch.setattr(trainer.metrics, "evaluate", lambda *images, names: seen.append(images) or dict.fromkeys(names, 1.0))
+    with trainer.Stop() as stop:
+        trainer.validate(model, FusionLoss.paper(), pairs, torch.device("cpu"), stop)
+    for (fused, *sources), pair in zip(seen, pairs.items, strict=True):
+        assert all(np.array_equal(image, source[0]) for image, source in zip(sources, pair))
+        assert np.abs(fused.astype(int) - model.fuse(*sources)).max() <= 1

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,8 @@ from support.console import INTERRUPTED, like_ctrl_c
 from support.outputs import OutputError, is_stray
 from tools.naturalness import entering_target, flicker_measures
 from video import Steady
-from video.clips import FolderClip
-from video.results import VideoFile
+from video.clips import Capture, FolderClip, camera_number, is_video
+from video.results import FrameFolder, VideoFile
 from video.steady import Cuts
 
 SIZE = 64, 80
@@ -921,3 +922,68 @@ def test_q_escape_and_a_closed_window_end_the_show(monkeypatch, key, visible, go
     monkeypatch.setattr(cv2, "waitKey", lambda delay: key)
     monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: float(visible))
     assert video.results.shown(np.zeros((8, 8), np.uint8)) is goes_on
+
+
+def test_the_range_of_a_sequence_holds_a_cold_object_that_enters_later(tmp_path):
+    for side in ("ir", "vis"):
+        (tmp_path / side).mkdir()
+    for number, (low, high) in enumerate(((1000, 2000), (500, 1500))):
+        levels = np.linspace(low, high, 400).astype(np.uint16).reshape(20, 20)
+        cv2.imwrite(str(tmp_path / "ir" / f"{number}.png"), levels)
+        cv2.imwrite(str(tmp_path / "vis" / f"{number}.png"), np.zeros((20, 20), np.uint8))
+    clip = FolderClip(SimpleNamespace(ir=tmp_path / "ir", vis=tmp_path / "vis", ir_pattern=None, vis_pattern=None,
+                                      fps=None, resize=None, ir_range=None))
+    assert [(int(frame.ir.min()), int(frame.ir.max())) for frame in clip] == [(85, 255), (0, 170)]
+
+
+def test_a_cut_is_seen_at_equal_brightness_and_not_in_fine_texture():
+    halves = np.full((240, 320), 40, np.uint8)
+    halves[:, 160:] = 120
+    cuts = Cuts()
+    assert [cuts.is_cut(frame, frame) for frame in (halves, halves[:, ::-1])] == [False, True]
+    checks = np.uint8(200 * (np.indices((240, 320)).sum(0) % 2))
+    cuts = Cuts()
+    assert not any(cuts.is_cut(frame, frame) for frame in (checks, 200 - checks)) and cuts.change < 1
+
+
+@pytest.mark.parametrize("after", [(130, 100), (100, 130)])
+def test_a_cut_of_one_source_is_seen(after):
+    still, *changed = (np.full((24, 32), level, np.uint8) for level in (100, *after))
+    cuts = Cuts()
+    assert [cuts.is_cut(still, still), cuts.is_cut(*changed)] == [False, True] and cuts.change == 15
+
+
+def test_a_path_tells_cameras_files_and_folders_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("1", "clip.mp4"):
+        Path(name).mkdir()
+    assert [camera_number(Path(name)) for name in ("0", "1", "1234", "a")] == [0, None, None, None]
+    assert [is_video(Path(name)) for name in ("DJI_0001.MP4", "clip.mp4", "a.png")] == [True, False, False]
+
+
+@pytest.mark.parametrize("tag, deep", [(b"Y1\0\x10", True), (b"\x10\x001Y", True), (b"Y1\0\x08", False),
+                                       (b"\x08\x001Y", False)])
+def test_gray_of_16_bits_is_known_in_both_byte_orders(tag, deep):
+    number = float(int.from_bytes(tag, "little"))
+    capture = SimpleNamespace(name="ir.avi", _capture=SimpleNamespace(get=lambda _: number))
+    with pytest.raises(DataError, match="gray video of 16 bits") if deep else nullcontext():
+        Capture._check_depth(capture, Path("ir.avi"))
+
+
+def test_a_second_block_begins_new_averages():
+    model, frames = network(), list(entering_target(*scene(), 3))
+    steady = Steady(model, 0.9)
+    with steady:
+        for frame in frames[:2]:
+            steady.fuse(*frame)
+    with steady:
+        assert np.array_equal(steady.fuse(*frames[2]), model.fuse(*frames[2]))
+
+
+def test_images_of_an_earlier_video_are_counted(tmp_path):
+    for name in ("7.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="also holds images that are not of this video") as caught:
+        with FrameFolder(tmp_path, "png") as folder:
+            folder.write("0", np.zeros(SIZE, np.uint8))
+    assert [warning.message.args[1] for warning in caught] == [f"{tmp_path} (1)"]

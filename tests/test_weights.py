@@ -93,6 +93,7 @@ STATES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("name", STATES)
 @pytest.mark.parametrize("training", [False, True])
 def test_weights_that_no_network_could_use_are_refused_by_name(model, save, name, training):
