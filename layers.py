@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import TypeVar
 
 import numpy as np
@@ -282,6 +283,9 @@ def fold_batch_norm(module: nn.Module) -> None:
 def twin(module: Module) -> Module:
     """A copy of a module with the same weights, buffers, hooks and stored values, but with modes and options of its own."""
     double = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, MethodType) and value.__self__ is module:      # such as a `forward` that replaces the first one
+            vars(double)[name] = MethodType(value.__func__, double)
     double._modules = {name: child and twin(child) for name, child in module._modules.items()}
     return double
 

@@ -137,9 +137,10 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 def standardised(x: Tensor) -> Tensor:
     """(x - mean) / standard deviation of each image, (B, 1, H, W); 0 for a constant image."""
-    deviation = x.std(IMAGE, keepdim=True, correction=0)
-    # Rounding gives a constant image a deviation of up to 5e-7. Divided by it, rounding would decide on the mask of Eq. 9.
-    return (x - image_mean(x)) / deviation.masked_fill(deviation < 1e-6, math.inf)
+    deviation = x.std(IMAGE, keepdim=True, correction=0).clamp_min(1e-6)
+    # Rounding gives a constant image a deviation above 0. Divided by it, rounding would decide on the mask of Eq. 9.
+    flat = x.amax(IMAGE, keepdim=True) == x.amin(IMAGE, keepdim=True)
+    return (x - image_mean(x)) / deviation.masked_fill(flat, math.inf)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -399,8 +400,8 @@ class DistillationLoss(ImageLoss):
         self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             with torch.no_grad():
-                wanted = self.teacher(ir.float(), vis_y.float()).float()
-            fused = fused.float()
+                wanted = self.teacher(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in (ir, vis_y)))
+            fused, wanted = fused.float(), wanted.float()
             absolute, structure = F.l1_loss(fused, wanted), 2 * ssim_loss(fused, wanted, SSIM_WINDOW)
         return absolute + structure, detached(L_1=absolute, L_ssim=structure)
 

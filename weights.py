@@ -6,6 +6,7 @@ rejected. Each error is one line that names the file and says what it contains.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import reprlib
@@ -274,7 +275,7 @@ def _problem(name: str, value: object, target: Tensor) -> str:
 
 def find(name: str | Path) -> Path:
     """Path of a checkpoint: `name` is a name in CHECKPOINTS or a path. Raises FileNotFoundError, ValueError."""
-    if not isinstance(name, str | Path) or str(name) in ("", "."):
+    if not isinstance(name, str | os.PathLike) or str(name) in ("", "."):
         raise ValueError(f"path={name!r}: a name or a file is needed; leave it out for its default")
     path = CHECKPOINTS.get(str(name), Path(name))
     if not path.exists():

@@ -1,5 +1,6 @@
 """numpy images through a network and back; checkpoints are in test_net.py."""
 from concurrent.futures import ThreadPoolExecutor
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -137,9 +138,11 @@ def test_hooks_and_stored_tensors_live_through_as_published(model):
             self.calls += 1
 
     counter = Counter()
+    expected = model.fuse(*pair(), as_published=True)
+    model.forward = MethodType(lambda self, *images: type(self).forward(self, *images), model)
     model.head.register_forward_hook(counter.hook)
     model.stored = model(*(torch.rand(1, 1, 20, 20) for _ in range(2)))
-    model.fuse(*pair(), as_published=True)
+    assert np.array_equal(model.fuse(*pair(), as_published=True), expected)
     assert counter.calls == 2 and model.stored.requires_grad
 
 

@@ -164,6 +164,7 @@ def test_w_of_a_flat_infrared_image_does_not_depend_on_its_level(printed):
     masks = [adaptive_weight(torch.full_like(vis, level / 255), vis, printed) for level in (0, 51, 100, 128, 200)]
     assert all(torch.equal(mask, masks[0]) for mask in masks)
     assert all(standardised(torch.full_like(vis, level / 255)).abs().max() == 0 for level in range(256))
+    assert standardised(torch.full((1, 1, 5120, 5120), 225 / 255)).abs().max() == 0       # of large images, too
 
 
 def test_w_picks_the_hot_target_and_the_printed_form_misses_it():
@@ -368,6 +369,8 @@ def test_a_teacher_stays_in_eval_mode_and_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(system.loss(images[0], None, *images[1:])[0], expected)
     assert torch.equal(teacher[1].running_mean, before)
+    teacher.double()
+    torch.testing.assert_close(system.loss(*(x.double() for x in (images[0], *images)))[0], expected)
 
 
 @pytest.mark.parametrize("loss", [FusionLoss.paper(), FusionLoss.contrast(), DistillationLoss(nn.Bilinear(1, 1, 1))])

@@ -129,8 +129,8 @@ class VideoFuser:
         """
         out, suffix = self.args.out, self.args.out.suffix.lower()
         if not out.is_dir() and suffix in {".gif", *SUFFIXES} - CODECS.keys() | IMAGE_SUFFIXES:
-            raise DataError(f"--out {out}: a video is written as {' or '.join(CODECS)}, or with --format png as frames into a "
-                            "folder")
+            raise DataError(f"--out {out}: a video is written as {' or '.join(CODECS)}; for frames, give a folder and "
+                            "--format png")
         is_file = suffix in CODECS and not out.is_dir()
         if not is_file and (self.args.format or isinstance(self.clip, FolderClip)):
             if self.args.fps and isinstance(self.clip, FolderClip):
@@ -166,7 +166,7 @@ class VideoFuser:
                 fused = steady.fuse(frame.ir, vis, self.args.studio_range)
             except ValueError as error:
                 raise DataError(f"{self.clip.name}, frame {frame.name}: {error}") from None
-            output.write(frame.name, fused)
+            output.write(frame.name if isinstance(self.clip, FolderClip) else f"{self.clip.name}_{frame.name}", fused)
             self.written, self.seconds = self.written + 1, time.perf_counter() - start
             if self.args.show and not shown(fused):
                 if self.clip.inputs and self.written != length:

@@ -104,7 +104,7 @@ class VideoFile:
         Raises DataError if the size changes, OSError for an almost full disk, and OutputError as for the class.
         """
         if shutil.disk_usage(self._part.parent).free < RESERVE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            raise OSError(errno.ENOSPC, f"less than {RESERVE / 1e6:.0f} MB are free on the disk", str(self.path))
         if self._writer is None:
             self._writer, self._shape = self._opened(image), image.shape[:2]
         if image.shape[:2] != self._shape:
