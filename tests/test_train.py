@@ -752,7 +752,8 @@ def test_a_resumed_run_keeps_its_time_and_its_best(folders, tmp_path, monkeypatc
     before = (tmp_path / "best.pth").read_bytes()
     torch.save(state | {"seconds": 5000.0, "best": 0.0}, tmp_path / "last.pth")     # no loss is below 0
     assert train.main(["--resume", "--out", str(tmp_path)]) == 0
-    assert float(rows(tmp_path)[-1]["seconds"]) > 5000 and (tmp_path / "best.pth").read_bytes() == before
+    assert 5000 <= float(rows(tmp_path)[-1]["seconds"]) < 5100      # rounded to 0.1 s, which a fast machine does not need
+    assert (tmp_path / "best.pth").read_bytes() == before
 
 
 def test_weights_that_were_never_written_are_not_the_best(folders, tmp_path, monkeypatch, validated):
