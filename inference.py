@@ -184,8 +184,8 @@ def _kind_and_remedy(image: object) -> str:
         return "a tensor; call model(ir, vis_y) with tensors"
     if not isinstance(image, np.ndarray):
         return type(image).__name__
-    scale = "; images.read_ir and images.read_vis scale 16-bit files" if image.dtype.kind == "u" else ""
-    return f"{image.dtype}{FLOAT_REMEDY if image.dtype.kind == 'f' else scale}"
+    remedies = {"f": FLOAT_REMEDY, "u": "; images.read_ir and images.read_vis scale 16-bit files"}
+    return f"{image.dtype}{remedies.get(image.dtype.kind, '')}"
 
 
 def _shape_and_remedy(image: np.ndarray) -> str:

@@ -20,6 +20,8 @@ from kornia.losses import ssim_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layers import at_least_float32
+
 IMAGE = (1, 2, 3)       # the axes of one image in a batch
 EPSILON = 1e-9          # epsilon of Eq. 10; also added to variances, which are 0 in a constant window
 SSIM_C2 = 0.03**2       # constant C2 of SSIM for images in [0, 1] (Wang et al. 2004)
@@ -400,7 +402,7 @@ class DistillationLoss(ImageLoss):
         self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             with torch.no_grad():
-                wanted = self.teacher(*(x.to(torch.promote_types(x.dtype, torch.float32)) for x in (ir, vis_y)))
+                wanted = self.teacher(at_least_float32(ir), at_least_float32(vis_y))
             fused, wanted = fused.float(), wanted.float()
             absolute, structure = F.l1_loss(fused, wanted), 2 * ssim_loss(fused, wanted, SSIM_WINDOW)
         return absolute + structure, detached(L_1=absolute, L_ssim=structure)

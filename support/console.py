@@ -175,7 +175,7 @@ def run(main: Callable[[], int]) -> int:
     except OSError as error:
         command = os.path.basename(sys.argv[0])
         if error.filename:
-            return failed(command, one_line(error))
+            return failed(command, error)
         print(f"{command}: standard output: {error.strerror}", file=sys.stderr)      # which has no file name
         return _without_output(1)
     finally:

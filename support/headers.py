@@ -63,23 +63,22 @@ def pages(data: bytes) -> int:
     """Number of images in a TIFF, GIF or WebP file, without reduced copies; 1 for other files and damaged headers."""
     number = 0
     try:
-        if data.startswith((b"GIF8", b"RIFF")):
-            return _frames(data)
-        if not _is_tiff(data):
-            return 1
-        for tags in _directories(data):
-            number += not tags.get(Tag.NewSubfileType, 0) & REDUCED
+        if data.startswith(b"RIFF"):
+            number = sum(name == b"ANMF" for name, _ in _webp_chunks(data))
+        elif data.startswith(b"GIF8"):
+            number = _gif_frames(data)
+        elif _is_tiff(data):
+            for tags in _directories(data):     # those before a damaged one count
+                number += not tags.get(Tag.NewSubfileType, 0) & REDUCED
     except Exception:       # noqa: BLE001  as in _tags
         pass
     return max(number, 1)
 
 
-def _frames(data: bytes) -> int:
-    """Number of frames of a GIF or WebP file."""
-    from PIL import GifImagePlugin, WebPImagePlugin  # imported here, because most folders hold no such file
+def _gif_frames(data: bytes) -> int:
+    from PIL.GifImagePlugin import GifImageFile  # imported here, because most folders hold no GIF
 
-    kind = GifImagePlugin.GifImageFile if data.startswith(b"GIF8") else WebPImagePlugin.WebPImageFile
-    return kind(io.BytesIO(data)).n_frames
+    return GifImageFile(io.BytesIO(data)).n_frames
 
 
 def misread(data: bytes, image: np.ndarray) -> str:
@@ -136,7 +135,7 @@ def _exif(data: bytes) -> dict[int, Any]:
 
     exif = Image.Exif()
     if data.startswith(b"RIFF"):
-        exif.load(_webp_chunk(data, b"EXIF"))
+        exif.load(next((content for name, content in _webp_chunks(data) if name == b"EXIF"), b""))
     else:
         kind = PngImagePlugin.PngImageFile if data.startswith(b"\x89PNG") else JpegImagePlugin.JpegImageFile
         with kind(io.BytesIO(data)) as image:
@@ -146,15 +145,13 @@ def _exif(data: bytes) -> dict[int, Any]:
     return dict(exif)
 
 
-def _webp_chunk(data: bytes, name: bytes) -> bytes:
-    """Content of a chunk of a WebP file; b"" if there is none. Pillow's class for WebP has the limit, too."""
+def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Name and content of each chunk of a WebP file. Pillow's class for WebP has the limit, too."""
     at = 12
     while at + 8 <= len(data):
         size = int.from_bytes(data[at + 4:at + 8], "little")
-        if data[at:at + 4] == name:
-            return data[at + 8:at + 8 + size]
+        yield data[at:at + 4], data[at + 8:at + 8 + size]
         at += 8 + size + size % 2       # chunks have an even number of bytes
-    return b""
 
 
 def damage(data: bytes) -> str:

@@ -317,7 +317,7 @@ def print_again(path: Path) -> int:
         report = read_json(path)
         table = markdown(report)
     except OSError as error:
-        return failed("bench.py", one_line(error))
+        return failed("bench.py", error)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return failed(f"bench.py: --markdown {path}: not a file of --json", error)
     print(table)

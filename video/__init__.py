@@ -145,7 +145,9 @@ class VideoFuser:
 
         Raises DataError, OutputError, OSError, ValueError, KeyboardInterrupt.
         """
-        output = VideoFile(self.file, self.clip.rate) if self.file else FrameFolder(self.folder, self.args.format or "png")
+        prefix = "" if isinstance(self.clip, FolderClip) else f"{self.clip.name}_"      # their frames have only numbers
+        output = (VideoFile(self.file, self.clip.rate) if self.file else
+                  FrameFolder(self.folder, self.args.format or "png", prefix))
         try:
             with like_ctrl_c(), Steady(model, self.args.steady) as steady, output:
                 self._fuse_frames(steady, output)
@@ -166,7 +168,7 @@ class VideoFuser:
                 fused = steady.fuse(frame.ir, vis, self.args.studio_range)
             except ValueError as error:
                 raise DataError(f"{self.clip.name}, frame {frame.name}: {error}") from None
-            output.write(frame.name if isinstance(self.clip, FolderClip) else f"{self.clip.name}_{frame.name}", fused)
+            output.write(frame.name, fused)
             self.written, self.seconds = self.written + 1, time.perf_counter() - start
             if self.args.show and not shown(fused):
                 if self.clip.inputs and self.written != length:

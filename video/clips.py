@@ -126,8 +126,9 @@ class Capture:
         self.is_camera, self.name = number is not None, str(source) if number is None else f"camera {number}"
         if not self.is_camera:
             if not source.is_file():
-                raise DataError(f"{source}: " + ("no such file" if not source.exists() else "is a folder; name a video file"
-                                                 if source.is_dir() else "is a device or a pipe; give the number of a camera"))
+                problem = ("is a folder; name a video file" if source.is_dir() else
+                           "is a device or a pipe; give the number of a camera" if source.exists() else "no such file")
+                raise DataError(f"{source}: {problem}")
             check_name(source)
         # Absolute, because FFmpeg takes the text before a colon in a relative path as a protocol.
         self._place = str(source.absolute()) if number is None else number

@@ -30,10 +30,11 @@ class FrameFolder:
     Args:
         path: the output folder.
         suffix: image format, such as "png".
+        prefix: start of the file names, which tells videos in one folder apart.
     """
 
-    def __init__(self, path: Path, suffix: str):
-        self.path, self.suffix = path, suffix
+    def __init__(self, path: Path, suffix: str, prefix: str = ""):
+        self.path, self.suffix, self.prefix = path, suffix, prefix
         self._written: set[str] = set()
 
     def __enter__(self) -> FrameFolder:
@@ -46,7 +47,7 @@ class FrameFolder:
 
     def write(self, name: str, image: np.ndarray) -> None:
         """Write a frame; arguments and errors as for `images.write_image`. `name` has no suffix."""
-        file = self.path / f"{name}.{self.suffix}"
+        file = self.path / f"{self.prefix}{name}.{self.suffix}"
         write_image(file, image)
         self._written.add(file.name)
 
