@@ -93,8 +93,7 @@ from support.console import (
     positive,
     run,
 )
-from support.headers import SUFFIXES
-from support.outputs import OutputError, refuse_input
+from support.outputs import OutputError, check_csv_name, refuse_input
 from support.pairing import PatternError, composed
 
 __all__ = [
@@ -381,11 +380,8 @@ def read_tasks(pairs: Sequence[Pair], methods: dict[str, dict[str, Path]], basel
 
 
 def check_csv(path: Path, pairs: Sequence[Pair], methods: dict[str, dict[str, Path]]) -> None:
-    """Raises ValueError or OutputError if --csv has the name of an image or of an existing file that is no CSV file."""
-    if path.suffix.lower() in SUFFIXES:
-        raise ValueError(f"--csv {path}: this is an image's name; give a file that ends in .csv")
-    if path.is_file() and path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise ValueError(f"--csv {path}: exists, and would be replaced; give a file that ends in .csv")
+    """Raises ValueError or OutputError if --csv would replace an image or another file that is no CSV file."""
+    check_csv_name(path)
     refuse_input(path, [*(image for pair in pairs for image in (pair.ir, pair.vis)),
                         *(image for paths in methods.values() for image in paths.values())])
 

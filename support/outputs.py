@@ -126,6 +126,14 @@ def check_place(option: str, file: Path) -> None:
         raise ValueError(f"{option} {file}: its folder cannot be written; name a file in another folder")
 
 
+def check_csv_name(file: Path) -> None:
+    """Raises ValueError if a CSV file would get the name of an image or replace a file of another kind."""
+    if file.suffix.lower() in SUFFIXES:
+        raise ValueError(f"--csv {file}: this is an image's name; give a file that ends in .csv")
+    if file.is_file() and file.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        raise ValueError(f"--csv {file}: exists, and would be replaced; give a file that ends in .csv")
+
+
 def refuse_input(file: Path, inputs: Iterable[Path]) -> None:
     """Raises OutputError if a file that is to be written is one of the input files, also if it does not exist yet."""
     if (_identity(file) or file.resolve()) in {_identity(path) or path.resolve() for path in inputs}:

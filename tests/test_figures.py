@@ -365,9 +365,10 @@ def test_unknown_names_are_told(folders, capsys):
 
 @pytest.mark.parametrize("options", [
     ["sheet", "--out", "vis/a.png"], ["sheet", "--out", "ir/a"], ["sheet", "--fused", "Same=same", "--out", "same/b.png"],
-    ["phase", "--image", "ir/a.png", "--out", "ir/a"], ["spectrum", "--csv", "vis/b.png", "--out", "x"]])
+    ["phase", "--image", "ir/a.png", "--out", "ir/a"], ["spectrum", "--csv", "link.csv", "--out", "x"]])
 def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
     monkeypatch.chdir(folders)
+    (folders / "link.csv").symlink_to(folders / "vis" / "b.png")
     before = {path: path.read_bytes() for path in folders.rglob("*.png")}
     sources = [] if options[0] == "phase" else ["--ir", "ir", "--vis", "vis"]
     assert figures.main([*options, *sources]) == 1
@@ -383,7 +384,8 @@ def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
     ("phase", ["--ir-range", "0", "9"], "phase goes without --ir-range"),
     ("spectrum", ["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),
     ("spectrum", ["--csv", "same"], "--csv same: is a folder"),
-    ("spectrum", ["--out", "a.png", "--csv", "./a.png"], "--csv a.png: is also the file of --out"),
+    ("spectrum", ["--out", "a.svg", "--csv", "./a.svg"], "--csv a.svg: is also the file of --out"),
+    ("spectrum", ["--csv", "a.png"], "--csv a.png: this is an image's name; give a file that ends in .csv"),
     ("sheet", ["--out", "a.tif"], "--out a.tif: choose .png, .jpg"),
     ("sheet", ["--out", "a.TIFF"], "--out a.TIFF: choose .png, .jpg"),
     ("sheet", ["--out", "a.eps"], "--out a.eps: choose .png, .jpg"),

@@ -180,7 +180,7 @@ def test_the_printed_table_and_its_csv(results, capsys):
 @pytest.mark.parametrize("name, message", [
     ("results/tables.csv", "tables.csv: is an input"), ("results/parts.csv", "parts.csv: is an input"),
     (table_rows.RESULTS / "tables.csv", "tables.csv: is an input"), ("results", "is a folder"),
-    ("absent/a.csv", "no such folder")])
+    ("absent/a.csv", "no such folder"), ("a.png", "this is an image's name")])
 def test_csv_never_replaces_recorded_rows_and_is_checked_before_the_measurement(results, monkeypatch, capsys, name, message):
     """parts.csv does not exist yet."""
     def refuse(*_):

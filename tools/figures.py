@@ -52,7 +52,7 @@ from recipe import NO_TEACHER, TrainingError, completed
 from support.console import failed, finished, given, noted, positive, refuse_unused
 from support.console import run as run_command
 from support.headers import SUFFIXES
-from support.outputs import OutputError, as_csv, check_place, refuse_input, write_atomically
+from support.outputs import OutputError, as_csv, check_csv_name, check_place, refuse_input, write_atomically
 from support.pairing import composed
 from weights import check_weights, find, load, read_json
 
@@ -561,6 +561,7 @@ def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         raise ValueError(f"--out {args.out}: choose {', '.join(FORMATS)}, or a name without suffix")
     if args.csv:
         check_place("--csv", args.csv)
+        check_csv_name(args.csv)
         if args.csv.resolve() in {path.resolve() for path in files_of(args.out)}:
             raise ValueError(f"--csv {args.csv}: is also the file of --out; choose another name")
 

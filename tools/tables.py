@@ -40,7 +40,7 @@ from measures.tables import Runnings, aligned, escape
 from recipe import whole
 from support.console import complain, failed, finished, given_path, positive
 from support.console import run as run_command
-from support.outputs import OutputError, as_csv, check_place, refuse_input, write_atomically
+from support.outputs import OutputError, as_csv, check_csv_name, check_place, refuse_input, write_atomically
 from support.records import command_line, commit
 from support.runtime import keep_freed_memory
 from tools.table_rows import (
@@ -366,6 +366,7 @@ def check_csv(args: argparse.Namespace) -> None:
     """Raises ValueError or OutputError if --csv cannot be written, or if it names a file of rows, which would be lost."""
     if args.csv:
         check_place("--csv", args.csv)
+        check_csv_name(args.csv)
         refuse_input(args.csv, [*RESULTS.glob("*.csv"), *(args.results / name for name in ("tables.csv", "parts.csv"))])
 
 
