@@ -146,7 +146,7 @@ def _listed(name: str, pairs: list[Pair], split: str) -> list[Pair]:
 
 
 def load_pair(pair: Pair, resize: str | None = None,
-              span: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+              span: tuple[int, int] | None = None, bits: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read both images of a pair: uint8 of one size, infrared (H, W) and visible (H, W) or RGB (H, W, 3).
 
     Args:
@@ -154,10 +154,11 @@ def load_pair(pair: Pair, resize: str | None = None,
         resize: "ir" or "vis": resize this image to the size of the other. This is no registration: both must show the
             same field of view. Aspect ratios that differ by more than 2 % are an error.
         span: range of 16-bit infrared, see `read_ir`.
+        bits: depth of 16-bit visible images, see `read_vis`.
     Raises:
         DataError: a file cannot be read, or the sizes differ and `resize` is not given, or the aspect ratios differ.
     """
-    return of_one_size(pair, read_ir(pair.ir, span), read_vis(pair.vis), resize)
+    return of_one_size(pair, read_ir(pair.ir, span), read_vis(pair.vis, bits), resize)
 
 
 Reader = Callable[[Pair], tuple[np.ndarray, np.ndarray]]       # load_pair, or a function such as it
@@ -341,6 +342,9 @@ def add_reading_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ir-range", type=int, nargs=2, action=_Range, metavar=("LOW", "HIGH"), help="one scale for "
                        "all 16-bit infrared images: LOW is black, HIGH is white (default: minimum and maximum of each "
                        "image)")
+    group.add_argument("--vis-bits", type=int, choices=range(8, 17), metavar="N", help="bits of all visible images that "
+                       "are stored with 16 bits: 2**N - 1 is white (default: 12, 14 or 16, by the brightest pixel of "
+                       "each image)")
 
 
 def find_sources(args: argparse.Namespace) -> tuple[list[Pair], list[str]] | None:
@@ -369,7 +373,7 @@ def sources_or_samples(args: argparse.Namespace) -> tuple[list[Pair], list[str]]
 
 def reader(args: argparse.Namespace) -> Reader:
     """`load_pair` with the options of `add_reading_options`."""
-    return partial(load_pair, resize=args.resize, span=args.ir_range)
+    return partial(load_pair, resize=args.resize, span=args.ir_range, bits=args.vis_bits)
 
 
 # ---------------------------------------------------------------------------------------------

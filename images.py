@@ -94,27 +94,49 @@ def _as_its_header_says(path: Path, data: bytes, image: np.ndarray) -> np.ndarra
 
 
 @within_memory
-def read_vis(path: str | Path) -> np.ndarray:
-    """Read a visible image: uint8, (H, W) or (H, W, 3) RGB. Errors as for `decode`.
+def read_vis(path: str | Path, bits: int | None = None) -> np.ndarray:
+    """Read a visible image: uint8, (H, W) or (H, W, 3) RGB. Errors as for `decode`; DataError for wrong `bits`.
 
-    16-bit files are divided by 257, so the exposure is kept. If no pixel needs more than 12 or 14 bits, the file is
-    read as 12-bit or 14-bit, with a warning. 12-bit cameras write 16-bit files, which would otherwise be almost black.
+    16-bit files are scaled so that 2**bits - 1 becomes 255, which keeps the exposure. Without `bits`, it is the lowest
+    of 12, 14 and 16 that holds all levels of the file, with a warning below 16. 12-bit cameras write 16-bit files,
+    which would otherwise be almost black.
     A colour file with three equal planes is returned as gray, because gray images are often saved as RGB.
     """
     image = decode(path)
     if image.dtype == np.uint16:
-        image = _to_8_bits(path, image)
+        image = _to_8_bits(path, image, bits)
+    elif bits not in (None, 8):
+        raise DataError(f"{path}: 8-bit visible; a depth (--vis-bits) is only for 16-bit images")
     if image.ndim == 3 and (image == image[..., :1]).all():
         image = np.ascontiguousarray(image[..., 0])
     return image
 
 
-def _to_8_bits(path: str | Path, image: np.ndarray) -> np.ndarray:
-    bits = next(bits for bits in (12, 14, 16) if image.max() < 2**bits)
-    if bits < 16:
-        note(f"16-bit visible image has no pixel above {2**bits - 1} and is read as {bits} bits", Path(path).name)
+def _to_8_bits(path: str | Path, image: np.ndarray, bits: int | None) -> np.ndarray:
+    if bits is None:
+        bits = _needed_bits(image)
+        note_depth(bits, Path(path).name)
     top = 2**bits - 1
+    if image.max() > top:
+        raise DataError(f"{path}: has levels above {top} ({bits} bits); --vis-bits names the depth of all visible images")
     return ((image.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+
+
+def visible_bits(path: str | Path) -> int:
+    """Depth of a visible image: 8, or for a 16-bit file the lowest of 12, 14 and 16 bits that holds it. Raises DataError."""
+    image = decode(path)
+    return 8 if image.dtype == np.uint8 else _needed_bits(image)
+
+
+def _needed_bits(image: np.ndarray) -> int:
+    return next(bits for bits in (12, 14, 16) if image.max() < 2**bits)
+
+
+def note_depth(bits: int, name: str) -> None:
+    """Tell that a depth of 12 or 14 bits is a guess."""
+    if bits in (12, 14):
+        note(f"16-bit visible images without levels above {2**bits - 1} are read as {bits} bits; --vis-bits sets one depth "
+             "for all", name)
 
 
 @within_memory

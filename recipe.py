@@ -32,7 +32,7 @@ RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", 
           "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "teacher", "amp", "val_every")
 LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # options that have no effect with a teacher
 NO_TEACHER = "none"
-READING = ("resize", "ir_range")        # how images are read; None if a recipe file lacks them
+READING = ("resize", "ir_range", "vis_bits")        # how images are read; None if a recipe file lacks them
 # Stored as well. --resume may change them, except `init`, which only a new run uses.
 PLACES = ("data", "ir", "vis", "ir_pattern", "vis_pattern", "init")
 # Keys of last.pth; see Trainer.save.

@@ -358,11 +358,12 @@ def test_a_data_set_goes_without_folders_and_a_split_with_a_data_set(tmp_path):
 def test_options_of_sources_and_of_their_reading(tmp_path):
     save(tmp_path / "ir" / "cold_7.png"), save(tmp_path / "vis" / "7_day.png")
     args = sources("--ir", tmp_path / "ir", "--vis", tmp_path / "vis", "--ir-pattern", "cold_*", "--vis-pattern", "*_day",
-                   "--resize", "vis", "--ir-range", 5, 9)
+                   "--resize", "vis", "--ir-range", 5, 9, "--vis-bits", 10)
     assert [pair.name for pair in find_sources(args)[0]] == ["7"]
-    assert reader(args).keywords == {"resize": "vis", "span": [5, 9]}
-    with pytest.raises(SystemExit):
-        sources("--ir-range", 9, 5)
+    assert reader(args).keywords == {"resize": "vis", "span": [5, 9], "bits": 10}
+    for words in (("--ir-range", 9, 5), ("--vis-bits", 7), ("--vis-bits", 17)):
+        with pytest.raises(SystemExit):
+            sources(*words)
 
 
 def test_crops_reach_each_edge(pairs):

@@ -16,6 +16,7 @@ from images import (
     read_vis,
     split_colour,
     to_image,
+    visible_bits,
     write_image,
 )
 
@@ -101,6 +102,20 @@ def test_fewer_bits_in_a_16_bit_visible_image_fill_the_range(tmp_path, bits):
     levels = np.array([[0, 2**bits // 2, 2**bits - 1]] * 9, np.uint16)
     with pytest.warns(UserWarning, match=f"a.png: .*{bits} bits"):
         assert read_vis(save(tmp_path / "a.png", levels))[0].tolist() == [0, 128, 255]
+
+
+def test_16_bit_visible_with_a_given_depth(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[0, 512, 1023]] * 9, np.uint16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_vis(path, 10)[0].tolist() == [0, 128, 255]
+        assert read_vis(path, 12)[0].tolist() == [0, 32, 64]
+        assert read_vis(path, 16)[0].tolist() == [0, 2, 4]
+    assert visible_bits(path) == 12 and visible_bits(save(tmp_path / "b.png")) == 8
+    with pytest.raises(DataError, match=r"a.png: has levels above 511 \(9 bits\); --vis-bits"):
+        read_vis(path, 9)
+    with pytest.raises(DataError, match="b.png: 8-bit visible"):
+        read_vis(tmp_path / "b.png", 12)
 
 
 def test_infrared_of_16_bits_with_a_given_range(tmp_path):

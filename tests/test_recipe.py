@@ -164,7 +164,7 @@ def test_wrong_recipe_files_are_explained_in_one_line(tmp_path, capsys, content,
 def test_a_recipe_that_is_older_than_an_option_has_the_papers_value_for_it(tmp_path):
     path = tmp_path / "recipe.json"
     path.write_text(stored_recipe(dim="left out", flips="left out", lr=0.5))
-    assert train.read_recipe(str(path)) == PAPER | {"lr": 0.5, "resize": None, "ir_range": None}
+    assert train.read_recipe(str(path)) == PAPER | {"lr": 0.5, "resize": None, "ir_range": None, "vis_bits": None}
 
 
 @pytest.mark.parametrize(("version", "lambda_3", "dim", "same"), [
@@ -277,9 +277,9 @@ def test_options_that_contradict_each_other_are_refused_by_name(argv, message, c
 
 def test_a_recipe_keeps_how_images_are_read(tmp_path):
     path = tmp_path / "best.json"
-    path.write_text(stored_recipe(ir_range=[0, 4095], resize="vis"))
+    path.write_text(stored_recipe(ir_range=[0, 4095], resize="vis", vis_bits=10))
     args = options("--recipe", str(path), "--ir", "x", "--vis", "y")
-    assert args.ir_range == [0, 4095] and args.resize == "vis"
+    assert args.ir_range == [0, 4095] and args.resize == "vis" and args.vis_bits == 10
 
 
 def test_help_shows_the_values_of_the_named_recipe(capsys):

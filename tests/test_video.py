@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import threading
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -510,7 +511,7 @@ def test_folders_of_two_lengths_are_named_with_both(folders, small, capsys):
 
 def test_16_bit_infrared_has_one_range_for_the_sequence(folders):
     options = SimpleNamespace(ir=folders / "ir", vis=folders / "vis", ir_pattern=None, vis_pattern=None, fps=None,
-                              resize=None, ir_range=None)
+                              resize=None, ir_range=None, vis_bits=None)
     ir = [frame.ir for frame in FolderClip(options)]
     spans = [infrared_span(folders / "ir" / f"{number}.png") for number in range(LENGTH)]
     low, high = min(span[0] for span in spans), max(span[1] for span in spans)
@@ -527,12 +528,31 @@ def test_8_bit_infrared_is_read_once(folders, monkeypatch):
         path = folders / "ir" / f"{number}.png"
         cv2.imwrite(str(path), np.uint8(cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 257))
     clip = FolderClip(SimpleNamespace(ir=folders / "ir", vis=folders / "vis", ir_pattern=None, vis_pattern=None, fps=None,
-                                      resize=None, ir_range=None))
+                                      resize=None, ir_range=None, vis_bits=None))
     reads = []
     monkeypatch.setattr(cv2, "imdecode", lambda *args, whole=cv2.imdecode: reads.append(1) or whole(*args))
     for number, frame in enumerate(clip):
         np.testing.assert_array_equal(frame.ir, cv2.imread(str(folders / "ir" / f"{number}.png"), cv2.IMREAD_GRAYSCALE))
-    assert len(reads) == 2 * LENGTH + 1         # one more of the first frame, for the bit depth of the sequence
+    assert len(reads) == 2 * LENGTH + 2         # two more of the first frames, for the bit depth of the sequence
+
+
+def test_16_bit_visible_has_one_depth_for_the_sequence(folders):
+    """One bright pixel in one frame changes the depth of that file, but the brightness of no frame."""
+    for number in range(LENGTH):
+        levels = np.full((64, 80), 2000, np.uint16)
+        levels[0, 0] = 4096 if number == 5 else 4095
+        cv2.imwrite(str(folders / "vis" / f"{number}.png"), levels)
+    options = SimpleNamespace(ir=folders / "ir", vis=folders / "vis", ir_pattern=None, vis_pattern=None, fps=None,
+                              resize=None, ir_range=None, vis_bits=None)
+    for bits, level in ((None, 31), (14, 31), (13, 62)):
+        options.vis_bits = bits
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            assert {int(np.median(frame.vis)) for frame in FolderClip(options)} == {level}
+        assert sum("read as 14 bits; --vis-bits" in str(note.message) for note in notes) == (bits is None)
+    options.vis_bits = 12
+    with pytest.raises(DataError, match="5.png: has levels above 4095"):
+        list(FolderClip(options))
 
 
 @pytest.mark.parametrize("number", [0, 5])
@@ -594,7 +614,7 @@ def test_frames_that_cannot_be_fused_are_named(tmp_path, small, capsys):
 
 
 def test_options_of_folders_are_refused_for_files(clips, tmp_path, small, capsys):
-    for options in (["--ir-range", "0", "9"], ["--format", "png"]):
+    for options in (["--ir-range", "0", "9"], ["--vis-bits", "12"], ["--format", "png"]):
         assert fuse(clips / "ir.avi", clips / "vis.avi", tmp_path / "fused.mp4", *small, *options) == 1
         assert options[0] in capsys.readouterr().err
 
@@ -932,7 +952,7 @@ def test_the_range_of_a_sequence_holds_a_cold_object_that_enters_later(tmp_path)
         cv2.imwrite(str(tmp_path / "ir" / f"{number}.png"), levels)
         cv2.imwrite(str(tmp_path / "vis" / f"{number}.png"), np.zeros((20, 20), np.uint8))
     clip = FolderClip(SimpleNamespace(ir=tmp_path / "ir", vis=tmp_path / "vis", ir_pattern=None, vis_pattern=None,
-                                      fps=None, resize=None, ir_range=None))
+                                      fps=None, resize=None, ir_range=None, vis_bits=None))
     assert [(int(frame.ir.min()), int(frame.ir.max())) for frame in clip] == [(85, 255), (0, 170)]
 
 

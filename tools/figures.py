@@ -544,7 +544,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMON = {"ir", "vis", "dataset", "data", "split", "names", "ir_pattern", "vis_pattern", "resize", "ir_range"}
+COMMON = {"ir", "vis", "dataset", "data", "split", "names", "ir_pattern", "vis_pattern", "resize", "ir_range", "vis_bits"}
 FUSED = {"fused", "fused_pattern"}
 OPTIONS = {"sheet": {*COMMON, *FUSED, "count", "box"}, "features": {*COMMON, "checkpoint"},
            "spectrum": {*COMMON, *FUSED, "count", "csv"}, "tradeoff": {"points", "quality"}, "phase": {"image", "box"}}

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import of_one_size
-from images import DataError, decode, infrared_luma, infrared_span, luma, read_ir, read_vis
+from images import DataError, decode, infrared_luma, infrared_span, luma, note_depth, read_ir, read_vis, visible_bits
 from support.console import note
 from support.headers import SUFFIXES as IMAGE_SUFFIXES
 from support.pairing import Pair, all_paired, find_pairs, list_images
@@ -48,8 +48,9 @@ class Frame(NamedTuple):
 class FolderClip:
     """Two folders of frames, matched by file name. Iteration gives `Frame`s.
 
-    One range scales the 16-bit infrared of all frames: --ir-range, or the minimum and maximum of the sequence. A range
-    for each frame would cause flicker.
+    One range scales the 16-bit infrared of all frames: --ir-range, or the minimum and maximum of the sequence. 16-bit
+    visible frames have one depth: --vis-bits, or that of the brightest frame. A range for each frame would cause
+    flicker.
 
     Attributes:
         name: name of the visible folder.
@@ -71,10 +72,10 @@ class FolderClip:
         self.inputs = [path for pair in self._pairs for path in (pair.ir, pair.vis)]
 
     def __iter__(self) -> Iterator[Frame]:
-        span = self.args.ir_range or self._span()
+        span, bits = self.args.ir_range or self._span(), self.args.vis_bits or self._depth()
         for pair in self._pairs:
             ir = read_ir(pair.ir, span) if span else self._infrared_of_8_bits(pair.ir)
-            yield Frame(pair.name, *of_one_size(pair, ir, read_vis(pair.vis), self.args.resize))
+            yield Frame(pair.name, *of_one_size(pair, ir, read_vis(pair.vis, bits), self.args.resize))
 
     def _infrared_of_8_bits(self, path: Path) -> np.ndarray:
         """Read infrared as uint8 (H, W). Raises DataError, also for 16 bits, which would be scaled frame by frame."""
@@ -95,6 +96,14 @@ class FolderClip:
             spans.append(span)
         lows, highs = zip(*spans)
         return min(lows), max(highs)
+
+    def _depth(self) -> int:
+        """Bits of the visible sequence."""
+        bits = visible_bits(self._pairs[0].vis)
+        if bits > 8:
+            bits = max(visible_bits(pair.vis) for pair in tqdm(self._pairs, unit="frame", desc="depth of the visible frames"))
+            note_depth(bits, self.name)
+        return bits
 
     def _mixed(self, path: Path) -> DataError:
         return DataError(f"{path} and {self._pairs[0].ir}: one has 8 bits and the other 16; convert all frames alike")
@@ -274,6 +283,6 @@ def open_clip(args: argparse.Namespace) -> FolderClip | CaptureClip:
         raise DataError(f"{args.ir} and {args.vis}: give two files, two folders or two cameras")
     if args.ir.is_dir():
         return FolderClip(args)
-    if args.ir_pattern or args.vis_pattern or args.ir_range:
-        raise DataError("--ir-pattern, --vis-pattern and --ir-range go with folders in --ir and --vis")
+    if args.ir_pattern or args.vis_pattern or args.ir_range or args.vis_bits:
+        raise DataError("--ir-pattern, --vis-pattern, --ir-range and --vis-bits go with folders in --ir and --vis")
     return CaptureClip(args)
