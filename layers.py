@@ -63,12 +63,30 @@ def channel_pools(x: Tensor) -> Tensor:
     return torch.cat([average, x], 1)
 
 
+def check_range(name: str, x: Tensor, low: float, high: float, remedy: str = "") -> bool:
+    """Raises ValueError if values of x are outside [low, high], as those of 8-bit images. It waits for a GPU.
+
+    Returns:
+        False if x has no values to look at: in a compiled, exported or traced graph, and under torch.func.vmap.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    try:
+        lowest, highest = (float(value) for value in x.detach().aminmax())
+    except RuntimeError:        # vmap
+        return False
+    if lowest < low or highest > high:      # False for NaN
+        raise ValueError(f"{name} has values from {lowest:.4g} to {highest:.4g}; expected [0, 1], so divide 8-bit images by "
+                         f"255{remedy}")
+    return True
+
+
 def as_nchw(x: Tensor) -> Tensor:
     """x with contiguous images (H, W). A channels_last tensor is transposed as a matrix: faster than PyTorch's copy.
 
     In memory, the channels then come before the images of the batch. The FFT needs no other order.
     """
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    if x.is_contiguous() or not x.permute(0, 2, 3, 1).is_contiguous():      # vmap knows no memory formats
         return x.contiguous()
     by_channel = x.transpose(0, 1)
     return by_channel.flatten(1).contiguous().view(by_channel.shape).transpose(0, 1)

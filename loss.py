@@ -20,7 +20,7 @@ from kornia.losses import ssim_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layers import at_least_float32
+from layers import at_least_float32, check_range
 
 IMAGE = (1, 2, 3)       # the axes of one image in a batch
 EPSILON = 1e-9          # epsilon of Eq. 10; also added to variances, which are 0 in a constant window
@@ -114,17 +114,10 @@ class ImageLoss(nn.Module):
                 raise ValueError(f"{name} is on {x.device} and ir on {images['ir'].device}")
         on_cpu = images["ir"].device.type == "cpu"
         if on_cpu or not self.range_checked:
-            for name, x in images.items():
-                self._check_range(name, x.detach(), (-1, 2) if name == "fused" else (0, 1))
-            self.range_checked |= not on_cpu
-
-    @staticmethod
-    def _check_range(name: str, x: Tensor, limits: tuple[int, int]) -> None:
-        low, high = (float(value) for value in x.aminmax())
-        # False for NaN: the total is then NaN as well, and the training reports that.
-        if low < limits[0] - ROUNDING or high > limits[1] + ROUNDING:
-            raise ValueError(f"{name} has values from {low:.4g} to {high:.4g}; expected [0, 1], so divide 8-bit images "
-                             "by 255" + ("; end the network in a sigmoid" if name == "fused" else ""))
+            seen = [check_range(name, x, -1 - ROUNDING, 2 + ROUNDING, "; end the network in a sigmoid") if name == "fused"
+                    else check_range(name, x, -ROUNDING, 1 + ROUNDING) for name, x in images.items()]
+            if all(seen) and not on_cpu:
+                self.range_checked = True
 
 
 def _check_weight(name: str, value: float) -> None:

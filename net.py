@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inference import check_batch, check_range, fuse_pair
+from inference import check_batch, fuse_pair
 from layers import (
     BatchNorm,
     ImagePools,
     TransformerBlock,
     at_least_float32,
     channel_pools,
+    check_range,
     fold_batch_norm,
     inside,
     irfft2_of_channels,
@@ -35,6 +36,8 @@ from layers import (
 )
 from support.runtime import check_device
 from weights import check_config, restored
+
+OVERSHOOT = 0.5     # tolerance of the range check: resampling and gradient steps leave [0, 1], but not as 0 to 255 does
 
 # ---------------------------------------------------------------------------------------------
 # Blocks
@@ -255,14 +258,17 @@ class RPFNet(nn.Module):
         check_batch(ir, vis_y)
         self._check_devices(ir, vis_y)
         self._check_dtypes(torch.promote_types(ir.dtype, vis_y.dtype), ir.device.type)
-        if not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()):      # a graph has no values
-            if ir.is_cpu or not self.range_checked:
-                check_range(ir, vis_y)
-                self.range_checked |= not ir.is_cpu
+        if not self.training and (ir.is_cpu or not self.range_checked):
+            self._check_ranges(ir=ir, vis_y=vis_y)
         if self.uses_bfloat16:
             with torch.autocast(ir.device.type, torch.bfloat16):
                 return self._fuse(ir, vis_y, return_features)
         return self._fuse(ir, vis_y, return_features)
+
+    def _check_ranges(self, **images: Tensor) -> None:
+        seen = [check_range(name, x, -OVERSHOOT, 1 + OVERSHOOT) for name, x in images.items()]
+        if all(seen) and not images["ir"].is_cpu:
+            self.range_checked = True
 
     def _check_devices(self, ir: Tensor, vis_y: Tensor) -> None:
         weights = self.head.last.weight.device

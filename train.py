@@ -157,6 +157,9 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
     trainer = Trainer(args, pairs.names)
     if state:
         trainer.load(state, args.out / "last.pth")
+        if len(set(team.gathered([trainer.step]))) > 1:     # each process reads the file by itself
+            raise TrainingError(f"{args.out / 'last.pth'}: the processes have read different states; was it written at this "
+                                "moment? Start again with --resume")
     elif args.init:
         trainer.start_from(args.init)
     if trainer.complete:

@@ -301,6 +301,7 @@ def restored(build: Callable[..., Network], name: str | Path) -> Network:
     except (TypeError, ValueError) as error:
         raise ValueError(f'{described_in}: "config": {printable(first_line(error))[:200]}') from None
     check_weights(path, weights, plan)
-    model = build(**config)
+    with torch.random.fork_rng(devices=[]):     # the random weights, which are replaced, would change the caller's numbers
+        model = build(**config)
     model.load_state_dict(weights)
     return model

@@ -528,7 +528,7 @@ def test_a_fused_image_may_leave_the_range_a_little_and_a_diverged_one_shows_in_
 def test_on_a_gpu_the_range_is_looked_at_once(monkeypatch):
     """Each look waits for the GPU; here a device of another name stands in for one."""
     loss, looks, x = SSIMLoss(3), [], noise(0)
-    monkeypatch.setattr(SSIMLoss, "_check_range", staticmethod(lambda *args: looks.append(args[0])))
+    monkeypatch.setattr("loss.check_range", lambda name, *args: not looks.append(name))
     loss.check(fused=x, ir=x, vis_y=x)
     loss.check(fused=x, ir=x, vis_y=x)
     assert looks == ["fused", "ir", "vis_y"] * 2
@@ -537,6 +537,21 @@ def test_on_a_gpu_the_range_is_looked_at_once(monkeypatch):
     loss.check(**images)        # looks at the CPU do not count
     loss.check(**images)
     assert looks == ["fused", "ir", "vis_y"]
+
+
+@pytest.mark.parametrize("loss", [FusionLoss.paper(), FusionLoss.contrast()], ids=["paper", "contrast"])
+def test_losses_in_function_transforms_and_in_one_compiled_graph(loss):
+    """There the range of values cannot be looked at."""
+    images = [noise(seed)[None].expand(3, -1, -1, -1, -1) * torch.tensor([0.5, 0.7, 1]).view(3, 1, 1, 1, 1)
+              for seed in range(3)]
+
+    def total(fused, ir, vis_y):
+        return loss(fused, ir, ir, vis_y)[0]        # the infrared stands in for M'
+
+    each = torch.stack([total(*item) for item in zip(*images)])
+    torch.testing.assert_close(torch.func.vmap(total)(*images), each)
+    compiled = torch.compile(total, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*(image[0] for image in images)), each[0])
 
 
 @pytest.mark.parametrize("window", [0, 1, 4, -3, 2.5, 7.0, True, None, "7"])

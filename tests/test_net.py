@@ -483,6 +483,8 @@ def test_functional_gradients_are_those_of_backward(model):
     assert torch.func.grad(loss, argnums=1)(parameters, ir).abs().max() > 0
     one_by_one = torch.func.vmap(lambda *pair: model(*(x[None] for x in pair))[0])(ir, vis)
     torch.testing.assert_close(one_by_one, model(ir, vis), atol=1e-5, rtol=1e-5)
+    by_two = torch.func.vmap(model)(*(torch.stack([x, x.flip(0)]) for x in (ir, vis)))
+    torch.testing.assert_close(by_two[1], model(ir, vis).flip(0), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

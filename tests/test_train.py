@@ -86,6 +86,18 @@ def test_own_pairs_with_patterns_sizes_and_a_range_and_a_run_that_keeps_them(tmp
     assert ir.shape == vis.shape == (1, 20, 24) and ir.max() < 17       # 12 bits of 16
 
 
+def test_processes_that_have_read_different_states_do_not_go_on(folders, tmp_path, monkeypatch, capsys):
+    run = [*folders, *TINY, "--steps", "3", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        interrupt_at(1, patch)
+        assert train.main(run) == 130
+    before = (tmp_path / "last.pth").read_bytes()
+    monkeypatch.setattr(type(train.team), "gathered", lambda team, items: [*items, items[0] + 1])
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 1
+    assert "last.pth: the processes have read different states" in capsys.readouterr().err
+    assert (tmp_path / "last.pth").read_bytes() == before
+
+
 def test_a_run_leaves_the_signal_handlers_as_they_were(folders, tmp_path):
     numbers = signal.SIGINT, signal.SIGTERM
     before = [signal.getsignal(number) for number in numbers]

@@ -204,6 +204,15 @@ def test_a_pickle_that_asks_for_more_is_refused_and_not_advised_to_be_run(model,
     assert not mark.exists()
 
 
+def test_loading_takes_no_random_numbers_of_the_caller(save):
+    path = save()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    RPFNet.from_pretrained(path)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_missing_files_and_arguments_that_are_no_default(tmp_path, save):
     assert "none.pth: no such checkpoint" in refusal(tmp_path / "none.pth", FileNotFoundError)
     path = save()
