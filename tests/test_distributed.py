@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -208,6 +209,34 @@ def test_a_signal_to_one_process_stops_both_and_one_goes_on(base, second, monkey
 def test_two_processes_go_on_from_a_run_of_one_and_share_the_validation(base, second):
     assert close(base / "validated", base / "cut by one")
     assert "val_loss" in log(base / "cut by one")[-1]
+
+
+@pytest.fixture
+def one_of_two(tmp_path, monkeypatch):
+    """The Trainer of rank 0 of two processes, with no second one, and a clock."""
+    run, now = trainer.Trainer(train.parse([*RECIPE, "--max-minutes", "1", "--out", str(tmp_path)])), [0.0]
+    monkeypatch.setattr(trainer.team, "world", 2)
+    monkeypatch.setattr(trainer.distributed, "all_reduce", lambda *_: None)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    run._tick = 0.0
+    return run, now
+
+
+def test_several_processes_end_by_time_but_not_between_two_epochs(one_of_two):
+    """The end of an epoch is not that of the run: the last epoch is one that wrote best.pth."""
+    run, now = one_of_two
+    for seconds, step, finished in ((50, 2, False), (61, 3, False), (62, 4, True)):     # 3 steps an epoch
+        now[0], run.step, run.history = seconds, step, [{}] * (step // 3)
+        run.agree(SimpleNamespace(received=0))
+        assert (run.seconds, run.finished) == (seconds, finished)
+
+
+def test_one_of_several_processes_does_not_save_after_its_own_error(one_of_two, monkeypatch):
+    """A save adds up sums of all processes, so it would wait for the others for ever."""
+    run, _ = one_of_two
+    run.step = 1
+    monkeypatch.setattr(trainer.Trainer, "save", lambda *_: pytest.fail("saved"))
+    run.rescue()
 
 
 def test_test_py_shares_the_images_and_reports_once(base, second, capsys):

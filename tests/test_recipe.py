@@ -218,6 +218,12 @@ def test_options_reach_what_they_name():
                       "prior": False, "border": 8}
 
 
+@pytest.mark.parametrize(("option", "kind"), [("--ssim-weighted", (True, False)), ("--ssim-whole", (False, True))])
+def test_each_option_of_the_ssim_is_that_of_its_name(option, kind):
+    structure = train.build_loss(options(option)).structure
+    assert (structure.weighted, structure.whole) == kind
+
+
 WRONG = [
     ("--epochs", "0"), ("--epochs", "ten"), ("--batch", "-1"), ("--batch", "1000000000"), ("--steps", "-1"),
     ("--crops", "0"), ("--crops", "1e3"), ("--val-every", "-1"), ("--workers", "-1"),
@@ -326,8 +332,15 @@ def test_options_of_a_term_that_is_off(option, capsys):
 def test_a_step_of_the_papers_recipe_fits_into_16_gb(monkeypatch):
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**22, "SC_PAGE_SIZE": 2**12}.get)
     trainer.check_memory(options("--device", "cpu"))
+    trainer.check_memory(options("--device", "cpu", "--crops", "16", "--batch", "65536"))     # a step has 16 crops
     with pytest.raises(TrainingError, match="at least, and this machine has 16"):
         trainer.check_memory(options("--device", "cpu", "--crop", "512"))
+
+
+def test_the_seed_determines_the_order_of_fixed_crops():
+    first, same, other = (list(trainer.Trainer(options(*TINY, "--crops", "20", "--fixed-crops", "--seed", seed)).batches(0))
+                          for seed in ("1", "1", "2"))
+    assert first == same != other
 
 
 def test_epochs_are_of_all_crops():

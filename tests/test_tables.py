@@ -349,6 +349,46 @@ def test_a_termination_is_passed_on_to_the_training(tmp_path, monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
+def test_ctrl_c_waits_until_the_training_has_saved(monkeypatch):
+    waits = []
+
+    class Process:
+        def wait(self):
+            waits.append(1)
+            if len(waits) == 1:
+                raise KeyboardInterrupt
+    monkeypatch.setattr(table_rows.subprocess, "Popen", lambda *_: Process())
+    with pytest.raises(KeyboardInterrupt):
+        table_rows.call_train([])
+    assert len(waits) == 2
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_training_that_a_signal_stopped_stops_the_others(trained, tmp_path, monkeypatch, code):
+    _, options = trained
+    calls = []
+    monkeypatch.setattr(table_rows, "call_train", lambda options: calls.append(options) or code)
+    assert tables.main([*options, "--rows", "N=5", "N=7", "--out", str(tmp_path), "--results", str(tmp_path)]) == 130
+    assert len(calls) == 1
+
+
+def test_a_run_of_another_version_is_not_taken_for_this_one(trained, tmp_path, no_training, capsys):
+    """With the same options: a version of train.py that would compute something else from them."""
+    place, options = trained
+    state = torch.load(place / "runs" / "stages_1" / "last.pth", weights_only=True)
+    (tmp_path / "stages_1").mkdir()
+    torch.save(state | {"version": 2}, tmp_path / "stages_1" / "last.pth")
+    assert tables.main([*options, "--out", str(tmp_path), *TRAIN]) == 1
+    assert "last.pth: trained with another version of train.py; remove it" in capsys.readouterr().err
+
+
+def test_a_run_is_measured_if_one_of_its_rows_is_missing(tmp_path):
+    run, about = Run(FULL, 0, tmp_path, ()), {"seed": "0", "steps": "300"}
+    rows = [{**about, "table": table} for table in FULL.methods for _ in range(4)]      # 2 uses, 2 protocols
+    assert table_rows.is_recorded(run, rows, about) and not table_rows.is_recorded(run, rows[1:], about)
+    assert not table_rows.is_recorded(run, [*rows[1:], rows[0] | {"steps": "600"}], about)
+
+
 def test_a_training_that_fails_does_not_stop_the_others(trained, tmp_path, monkeypatch, capsys):
     _, options = trained
     options = [*options, "--rows", "N=5", "N=7", "--out", str(tmp_path), "--results", str(tmp_path)]
@@ -548,6 +588,22 @@ def test_parts_need_only_the_pairs_of_the_named_networks(trained, data, tmp_path
     monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", trained[0] / "runs" / "stages_1" / "best.pth")
     options = ["--table", "parts", "--data", str(data), "--results", str(tmp_path), "--run"]      # without Harvard/
     assert tables.main([*options, "--rows", "ours, recipe contrast"]) == 0, capsys.readouterr().err
+
+
+def test_weights_of_several_trainings_have_the_steps_of_all_and_no_time(trained, tmp_path):
+    about = json.loads((trained[0] / "runs" / "stages_1" / "best.json").read_text())
+    for total, described in (({}, ("2", str(about["minutes"]))), ({"total_steps": 900}, ("900", ""))):
+        (tmp_path / "a.json").write_text(json.dumps(about | total))
+        training = table_rows.training_of(tmp_path / "a.json")
+        assert (training["steps"], training["minutes"]) == described
+
+
+@pytest.mark.parametrize(("table", "checkpoints"), [("4", "SHIPPED"), ("6", "MEDICAL"), ("main", "SHIPPED")])
+def test_medical_pairs_are_fused_by_the_medical_network(tmp_path, monkeypatch, table, checkpoints):
+    loaded = []
+    monkeypatch.setattr(table_rows, "load_shipped", lambda paths, *_: loaded.append(paths) or {})
+    assert tables.main(["--table", table, "--run", "--data", str(tmp_path / "absent"), "--results", str(tmp_path)]) == 1
+    assert loaded == [getattr(table_rows, checkpoints)]
 
 
 def test_weights_without_their_training_are_named(trained, tmp_path):

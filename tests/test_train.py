@@ -1,5 +1,7 @@
 """Training: the schedule, the log, and runs that are killed, interrupted and resumed."""
+import copy
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_roadscene
+from conftest import random_pair, write_roadscene
 from training import TINY, fail_to_write, interrupt_at, rows, said, same_weights
 
 import train
@@ -289,6 +291,46 @@ def test_a_run_saves_in_mid_epoch_and_resumes_from_such_a_save(folders, tmp_path
     assert same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
+def timed(monkeypatch, seconds):
+    """A clock that advances only in a step, by so many seconds; returns its time in a list."""
+    now, step = [0.0], train.Trainer.train_step
+
+    def watched(self, *batch):
+        now[0] += seconds
+        step(self, *batch)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(train.Trainer, "train_step", watched)
+    return now
+
+
+def test_the_time_between_saves_counts_from_the_last_one(folders, tmp_path, monkeypatch):
+    saved, save = [], train.Trainer.save
+    timed(monkeypatch, train.SAVE_EVERY * 0.7)
+    monkeypatch.setattr(train.Trainer, "save", lambda self, *how: saved.append(self.step) or save(self, *how))
+    assert train.main([*folders, *TINY, "--crops", "14", "--steps", "7", "--out", str(tmp_path)]) == 0
+    assert [*dict.fromkeys(saved)] == [2, 4, 6, 7]
+
+
+def test_a_run_whose_time_ends_after_an_epoch_without_validation_still_writes_its_weights(folders, tmp_path, monkeypatch):
+    now, write_log = timed(monkeypatch, 1), train.Trainer.write_log
+
+    def slow(self):
+        write_log(self)
+        now[0] += 100
+    monkeypatch.setattr(train.Trainer, "write_log", slow)
+    assert train.main([*folders, *TINY, "--max-minutes", "1", "--out", str(tmp_path)]) == 0
+    assert [row["step"] for row in rows(tmp_path)] == ["3", "4"] and (tmp_path / "best.pth").exists()
+
+
+def test_a_run_that_is_ended_in_its_validation_has_saved_the_epoch(folders, tmp_path, monkeypatch, capsys):
+    """By a second Ctrl-C, which saves nothing; a kill is the same."""
+    def ended(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train.Trainer, "end_epoch", ended)
+    assert train.main([*folders, *TINY, "--steps", "3", "--out", str(tmp_path)]) == 130
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 3
+
+
 def test_resume_refuses_another_recipe(folders, tmp_path, capsys):
     run = ["--out", str(tmp_path / "run")]
     assert train.main([*folders, *TINY, "--steps", "2", *run]) == 0
@@ -370,6 +412,14 @@ def test_running_statistics_are_those_of_the_epochs_crops(folders, tmp_path):
             torch.testing.assert_close(block[1].running_mean, out.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
             # Unbiased within batches of 2 x 16 x 16 values.
             torch.testing.assert_close(block[1].running_var, out.var((0, 2, 3)), atol=0, rtol=1 / 500)
+
+
+def test_statistics_that_are_fixed_from_the_first_step_are_those_of_the_crops(folders, tmp_path):
+    """Without --init. The initial ones, mean 0 and variance 1, are of no images."""
+    assert train.main([*folders, *TINY, "--steps", "1", "--fixed-statistics", "1", "--out", str(tmp_path)]) == 0
+    weights = torch.load(tmp_path / "best.pth", weights_only=True)
+    means = [value for name, value in weights.items() if name.endswith("running_mean")]
+    assert means and all(value.any() for value in means)
 
 
 def seen_crops(monkeypatch, argv):
@@ -668,7 +718,8 @@ def test_a_run_that_ended_before_its_last_row_writes_it_when_resumed(folders, tm
     monkeypatch.undo()
     assert not (tmp_path / "best.pth").exists()
     assert train.main(["--resume", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "best.pth").exists() and (tmp_path / "log.csv").read_text().count("\n") == 2
+    (row,) = rows(tmp_path)
+    assert (tmp_path / "best.pth").exists() and float(row["lr"]) == 1e-3 / 8     # that of the last step
 
 
 def test_init_starts_from_given_weights(folders, tmp_path):
@@ -717,6 +768,26 @@ def test_training_on_a_gpu_resumes_and_its_weights_load(folders, tmp_path, monke
     assert RPFNet.from_pretrained(tmp_path / "best.pth", "cuda").config["channels"] == 4
 
 
+def test_the_loss_is_of_the_sources_and_of_m_prime_of_the_last_iteration(tmp_path):
+    run, seen = train.Trainer(train.parse([*TINY, "--out", str(tmp_path)])), []
+    ir, vis = random_pair(2, 16, 16)
+    with torch.no_grad():
+        fused, features = copy.deepcopy(run.model)(ir, vis, return_features=True)
+        expected = fused, copy.deepcopy(run.decoder)(features[-1].residual), ir, vis
+    run.loss.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    run.train_step(ir, vis)
+    for got, image in zip(seen, expected, strict=True):
+        torch.testing.assert_close(got, image)
+
+
+def test_crops_have_the_options_of_the_run(folders, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "CropDataset", lambda *given: seen.append(CropDataset(*given)) or seen[-1])
+    assert train.main([*folders, *TINY, "--flips", "--dim", "0.25", "--seed", "3", "--steps", "1", "--out", str(tmp_path)]) == 0
+    (crops,) = seen
+    assert (crops.size, crops.seed, crops.flips, crops.dim) == (16, 3, True, 0.25)
+
+
 def test_both_optimisers_follow_the_schedule(folders, tmp_path):
     assert train.main([*folders, *TINY, "--steps", "5", "--out", str(tmp_path)]) == 0
     state = torch.load(tmp_path / "last.pth", weights_only=True)
@@ -738,8 +809,9 @@ def test_the_log_has_means_over_crops_also_with_a_short_last_batch(folders, tmp_
         totals.append(result[0].item() * len(fused))
         return result
     monkeypatch.setattr(FusionLoss, "forward", watched)
-    assert train.main([*folders, *TINY, "--crops", "3", "--steps", "2", "--out", str(tmp_path)]) == 0
-    assert float(rows(tmp_path)[0]["L_total"]) == pytest.approx(sum(totals) / 3)
+    assert train.main([*folders, *TINY, "--crops", "3", "--steps", "3", "--out", str(tmp_path)]) == 0
+    # Batches of 2 and 1 crops, and an epoch that the end of the run cuts after its first 2.
+    assert [float(row["L_total"]) for row in rows(tmp_path)] == pytest.approx([sum(totals[:2]) / 3, totals[2] / 2])
 
 
 @pytest.fixture
@@ -789,6 +861,36 @@ def test_validation_is_the_loss_in_eval_mode(validated):
 def test_validation_every_second_epoch_and_at_the_end(folders, tmp_path, validated):
     assert train.main([*folders, *TINY, "--steps", "9", "--val-every", "2", "--out", str(tmp_path)]) == 0
     assert [bool(row["val_loss"]) for row in rows(tmp_path)] == [False, True, True]
+
+
+def test_each_validation_is_of_the_statistics_that_best_pth_holds(folders, tmp_path, monkeypatch, validated):
+    """Also before the end of the run: the losses rise, so the first epoch is the best."""
+    seen = []
+
+    def validate(model, *_):
+        seen.append({name: value.clone() for name, value in model.state_dict().items() if "running" in name})
+        return {"val_loss": float(len(seen))} | dict.fromkeys(trainer.VALIDATION_METRICS, 0.0)
+    monkeypatch.setattr(trainer, "validate", validate)
+    exact, calls = train.Trainer.exact_statistics, []
+    monkeypatch.setattr(train.Trainer, "exact_statistics", lambda self, *rest: calls.append(len(seen)) or exact(self, *rest))
+    assert train.main([*folders, *TINY, "--steps", "6", "--val-every", "1", "--out", str(tmp_path)]) == 0
+    assert calls == [0, 1]      # before each validation
+    best = torch.load(tmp_path / "best.pth", weights_only=True)
+    assert seen[0] and all(torch.equal(best[name], value) for name, value in seen[0].items())
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run(folders, tmp_path, monkeypatch, capsys, validated):
+    """Otherwise no epoch would be better than another, and the run would end well without best.pth."""
+    monkeypatch.setattr(trainer, "validate", lambda *_: dict.fromkeys(("val_loss", *trainer.VALIDATION_METRICS), math.nan))
+    assert train.main([*folders, *TINY, "--steps", "3", "--val-every", "1", "--out", str(tmp_path)]) == 1
+    line, = said(capsys)
+    assert "step 3: the validation loss is not a number; lower --lr" in line
+
+
+def test_val_every_0_loads_no_validation_pairs(tmp_path):
+    write_roadscene(tmp_path)
+    options = ["--data", str(tmp_path), *TINY, "--out", str(tmp_path / "out"), "--val-every"]
+    assert [train.load_data(train.parse([*options, every]))[1] is None for every in ("0", "1")] == [True, False]
 
 
 def test_the_cosine_schedule():

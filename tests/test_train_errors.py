@@ -1,4 +1,5 @@
 """Training when something goes wrong: errors in mid-run, output that fails, folders in use, a damaged last.pth."""
+import io
 import json
 import math
 import re
@@ -76,6 +77,28 @@ def test_a_log_that_could_not_be_written_is_written_at_the_end(folders, tmp_path
     fail_to_write(monkeypatch, ["log.csv"], OSError(28, "No space left on device"), lambda path: next(failures, False))
     assert train.main([*folders, *TINY, "--steps", "6", "--out", str(tmp_path)]) == 0
     assert [row["step"] for row in rows(tmp_path)] == ["3", "6"]
+
+
+@pytest.mark.parametrize("place", ["loss", "model", "decoder"])
+def test_what_is_not_finite_is_written_to_no_file(tmp_path, place):
+    """As after Ctrl-C in the step that diverges: last.pth of an earlier step stays."""
+    run = trainer.Trainer(train.parse([*TINY, "--out", str(tmp_path)]))
+    run.step = 1
+    run.sums = {"L_total": torch.tensor(math.nan if place == "loss" else 1)}
+    if place != "loss":
+        next(getattr(run, place).parameters()).data.fill_(math.nan)
+        with pytest.raises(recipe.TrainingError, match="some weights or statistics are not finite"):
+            run.take_as_best({})
+    with pytest.raises(recipe.TrainingError, match="step 1: .* not finite"):
+        run.save(trainer.write_once)
+    assert not run.unwritten and not any(tmp_path.iterdir())
+
+
+def test_a_line_for_a_log_file_is_flushed():
+    file = io.BytesIO()
+    stream = io.TextIOWrapper(file)
+    trainer.say("epoch 1", stream)
+    assert file.getvalue().split() == [b"epoch", b"1"]
 
 
 def fail_in_step(number, error, monkeypatch, place="zero_grad"):
