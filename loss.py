@@ -403,7 +403,7 @@ class DistillationLoss(ImageLoss):
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         """Arguments and result as for `FusionLoss.forward`; m_prime is ignored."""
         total, terms = self.fusion(fused, ir, vis_y)
-        return total, detached(L_total=total) | terms
+        return total, {**detached(L_total=total), **terms}
 
 
 class FusionLoss(nn.Module):
@@ -458,7 +458,7 @@ class FusionLoss(nn.Module):
         for weight, term in ((1.0, self.contrastive), (self.lambda_2, self.structure), (self.lambda_3, self.luminance)):
             if term is not None:
                 value, named = term(fused, ir, vis_y)
-                total, terms = total + weight * value, terms | named
+                total, terms = total + weight * value, {**terms, **named}
         return total, terms
 
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
@@ -478,5 +478,5 @@ class FusionLoss(nn.Module):
         total, terms = self.fusion(fused, ir, vis_y)
         if self.saliency is not None:
             value, named = self.saliency(m_prime, ir, vis_y)
-            total, terms = total + value, terms | named
-        return total, detached(L_total=total) | terms
+            total, terms = total + value, {**terms, **named}
+        return total, {**detached(L_total=total), **terms}
