@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_pair, write_weights
+from torch.torch_version import TorchVersion
 
 import layers
 from dataset import named_pairs
@@ -115,6 +116,10 @@ def test_one_onnx_file_for_all_sizes(small, tmp_path):
         torch.testing.assert_close(command.load(out)(*images), small(*images), atol=1e-5, rtol=0)
 
 
+needs_torch_2_8 = pytest.mark.skipif(torch.__version__ < command.NEEDED_TORCH, reason="needs PyTorch 2.8 or later")
+
+
+@needs_torch_2_8
 @pytest.mark.parametrize("border", [pytest.param(0, marks=pytest.mark.campaign), 8])
 def test_one_pt2_file_for_all_sizes(border, tmp_path):
     model, out = untrained(border=border), tmp_path / "any.pt2"
@@ -124,6 +129,7 @@ def test_one_pt2_file_for_all_sizes(border, tmp_path):
         torch.testing.assert_close(command.load(out)(*images), model(*images))
 
 
+@needs_torch_2_8
 def test_onnx_of_a_transformer_is_for_one_size(tmp_path, capsys):
     weights = write_weights(tmp_path / "a.pth", untrained(global_branch="transformer"))
     assert command.main(["--size", "48x64", "--dynamic", "--checkpoint", weights, "--out", str(tmp_path / "a.onnx")]) == 1
@@ -193,9 +199,11 @@ def test_what_cannot_work_is_one_line_and_leaves_no_file(options, message, pair,
 
 def test_missing_packages_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
-    assert command.main(["--size", "64x80", "--out", str(tmp_path / "a.onnx")]) == 1
-    assert "a.onnx: ONNX needs onnx, onnxscript, onnxruntime; python -m pip install -r requirements-export.txt" in (
-        capsys.readouterr().err)
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.7.1"))
+    for options, needs in ((["a.onnx"], "ONNX needs onnx, onnxscript, onnxruntime, torch 2.8 or later"),
+                           (["a.pt2", "--dynamic"], "--dynamic needs torch 2.8 or later")):
+        assert command.main(["--size", "64x80", "--out", str(tmp_path / options[0]), *options[1:]]) == 1
+        assert f"{options[0]}: {needs}; python -m pip install -r requirements-export.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("version, wanted", [("2.7.1", True), ("2.8.0", False), ("2.14.1", False)])

@@ -319,6 +319,7 @@ def test_a_box_that_overlaps_its_mirror_image_is_refused(folders, capsys, box):
     assert run(folders, "phase", "--image", folders / "ir" / "a.png", "--box", "33,0,31,48") == 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")       # of matplotlib 3.8
 def test_tradeoff_needs_its_columns(folders, capsys):
     points = folders / "points.csv"
     points.write_text("method,quality,gflop,parameters\nA,7.4,100,72000\nB,7.1,20,1300000\n")

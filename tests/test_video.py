@@ -503,6 +503,18 @@ def test_of_an_odd_size_a_file_lacks_the_last_row_and_column_with_a_note_and_fra
     assert frame.shape == (62, 78, 3) and (frame == even).all()
 
 
+@pytest.mark.parametrize("old", [True, False], ids=["4.12", "4.13"])
+def test_opencv_is_silent_in_each_version(monkeypatch, old):
+    levels: list[int] = []
+    switch = SimpleNamespace(setLogLevel=levels.append)
+    monkeypatch.setattr(cv2, "utils", SimpleNamespace() if old else SimpleNamespace(logging=switch))
+    monkeypatch.delattr(cv2, "setLogLevel", raising=False)
+    if old:
+        monkeypatch.setattr(cv2, "setLogLevel", switch.setLogLevel, raising=False)
+    video.silence_opencv()
+    assert levels == [0]
+
+
 def test_folders_of_two_lengths_are_named_with_both(folders, small, capsys):
     (folders / "ir" / "9.png").unlink()
     assert fuse(folders / "ir", folders / "vis", folders / "out", *small, "--video") == 1

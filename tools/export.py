@@ -44,7 +44,9 @@ from tools.bench import size
 INPUTS, OUTPUT = ("ir", "vis_y"), "fused"
 LARGEST = 8192      # largest side in pixels of a file with dynamic sizes
 ENOUGH = 60         # dB; PSNR that --check requires
-TORCH_FOR_ONNX = "2.8"      # before, is_in_onnx_export() was False in exports with dynamo=True (PyTorch issue 149141)
+# PyTorch 2.6 takes no range of sizes for --dynamic. For ONNX, is_in_onnx_export() was False in exports with dynamo=True
+# (PyTorch issue 149141).
+NEEDED_TORCH = "2.8"
 Fuse = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -165,16 +167,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_options(args: argparse.Namespace) -> list[Tensor]:
     """Check the options before the export. Returns the images of --check. Raises ValueError, OSError, DataError."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if torch.__version__ < TORCH_FOR_ONNX:
-        missing.append(f"torch {TORCH_FOR_ONNX} or later")
-    if args.out.suffix == ".onnx" and missing:
-        raise ValueError(f"{args.out}: ONNX needs {', '.join(missing)}; python -m pip install -r requirements-export.txt")
     check_place("--out", args.out)
     if args.dynamic and max(map(int, args.size.split("x"))) > LARGEST:
         raise ValueError(f"--size {args.size}: --dynamic allows at most {LARGEST} pixels a side")
     if args.time and not args.check:
         raise ValueError("--time needs images; give --check IR VIS")
+    is_onnx = args.out.suffix == ".onnx"
+    packages = ("onnx", "onnxscript", "onnxruntime") if is_onnx else ()
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if (is_onnx or args.dynamic) and torch.__version__ < NEEDED_TORCH:
+        missing.append(f"torch {NEEDED_TORCH} or later")
+    if missing:
+        raise ValueError(f"{args.out}: {'ONNX' if is_onnx else '--dynamic'} needs {', '.join(missing)}; "
+                         "python -m pip install -r requirements-export.txt")
     images = read_pair(args.check) if args.check else []
     found = "x".join(map(str, images[0].shape[2:])) if images else args.size
     if found != args.size and not args.dynamic:

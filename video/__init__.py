@@ -90,6 +90,13 @@ def check_options(args: argparse.Namespace) -> None:
 # The run
 
 
+def silence_opencv() -> None:
+    """Turn off the messages of OpenCV and FFmpeg. Errors are reported in one line here."""
+    levels = getattr(cv2.utils, "logging", cv2)         # OpenCV 4.12 and earlier: cv2.setLogLevel
+    levels.setLogLevel(0)       # silent
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
 class VideoFuser:
     """Fuses the video that the options of test.py name.
 
@@ -110,9 +117,7 @@ class VideoFuser:
             raise DataError("a video is fused by one process; start it without torchrun")
         if args.show:
             check_display()
-        # Errors are reported in one line here.
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        silence_opencv()
         self.args, self.clip = args, open_clip(args)
         self.file = self._chosen_file()
         self.folder = self.file.parent if self.file else args.out
