@@ -107,9 +107,19 @@ def read_vis(path: str | Path, bits: int | None = None) -> np.ndarray:
         image = _to_8_bits(path, image, bits)
     elif bits not in (None, 8):
         raise DataError(f"{path}: 8-bit visible; a depth (--vis-bits) is only for 16-bit images")
-    if image.ndim == 3 and (image == image[..., :1]).all():
-        image = np.ascontiguousarray(image[..., 0])
-    return image
+    return gray_if_equal(image)
+
+
+@within_memory
+def read_result(path: str | Path) -> np.ndarray:
+    """Read a fused image, as `read_vis`. 16-bit files have 16 bits: a result that is not bright has no fewer."""
+    image = decode(path)
+    return gray_if_equal(_to_8_bits(path, image, 16) if image.dtype == np.uint16 else image)
+
+
+def gray_if_equal(image: np.ndarray) -> np.ndarray:
+    """(H, W) if the three planes of an image are equal; otherwise the image."""
+    return np.ascontiguousarray(image[..., 0]) if image.ndim == 3 and (image == image[..., :1]).all() else image
 
 
 def _to_8_bits(path: str | Path, image: np.ndarray, bits: int | None) -> np.ndarray:

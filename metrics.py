@@ -38,7 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import Pair, Reader, add_reading_options, add_source_options, find_sources, list_images, reader
-from images import DataError, luma, read_vis
+from images import DataError, luma, read_result
 from measures import (
     AG,
     CC,
@@ -275,7 +275,7 @@ def collect_methods(specs: Sequence[str], taken: Collection[str] = BASELINES) ->
     for spec in specs:
         name, equals, folder = spec.partition("=")
         if not equals or Path(spec).is_dir():
-            name, folder = Path(spec).resolve().name, spec
+            name, folder = Path(os.path.abspath(spec)).name, spec      # a link keeps its own name
         if not name.strip() or not folder.strip():
             raise ValueError(f"--fused {spec}: write NAME=DIR")
         if name in methods or name in taken:
@@ -337,6 +337,9 @@ def match_fused(pairs: Sequence[Pair], folder: Path,
         stem = pair.name if pair.name in found else by_letters.get(composed(pair.name), pair.name)
         if stem not in found and stem.isdecimal():
             stem = by_number.get(int(stem), stem)
+        if stem not in found and pair.ir.stem not in names:
+            other = by_letters.get(composed(pair.ir.stem), stem)        # some methods keep the name of the infrared image
+            stem = other if other in found and found[other].resolve() != pair.ir.resolve() else stem
         if stem in found:
             matched[pair.name] = found.pop(stem)
         else:
@@ -351,7 +354,7 @@ def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
 
     Raises DataError that names the file, also if its size is not `size`, the (H, W) of its sources.
     """
-    image = read_vis(path)
+    image = read_result(path)
     if image.shape[:2] != size:
         raise DataError(f"{path}: is {image.shape[1]}x{image.shape[0]} and its sources are {size[1]}x{size[0]}; "
                         "fuse them again at that size")
@@ -535,7 +538,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         baselines = BASELINES if args.baselines else ()
         if args.csv:
             check_csv(args.csv, pairs, methods)
-        report = Report(names, CsvFile(args.csv, names) if args.csv else None)
+        scorable = baselines or any(methods.values())       # otherwise an earlier file is not replaced
+        report = Report(names, CsvFile(args.csv, names) if args.csv and scorable else None)
     except (DataError, OutputError, ValueError, OSError) as error:
         return failed("metrics.py", error)
     tasks = read_tasks(pairs, methods, baselines, problems, reader(args))

@@ -123,9 +123,9 @@ def _guess(ir: dict[str, Path], vis: dict[str, Path]) -> list[Pair]:
         one_to_one = len(ir) == len(sides[0]) == len(sides[1]) == len(vis) and sides[0].keys() == sides[1].keys()
         if one_to_one and "" not in sides[0]:
             pairs = [Pair(sides[1][key][0], path, sides[1][key][1]) for key, (_, path) in sides[0].items()]
-            first = pairs[0]
+            other = [pair for pair in pairs if pair.ir.stem != pair.vis.stem]
             note(f"file names differ; matched by {how}, without prefixes and suffixes such as ir and vis",
-                 f"{first.ir.name} with {first.vis.name}, and so on, {len(pairs)} pairs")
+                 f"{other[0].ir.name} with {other[0].vis.name}, and so on, {len(other)} of {len(pairs)} pairs")
             return pairs
     return []
 

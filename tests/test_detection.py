@@ -165,10 +165,13 @@ def test_images_are_linked_or_copied(root, monkeypatch, capsys, missing):
 
 def test_names_match_whatever_form_their_accents_have(root):
     (root / "labels/3.txt").rename(root / "labels/cafe\u0301.txt")
-    for folder in ("ir", "fused"):
-        (root / f"{folder}/3.png").rename(root / f"{folder}/caf\u00e9.png")
+    for folder, name in (("ir", "caf\u00e9"), ("fused", "cafe\u0301")):
+        (root / f"{folder}/3.png").rename(root / f"{folder}/{name}.png")
     assert prepare(root) == 0
     assert "caf\u00e9" in [name for part in ("train", "val", "test") for name in listed(root, part)]
+    for method in ("infrared", "RPFNet"):       # the detector takes the label whose name has the same letters
+        images, labels = (files(root / "set" / method / kind) for kind in ("images", "labels"))
+        assert [name.removesuffix(".png") for name in images] == [name.removesuffix(".txt") for name in labels]
 
 
 def test_a_name_with_undecodable_bytes_is_named_before_anything_is_written(root, capsys):
@@ -185,6 +188,9 @@ def test_a_name_with_undecodable_bytes_is_named_before_anything_is_written(root,
 
 def test_what_cannot_be_used_is_left_out_of_all_methods_and_named(root, capsys):
     (root / "labels/1.txt").write_text("seven\n")
+    (root / "fused/7.png").unlink()
+    write_image(root / "fused/7.jpg", 0)
+    (root / "fused/7.jpg").write_bytes((root / "fused/7.jpg").read_bytes() + b"\0")
     (root / "fused/2.png").write_bytes(b"\x89PNG")
     (root / "ir/3.png").unlink()
     (root / "labels/4.txt").unlink()
@@ -194,10 +200,10 @@ def test_what_cannot_be_used_is_left_out_of_all_methods_and_named(root, capsys):
     text = capsys.readouterr().err
     for line in ("1.txt: line 1: expected", "2.png: not an image", "infrared: 1 without an image: 3",
                  "infrared: 1 without a label: 4", "RPFNet: 1 without a label: 4", "5.png: 16 bits",
-                 "6.png: is 40x16 and "):
+                 "6.png: is 40x16 and ", "7.jpg: has data after the end of the JPEG image"):
         assert line in text
     used = sorted(sum((listed(root, part) for part in ("train", "val", "test")), []))
-    assert used == ["0", "7", "8", "9"]
+    assert used == ["0", "8", "9"]
     assert {path.stem for path in (root / "set/infrared/images").rglob("*.png")} == set(used)
 
 
@@ -275,6 +281,7 @@ def test_sources_are_never_written_over(root, capsys):
     ({"classes": ()}, "name the classes in their order"),
     ({"labels": "nowhere"}, "nowhere: no such folder"),
     ({"classes": ("person", "seed")}, "--classes seed: the name of a column of the results"),
+    ({"classes": ("person", "car", "person")}, "--classes: the name person stands twice"),
     ({"labels": "ir"}, "ir: no labels; expected"),
     ({"images": ["a=ir", "a=fused"]}, "the name a stands twice"),
     ({"images": ["a=labels"]}, "no label has an image of the same name"),

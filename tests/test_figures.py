@@ -319,6 +319,13 @@ def test_a_box_that_overlaps_its_mirror_image_is_refused(folders, capsys, box):
     assert run(folders, "phase", "--image", folders / "ir" / "a.png", "--box", "33,0,31,48") == 0
 
 
+@pytest.mark.parametrize("suffix", [".pdf", ".svg", ".png"])
+def test_the_same_figure_gives_the_same_file(folders, suffix):
+    for name in ("a", "b"):
+        assert figures.main(["phase", "--image", str(folders / "ir" / "a.png"), "--out", str(folders / f"{name}{suffix}")]) == 0
+    assert (folders / f"a{suffix}").read_bytes() == (folders / f"b{suffix}").read_bytes()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")       # of matplotlib 3.8
 def test_tradeoff_needs_its_columns(folders, capsys):
     points = folders / "points.csv"
@@ -328,6 +335,7 @@ def test_tradeoff_needs_its_columns(folders, capsys):
                           ("method,quality,gflop,parameters\nA,7,9,1\nB,7,0,1\n", "B: finite numbers are needed, gflop above 0"),
                           ("method,quality,gflop,parameters\nA,7,9,1\nB,nan,1,1\n", "B: finite numbers are needed"),
                           ("method,quality,gflop,parameters\nA,7,9,1\nB,7,9,-1\n", "B: finite numbers are needed"),
+                          ("method,quality,gflop,parameters\nA,0,675,83,5\n", "more cells than the header"),
                           ("method,quality,gflop,parameters\nA,7,9,0\n", "parameters must be above 0")):
         points.write_text(text)
         assert run(folders, "tradeoff", "--points", points) == 1
@@ -381,6 +389,7 @@ def test_inputs_are_never_overwritten(folders, monkeypatch, capsys, options):
     ("features", ["--names", "a", "b"], "features draws one pair"),
     ("features", ["--fused", "R=same"], "features goes without --fused"),
     ("sheet", ["--csv", "a.csv"], "sheet goes without --csv"),
+    ("sheet", ["--names", "a", "--count", "1"], "--count goes without --names"),
     ("phase", ["--split", "val"], "phase goes without --split"),
     ("phase", ["--ir-range", "0", "9"], "phase goes without --ir-range"),
     ("spectrum", ["--csv", "absent/a.csv"], "--csv absent/a.csv: no such folder"),

@@ -10,6 +10,7 @@ from conftest import write_clip, write_pairs, write_weights
 
 from tools import flicker
 from tools.naturalness import Change
+from tools.table_rows import TableError
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,20 @@ def clip(tmp_path_factory):
 def rows(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_weights_of_the_past_that_nearly_agree_have_rows_of_their_own(tmp_path):
+    for keep in (0.0, 0.0004, 0.97, 0.9996):
+        row = dict.fromkeys(flicker.COLUMNS, "") | {"sequence": "a", "steady": keep} | dict.fromkeys(flicker.NUMBERS, 0.5)
+        flicker.add_rows(tmp_path / "a.csv", [row], {}, flicker.COLUMNS, ("sequence", "steady"))
+    assert [row["steady"] for row in rows(tmp_path / "a.csv")] == ["0.000", "0.0004", "0.970", "0.9996"]
+
+
+def test_a_cell_without_a_number_is_named(tmp_path):
+    row = dict.fromkeys(flicker.COLUMNS, "1") | {"jump": "0,5"}
+    flicker.record(tmp_path / "a.csv", flicker.COLUMNS, [row], tuple)
+    with pytest.raises(TableError, match="a.csv: row 1 has '0,5' in column jump, where a number is expected"):
+        flicker.recorded_rows(tmp_path / "a.csv", "1")
 
 
 def test_changes_are_since_frame_0_and_over_the_background_alone():

@@ -20,6 +20,7 @@ import metrics
 from images import read_gray
 from measures.tables import Runnings, escape
 from metrics import METRICS, evaluate
+from support.pairing import find_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -376,6 +377,39 @@ def test_csv_holds_escaped_names(tree):
     lines = (tree / "out.csv").read_text().splitlines()
     assert code == 0 and len(lines) == 4
     assert all(line.startswith(r"'=ours\n,") for line in lines[1:]) and sum(",'-1," in line for line in lines) == 1
+
+
+def test_csv_stays_if_nothing_can_be_scored(tree):
+    (tree / "out.csv").write_text("earlier")
+    (tree / "none").mkdir()
+    assert command(tree, "--fused", tree / "none", "--csv", tree / "out.csv", "--workers", 1) == 1
+    assert (tree / "out.csv").read_text() == "earlier"
+
+
+def test_fused_images_of_16_bits_have_the_scores_of_8(tree, capsys):
+    """Also dark ones, which use the lowest 12 bits alone."""
+    (tree / "deep").mkdir()
+    for path in (tree / "ours").iterdir():
+        dark = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) // 20
+        cv2.imwrite(str(path), dark)
+        cv2.imwrite(str(tree / "deep" / path.name), dark.astype(np.uint16) * 257)
+    assert command(tree, "--fused", f"A={tree / 'ours'}", f"B={tree / 'deep'}", "--metrics", "EN", "SD", "--workers", 1) == 0
+    first, second = (line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:1] in (["A"], ["B"]))
+    assert first[1:3] == second[1:3]
+
+
+def test_fused_images_with_the_names_of_the_infrared_are_matched_but_not_the_infrared_itself(tree):
+    (tree / "named").mkdir()
+    pairs = find_pairs(tree / "pairs", tree / "pairs")[0]
+    for pair in pairs:
+        (tree / "named" / pair.ir.name).write_bytes((tree / "ours" / f"{pair.name}.png").read_bytes())
+    assert [path.name for path in metrics.match_fused(pairs, tree / "named")[0].values()] == [pair.ir.name for pair in pairs]
+    assert not metrics.match_fused(pairs, tree / "pairs")[0]
+
+
+def test_a_link_to_a_folder_keeps_its_own_name(tree):
+    (tree / "LRRNet").symlink_to(tree / "ours")
+    assert list(metrics.collect_methods([str(tree / "LRRNet")])) == ["LRRNet"]
 
 
 def test_csv_replaces_no_file_of_another_kind(tree, capsys):

@@ -324,6 +324,13 @@ def read(path):
         return {(row["image"], row["method"]): row for row in csv.DictReader(file)}
 
 
+def test_names_are_safe_in_a_terminal_and_in_a_spreadsheet(tree, capsys):
+    for side in ("ir", "vis", "mine"):
+        (tree / side / "a.png").rename(tree / side / "=1\x1b[31m.png")
+    assert run(tree, "--fused", f"Mine={tree / 'mine'}", "--each", "--csv", str(tree / "out.csv")) == 0
+    assert r"=1\x1b[31m" in capsys.readouterr().out and (r"'=1\x1b[31m", "Mine") in read(tree / "out.csv")
+
+
 def test_csv_round_trip(tree, capsys):
     assert run(tree, "--fused", f"Mine={tree / 'mine'}", "--each", "--csv", str(tree / "out.csv")) == 0
     rows = read(tree / "out.csv")

@@ -1,4 +1,5 @@
 """Which files belong together."""
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,6 +60,12 @@ def test_names_of_real_folders_are_matched_and_said(tmp_path, ir, vis, names):
         pairs, unpaired = find_pairs(*folders(tmp_path, ir, vis))
     assert [pair.name for pair in pairs] == names and not unpaired
     assert len({pair.ir for pair in pairs}) == len({pair.vis for pair in pairs}) == len(names)
+
+
+def test_a_guess_names_a_pair_whose_names_differ(tmp_path):
+    """Here the guess is wrong, and only this line shows it."""
+    with pytest.warns(ImageWarning, match=re.escape("night_3.png with day_3.png, and so on, 1 of 3 pairs")):
+        find_pairs(*folders(tmp_path, ["day_1", "day_2", "night_3"], ["day_1", "day_2", "day_3"]))
 
 
 @pytest.mark.parametrize(("ir", "vis"), [

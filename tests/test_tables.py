@@ -177,6 +177,15 @@ def test_the_printed_table_and_its_csv(results, capsys):
     assert rows["N=7", "printed"]["EN difference"] == "" and rows["N=7", "printed"]["RoR"] == "4"
 
 
+def test_the_csv_is_written_also_if_the_reader_of_the_output_ends(results, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError
+    monkeypatch.setattr(tables, "show", closed)
+    with pytest.raises(BrokenPipeError):
+        tables.main(["--table", "1", "--results", str(results), "--csv", str(results / "out.csv")])
+    assert len(rows_in(results / "out.csv")) == 8
+
+
 @pytest.mark.parametrize("name, message", [
     ("results/tables.csv", "tables.csv: is an input"), ("results/parts.csv", "parts.csv: is an input"),
     (table_rows.RESULTS / "tables.csv", "tables.csv: is an input"), ("results", "is a folder"),

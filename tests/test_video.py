@@ -565,6 +565,11 @@ def test_16_bit_visible_has_one_depth_for_the_sequence(folders):
     options.vis_bits = 12
     with pytest.raises(DataError, match="5.png: has levels above 4095"):
         list(FolderClip(options))
+    options.vis_bits = None
+    for name in ("7.png", "0.png"):        # in the middle of the sequence, then at its begin
+        cv2.imwrite(str(folders / "vis" / name), np.full((64, 80), 9, np.uint8))
+        with pytest.raises(DataError, match="one has 8 bits and the other 16"):
+            list(FolderClip(options))
 
 
 @pytest.mark.parametrize("number", [0, 5])

@@ -65,6 +65,8 @@ def run_prepare(args: argparse.Namespace) -> list[str]:
     names = [name for name, _ in args.images]
     if len(names) > len({*names}):
         raise DataError(f"--images: the name {max(names, key=names.count)} stands twice")
+    if args.classes and len(args.classes) > len({*args.classes}):
+        raise DataError(f"--classes: the name {max(args.classes, key=args.classes.count)} stands twice")
     taken = [name for name in args.classes or () if name in NO_CLASSES]
     if taken:
         raise DataError(f"--classes {taken[0]}: the name of a column of the results; rename the class")
@@ -212,7 +214,7 @@ def classes_of(rows: Sequence[dict[str, str]]) -> list[str]:
 
 def recorded_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a file. Raises TableError, also if a column is neither known nor holds the precision of a class."""
-    rows = read_rows(path, IDENTITY)
+    rows = read_rows(path, (*IDENTITY, MEAN))
     for number, row in enumerate(rows, 1):
         for name in (*classes_of(rows), MEAN):
             try:

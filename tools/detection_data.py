@@ -208,7 +208,7 @@ def in_common(labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Pat
 def present_images(out: Path, methods: Container[str]) -> dict[str, Path]:
     """{name: image} of a method that `out` holds already, and that is none of `methods`. Broken links are left out."""
     folders = [path.parent for path in out.glob("*/data.yaml") if path.parent.name not in methods]
-    return {path.stem: path for folder in folders for path in folder.glob("images/*/*") if path.is_file()}
+    return {composed(path.stem): path for folder in folders for path in folder.glob("images/*/*") if path.is_file()}
 
 
 def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Path]],
@@ -243,9 +243,18 @@ def check_images(paths: Sequence[Path]) -> tuple[int, int]:
         sizes.append(image.shape[1::-1])
         if image.dtype != np.uint8:
             raise DataError(f"{path}: 16 bits; the detector reads 8-bit images, so convert it")
+        _check_end(path)
         if sizes[-1] != sizes[0]:       # the boxes would not fit a cropped image
             raise DataError("{}: is {}x{} and {} {}x{}; fuse it at that size".format(path, *sizes[-1], paths[0], *sizes[0]))
     return sizes[0]
+
+
+def _check_end(path: Path) -> None:
+    """Raises DataError for a JPEG file with data after its end. The detector would write it again, through links, too."""
+    data = path.read_bytes()
+    if data.startswith(b"\xff\xd8") and not data.endswith(b"\xff\xd9"):
+        raise DataError(f"{path}: has data after the end of the JPEG image, and the detector would replace it; convert it to "
+                        ".png")
 
 
 def split(names: Sequence[str], seed: int) -> dict[str, list[str]]:
@@ -283,7 +292,8 @@ def write_method(folder: Path, files: Mapping[str, Path], boxes: Mapping[str, Se
     linked = True
     for part, names in parts.items():
         images, labels = folder / "images" / part, folder / "labels" / part
-        targets = {images / files[name].name: files[name] for name in names}
+        # The name of the label: the detector looks for labels by the names of the images, letter by letter.
+        targets = {images / f"{name}{files[name].suffix}": files[name] for name in names}
         texts = {labels / f"{name}.txt": as_yolo(boxes[name]) for name in names}
         for place, expected in ((images, targets), (labels, texts)):
             place.mkdir(parents=True, exist_ok=True)

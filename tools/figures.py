@@ -31,6 +31,7 @@ from tqdm import tqdm
 try:
     import matplotlib
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "rpfnet"      # ids, so that the same figure gives the same file
     from matplotlib import pyplot as plt
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
@@ -430,8 +431,10 @@ def read_points(path: Path) -> list[tuple[str, float, float, float]]:
     """Method, quality, GFLOP and number of parameters of each row. Raises DataError."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:       # -sig: Excel begins the file with a mark
-            points = [(row["method"], *(float(row[key]) for key in ("quality", "gflop", "parameters")))
-                      for row in csv.DictReader(file)]
+            rows = list(csv.DictReader(file))
+        if any(None in row for row in rows):
+            raise ValueError("a row with more cells than the header; quote cells with commas")
+        points = [(row["method"], *(float(row[key]) for key in ("quality", "gflop", "parameters"))) for row in rows]
         if not points:
             raise ValueError("no rows")
         for name, quality, gflop, parameters in points:
@@ -555,6 +558,8 @@ def check_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     refuse_unused(args, parser, OPTIONS, args.kind, args.kind)
     if args.kind == "tradeoff" and not args.points:
         raise ValueError("tradeoff needs --points FILE")
+    if args.names and args.count:
+        raise ValueError("--count goes without --names")
     if args.kind == "features" and len(args.names or ()) > 1:
         raise ValueError("features draws one pair: give one name with --names")
     if args.out.suffix.lower() in {*SUFFIXES, ".eps", ".ps", ".gif"} - {*FORMATS}:

@@ -231,7 +231,7 @@ def show(rows: Sequence[dict], columns: Sequence[str], text_columns: int) -> Non
 
 def recorded_rows(path: Path, weights: str) -> list[dict]:
     """The rows of a file that were measured with these weights. Raises TableError, also if there are none."""
-    rows = [row for row in read_rows(path, COLUMNS) if row["weights"] == weights]
+    rows = [row for row in read_rows(path, COLUMNS, ("steady", *NUMBERS)) if row["weights"] == weights]
     if not rows:
         raise TableError(f"{path}: no rows with the weights {weights}; measure them with --csv {path}")
     first = [row["sequence"] for row in rows]
@@ -256,9 +256,9 @@ def flicker_rows(args: argparse.Namespace) -> Iterator[list[dict]]:
 
 def add_rows(path: Path, rows: Sequence[dict], origin: dict[str, str], columns: Sequence[str], key: Sequence[str]) -> None:
     """Add measured rows to a file. Raises OSError, TableError."""
-    # Six decimals, because tables round once more; the weight of the past is a part of the key and keeps three.
-    texts = [{name: f"{x:.{3 if name in key else 6}f}" if isinstance(x, float) else str(x) for name, x in row.items()}
-             for row in rows]
+    # Six decimals, because tables round once more. The weight of the past is a part of the key and keeps all, at least three.
+    texts = [{name: (max(f"{x:.3f}", f"{x!r}", key=len) if name in key else f"{x:.6f}") if isinstance(x, float) else str(x)
+              for name, x in row.items()} for row in rows]
     record(path, columns, [row | {name: origin[name] for name in origin if name in columns} for row in texts],
            lambda row: tuple(row[name] for name in key))
 

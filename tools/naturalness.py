@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset import Pair, Reader, reader
 from images import DataError, luma
 from loss import above_deviation, adaptive_weight
-from measures.tables import aligned
+from measures.tables import aligned, csv_cell
 from metrics import (
     BASELINES,
     Running,
@@ -44,7 +44,7 @@ from metrics import (
     read_tasks,
 )
 from net import RPFNet
-from support.console import complain, failed, finished, first_line, given_path, noted, number, positive
+from support.console import complain, failed, finished, first_line, given_path, noted, number, positive, printable
 from support.console import run as run_command
 from support.outputs import OutputError, as_csv, check_place, write_atomically
 from support.runtime import default_device
@@ -416,8 +416,8 @@ Rows = list[tuple[str, str, Sequence[float | int]]]     # image, method, values
 def table(rows: Rows, names: Sequence[str]) -> str:
     """Format an aligned table. Numbers of images are shown as whole numbers."""
     cells = [["image", "method", *names]]
-    cells += [[image, method, *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values)]
-              for image, method, values in rows]
+    cells += [[*map(printable, labels), *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values)]
+              for *labels, values in rows]
     return aligned(cells, text_columns=2)
 
 
@@ -435,7 +435,7 @@ def rows_of(survey: Survey, methods: Sequence[str], names: Sequence[str], each: 
 def write_rows(path: Path, rows: Rows, names: Sequence[str]) -> None:
     """Write the rows as CSV. Raises OSError."""
     columns = ["image", "method", *names]
-    write_atomically(path, as_csv(columns, [dict(zip(columns, (i, m, *values))) for i, m, values in rows]))
+    write_atomically(path, as_csv(columns, [dict(zip(columns, (csv_cell(i), csv_cell(m), *values))) for i, m, values in rows]))
 
 
 @noted()

@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace, problems: list[str]) -> None:
 
 def print_rows(path: Path, style: str) -> None:
     """A table of all recorded rows, a student's difference from the teacher under each."""
-    rows = read_rows(path, COLUMNS)
+    rows = read_rows(path, COLUMNS, SCORES)
     if not rows:
         raise TableError(f"{path}: holds no rows; run this command without --print first")
     cells = [["data set", "network", *SCORES, "PSNR", "time"]]

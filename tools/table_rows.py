@@ -179,8 +179,11 @@ def is_wanted(method: str, args: argparse.Namespace) -> bool:
 # Files of rows
 
 
-def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Rows of a CSV file; [] if the file does not exist. Raises TableError, also if a needed column is missing."""
+def read_rows(path: Path, needed: Sequence[str] = (), numbers: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a CSV file; [] if the file does not exist.
+
+    Raises TableError, also if a needed column is missing, or if a cell of the columns `numbers` holds no number.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:      # Excel writes a byte order mark
             rows = list(csv.DictReader(file))
@@ -194,6 +197,12 @@ def read_rows(path: Path, needed: Sequence[str] = ()) -> list[dict[str, str]]:
     missing = [name for name in needed if rows and name not in rows[0]]
     if missing:
         raise TableError(f"{path}: has no column {missing[0]}, so it holds another table; name another file")
+    for number, row in enumerate(rows, 1):
+        for name in numbers:
+            try:
+                float(row[name])
+            except ValueError:
+                raise TableError(f"{path}: row {number} has {row[name]!r} in column {name}, where a number is expected") from None
     return rows
 
 

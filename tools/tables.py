@@ -214,9 +214,12 @@ def show(title: str, cells: Sequence[Sequence[str]], notes: Sequence[str], style
 
 def print_comparison(args: argparse.Namespace) -> None:
     """Print Tables 1 to 4, 6 and main."""
-    chosen, written = PROTOCOLS[args.protocol], []
-    for dataset in args.datasets or TABLES[args.table]:
-        lines = collect_lines(args.table, dataset, args.protocol, args.results)
+    chosen = PROTOCOLS[args.protocol]
+    tables = [(dataset, collect_lines(args.table, dataset, args.protocol, args.results))
+              for dataset in args.datasets or TABLES[args.table]]
+    if args.csv:        # first: the reader of the output may end early
+        write_lines(args.csv, args.table, args.protocol, [(dataset, line) for dataset, lines in tables for line in lines])
+    for dataset, lines in tables:
         notes = notes_of(lines)
         if args.protocol != "paper":
             notes.append("The paper's rows are of protocol paper and cannot be compared with these.")
@@ -226,9 +229,6 @@ def print_comparison(args: argparse.Namespace) -> None:
             show(f"Table {args.table}, {dataset}; {chosen.title}", cells_of(lines, chosen), notes, args.format)
         else:
             print(f"Table {args.table}, {dataset}: {notes[-1]}\n")
-        written += [(dataset, line) for line in lines]
-    if args.csv:
-        write_lines(args.csv, args.table, args.protocol, written)
 
 
 def write_lines(path: Path, table: str, protocol: str, lines: Sequence[tuple[str, Line]]) -> None:

@@ -13,7 +13,18 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import of_one_size
-from images import DataError, decode, infrared_luma, infrared_span, luma, note_depth, read_ir, read_vis, visible_bits
+from images import (
+    DataError,
+    decode,
+    gray_if_equal,
+    infrared_luma,
+    infrared_span,
+    luma,
+    note_depth,
+    read_ir,
+    read_vis,
+    visible_bits,
+)
 from support.console import note
 from support.headers import SUFFIXES as IMAGE_SUFFIXES
 from support.pairing import Pair, all_paired, find_pairs, list_images
@@ -73,16 +84,11 @@ class FolderClip:
 
     def __iter__(self) -> Iterator[Frame]:
         span, bits = self.args.ir_range or self._span(), self.args.vis_bits or self._depth()
+        first = self._pairs[0]
         for pair in self._pairs:
-            ir = read_ir(pair.ir, span) if span else self._infrared_of_8_bits(pair.ir)
-            yield Frame(pair.name, *of_one_size(pair, ir, read_vis(pair.vis, bits), self.args.resize))
-
-    def _infrared_of_8_bits(self, path: Path) -> np.ndarray:
-        """Read infrared as uint8 (H, W). Raises DataError, also for 16 bits, which would be scaled frame by frame."""
-        pixels = decode(path)
-        if pixels.dtype == np.uint16:
-            raise self._mixed(path)
-        return infrared_luma(pixels, path.name)
+            ir = read_ir(pair.ir, span) if span else infrared_luma(_of_8_bits(pair.ir, first.ir), pair.ir.name)
+            vis = read_vis(pair.vis, bits) if bits else gray_if_equal(_of_8_bits(pair.vis, first.vis))
+            yield Frame(pair.name, *of_one_size(pair, ir, vis, self.args.resize))
 
     def _span(self) -> tuple[int, int] | None:
         """Minimum and maximum of the infrared sequence; None for 8-bit images."""
@@ -92,21 +98,36 @@ class FolderClip:
         for pair in tqdm(self._pairs, unit="frame", desc="range of the infrared"):
             span = infrared_span(pair.ir)
             if span is None:
-                raise self._mixed(pair.ir)
+                raise _mixed(pair.ir, self._pairs[0].ir)
             spans.append(span)
         lows, highs = zip(*spans)
         return min(lows), max(highs)
 
-    def _depth(self) -> int:
-        """Bits of the visible sequence."""
-        bits = visible_bits(self._pairs[0].vis)
-        if bits > 8:
-            bits = max(visible_bits(pair.vis) for pair in tqdm(self._pairs, unit="frame", desc="depth of the visible frames"))
-            note_depth(bits, self.name)
+    def _depth(self) -> int | None:
+        """Bits of the visible sequence; None for 8-bit images."""
+        first = self._pairs[0].vis
+        if visible_bits(first) == 8:
+            return None
+        bits = 0
+        for pair in tqdm(self._pairs, unit="frame", desc="depth of the visible frames"):
+            own = visible_bits(pair.vis)
+            if own == 8:
+                raise _mixed(pair.vis, first)
+            bits = max(bits, own)
+        note_depth(bits, self.name)
         return bits
 
-    def _mixed(self, path: Path) -> DataError:
-        return DataError(f"{path} and {self._pairs[0].ir}: one has 8 bits and the other 16; convert all frames alike")
+
+def _of_8_bits(path: Path, first: Path) -> np.ndarray:
+    """Read pixels as uint8. Raises DataError, also for 16 bits, which would be scaled frame by frame."""
+    pixels = decode(path)
+    if pixels.dtype == np.uint16:
+        raise _mixed(path, first)
+    return pixels
+
+
+def _mixed(path: Path, first: Path) -> DataError:
+    return DataError(f"{path} and {first}: one has 8 bits and the other 16; convert all frames alike")
 
 
 def check_name(path: Path) -> None:
