@@ -317,6 +317,7 @@ def match_fused(pairs: Sequence[Pair], folder: Path,
 
     A folder in which no name fits the pattern is matched by file stem, because methods name their images differently.
     If the names are numbers, 01 and 1 match, unless the folder holds both or the image has the exact name of another pair.
+    An image with the name of the infrared image matches, too, if it is not the infrared image itself.
 
     Returns:
         {name of the pair: fused image}, one line for each pair without an image, names of the images without a pair.
