@@ -300,6 +300,10 @@ def test_the_classes_of_m3fd_are_the_default_for_voc(root):
     assert (root / f"set/RPFNet/labels/val/{name}.txt").read_text() == "5 0.500000 0.500000 0.500000 0.500000\n"
 
 
+def luma_of(colour):
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+
+
 def test_the_average_has_the_visible_colours(tmp_path, capsys):
     for side, level in (("ir", (200, 200, 200)), ("vis", (60, 100, 80))):
         (tmp_path / side).mkdir()
@@ -308,9 +312,13 @@ def test_the_average_has_the_visible_colours(tmp_path, capsys):
     sides = ["--ir", str(tmp_path / "ir"), "--vis", str(tmp_path / "vis")]
     assert detection.main(["average", *sides, "--out", str(tmp_path / "out")]) == 1
     assert "lonely.png: no infrared partner" in capsys.readouterr().err
-    luma = 0.299 * 80 + 0.587 * 100 + 0.114 * 60
+    luma = luma_of((80, 100, 60))
     expected = np.array([80, 100, 60]) + (200 - luma) / 2
     np.testing.assert_allclose(read_vis(tmp_path / "out/a.png")[0, 0], expected, atol=1.5)
+    cv2.imwrite(str(tmp_path / "ir/a.png"), np.full((4, 4), 600, np.uint16))        # another size, and 16 bits
+    options = ["--resize", "ir", "--ir-range", "500", "700"]
+    detection.main(["average", *sides, "--out", str(tmp_path / "scaled"), *options])
+    assert abs(luma_of(read_vis(tmp_path / "scaled/a.png")[0, 0]) - (128 + luma) / 2) < 1.5
 
 
 # ---------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from dataset import add_reading_options, reader
 from images import DataError
 from metrics import Running
 from support.console import complain, failed, finished, given_path, noted, positive
@@ -78,7 +79,7 @@ def run_prepare(args: argparse.Namespace) -> list[str]:
 
 
 def run_average(args: argparse.Namespace) -> list[str]:
-    written, problems = write_averages(args.ir, args.vis, args.out)
+    written, problems = write_averages(args.ir, args.vis, args.out, reader(args))
     print(f"{written} images in {args.out}")
     return problems
 
@@ -312,6 +313,7 @@ def build_parser() -> argparse.ArgumentParser:
     average.add_argument("--ir", type=given_path, required=True, metavar="DIR", help="infrared folder")
     average.add_argument("--vis", type=given_path, required=True, metavar="DIR", help="visible folder")
     average.add_argument("--out", type=given_path, required=True, metavar="DIR", help="where NAME.png is written")
+    add_reading_options(average)
 
     preparing = actions.add_parser("prepare", help="make a YOLO data set of each method's images")
     preparing.add_argument("--images", type=named_folder, nargs="+", required=True, metavar="NAME=DIR",

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dataset import load_pair
+from dataset import Reader, load_pair
 from images import DataError, decode, luma, split_colour, to_image, write_image
 from metrics import baseline
 from support.console import listed, note
@@ -346,12 +346,13 @@ def link(source: Path, target: Path) -> bool:
 # average
 
 
-def write_averages(ir: Path, vis: Path, out: Path) -> tuple[int, list[str]]:
+def write_averages(ir: Path, vis: Path, out: Path, read: Reader = load_pair) -> tuple[int, list[str]]:
     """Write the average of each pair, with the colour of the visible image, as NAME.png. It is a trivial baseline.
 
     Args:
         ir, vis: folders of the sources.
         out: output folder.
+        read: function that reads a pair.
     Returns:
         The number of images, and one line for each pair or image that was left out.
     Raises:
@@ -364,7 +365,7 @@ def write_averages(ir: Path, vis: Path, out: Path) -> tuple[int, list[str]]:
     written = 0
     for pair in tqdm(pairs, desc="average", unit="pair", leave=False, disable=None):
         try:
-            infrared, visible = load_pair(pair)
+            infrared, visible = read(pair)
         except DataError as error:
             problems.append(str(error))
             continue
