@@ -55,7 +55,7 @@ def prose(path: Path) -> str:
 def records() -> dict[str, list[dict[str, str]]]:
     """The rows of each CSV file in results/."""
     found = {}
-    for path in (ROOT / "results").glob("*.csv"):
+    for path in (ROOT / "results").rglob("*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
             found[path.stem] = list(csv.DictReader(file))
     return found
