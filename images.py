@@ -126,9 +126,10 @@ def _to_8_bits(path: str | Path, image: np.ndarray, bits: int | None) -> np.ndar
     if bits is None:
         bits = _needed_bits(image)
         note_depth(bits, Path(path).name)
+    elif image.max() >= 2**bits:
+        raise DataError(f"{path}: has levels above {2**bits - 1} ({bits} bits); --vis-bits names the depth of all visible "
+                        "images")
     top = 2**bits - 1
-    if image.max() > top:
-        raise DataError(f"{path}: has levels above {top} ({bits} bits); --vis-bits names the depth of all visible images")
     return ((image.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
@@ -139,7 +140,8 @@ def visible_bits(path: str | Path) -> int:
 
 
 def _needed_bits(image: np.ndarray) -> int:
-    return next(bits for bits in (12, 14, 16) if image.max() < 2**bits)
+    brightest = image.max()
+    return next(bits for bits in (12, 14, 16) if brightest < 2**bits)
 
 
 def note_depth(bits: int, name: str) -> None:

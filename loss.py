@@ -114,8 +114,10 @@ class ImageLoss(nn.Module):
                 raise ValueError(f"{name} is on {x.device} and ir on {images['ir'].device}")
         on_cpu = images["ir"].device.type == "cpu"
         if on_cpu or not self.range_checked:
-            seen = [check_range(name, x, -1 - ROUNDING, 2 + ROUNDING, "; end the network in a sigmoid") if name == "fused"
-                    else check_range(name, x, -ROUNDING, 1 + ROUNDING) for name, x in images.items()]
+            seen = []
+            for name, x in images.items():
+                low, high, remedy = (-1, 2, "; end the network in a sigmoid") if name == "fused" else (0, 1, "")
+                seen.append(check_range(name, x, low - ROUNDING, high + ROUNDING, remedy))
             if all(seen) and not on_cpu:
                 self.range_checked = True
 

@@ -41,10 +41,11 @@ def rows(path):
 
 
 def test_weights_of_the_past_that_nearly_agree_have_rows_of_their_own(tmp_path):
-    for keep in (0.0, 0.0004, 0.97, 0.9996):
+    for keep in (0.0, 0.0004, 1e-05, 0.97, 0.9996):
         row = dict.fromkeys(flicker.COLUMNS, "") | {"sequence": "a", "steady": keep} | dict.fromkeys(flicker.NUMBERS, 0.5)
         flicker.add_rows(tmp_path / "a.csv", [row], {}, flicker.COLUMNS, ("sequence", "steady"))
-    assert [row["steady"] for row in rows(tmp_path / "a.csv")] == ["0.000", "0.0004", "0.970", "0.9996"]
+    assert [row["steady"] for row in rows(tmp_path / "a.csv")] == ["0.000", "0.0004", "1e-05", "0.970",
+                                                                        "0.9996"]
 
 
 def test_a_cell_without_a_number_is_named(tmp_path):

@@ -64,10 +64,9 @@ MODELS = ("yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x")
 
 def run_prepare(args: argparse.Namespace) -> list[str]:
     names = [name for name, _ in args.images]
-    if len(names) > len({*names}):
-        raise DataError(f"--images: the name {max(names, key=names.count)} stands twice")
-    if args.classes and len(args.classes) > len({*args.classes}):
-        raise DataError(f"--classes: the name {max(args.classes, key=args.classes.count)} stands twice")
+    for option, given in (("--images", names), ("--classes", args.classes or [])):
+        if len(given) > len({*given}):
+            raise DataError(f"{option}: the name {max(given, key=given.count)} stands twice")
     taken = [name for name in args.classes or () if name in NO_CLASSES]
     if taken:
         raise DataError(f"--classes {taken[0]}: the name of a column of the results; rename the class")

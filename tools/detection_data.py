@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dataset import Reader, load_pair
+from dataset import Reader
 from images import DataError, decode, luma, split_colour, to_image, write_image
 from metrics import baseline
 from support.console import listed, note
@@ -251,8 +251,11 @@ def check_images(paths: Sequence[Path]) -> tuple[int, int]:
 
 def _check_end(path: Path) -> None:
     """Raises DataError for a JPEG file with data after its end. The detector would write it again, through links, too."""
-    data = path.read_bytes()
-    if data.startswith(b"\xff\xd8") and not data.endswith(b"\xff\xd9"):
+    with path.open("rb") as file:       # not the whole file, which `decode` has read
+        begin = file.read(2)
+        file.seek(-2, os.SEEK_END)
+        end = file.read(2)
+    if begin == b"\xff\xd8" and end != b"\xff\xd9":
         raise DataError(f"{path}: has data after the end of the JPEG image, and the detector would replace it; convert it to "
                         ".png")
 
@@ -346,7 +349,7 @@ def link(source: Path, target: Path) -> bool:
 # average
 
 
-def write_averages(ir: Path, vis: Path, out: Path, read: Reader = load_pair) -> tuple[int, list[str]]:
+def write_averages(ir: Path, vis: Path, out: Path, read: Reader) -> tuple[int, list[str]]:
     """Write the average of each pair, with the colour of the visible image, as NAME.png. It is a trivial baseline.
 
     Args:

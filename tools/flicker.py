@@ -254,11 +254,22 @@ def flicker_rows(args: argparse.Namespace) -> Iterator[list[dict]]:
             yield [*measured(clip, networks, keeps, progress)]
 
 
+def as_cell(value: object, in_key: bool) -> str:
+    """A value as the text of a cell. Numbers have six decimals, because tables round once more.
+
+    The weight of the past is a part of the key. It has three decimals if they hold it, and otherwise all.
+    """
+    if not isinstance(value, float):
+        return str(value)
+    if in_key:
+        short = f"{value:.3f}"
+        return short if float(short) == value else repr(value)
+    return f"{value:.6f}"
+
+
 def add_rows(path: Path, rows: Sequence[dict], origin: dict[str, str], columns: Sequence[str], key: Sequence[str]) -> None:
     """Add measured rows to a file. Raises OSError, TableError."""
-    # Six decimals, because tables round once more. The weight of the past is a part of the key and keeps all, at least three.
-    texts = [{name: (max(f"{x:.3f}", f"{x!r}", key=len) if name in key else f"{x:.6f}") if isinstance(x, float) else str(x)
-              for name, x in row.items()} for row in rows]
+    texts = [{name: as_cell(x, name in key) for name, x in row.items()} for row in rows]
     record(path, columns, [row | {name: origin[name] for name in origin if name in columns} for row in texts],
            lambda row: tuple(row[name] for name in key))
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -92,30 +92,34 @@ class FolderClip:
 
     def _span(self) -> tuple[int, int] | None:
         """Minimum and maximum of the infrared sequence; None for 8-bit images."""
-        if infrared_span(self._pairs[0].ir) is None:
+        spans = _measured([pair.ir for pair in self._pairs], infrared_span, None, "range of the infrared")
+        if not spans:
             return None
-        spans = []
-        for pair in tqdm(self._pairs, unit="frame", desc="range of the infrared"):
-            span = infrared_span(pair.ir)
-            if span is None:
-                raise _mixed(pair.ir, self._pairs[0].ir)
-            spans.append(span)
         lows, highs = zip(*spans)
         return min(lows), max(highs)
 
     def _depth(self) -> int | None:
         """Bits of the visible sequence; None for 8-bit images."""
-        first = self._pairs[0].vis
-        if visible_bits(first) == 8:
+        depths = _measured([pair.vis for pair in self._pairs], visible_bits, 8, "depth of the visible frames")
+        if not depths:
             return None
-        bits = 0
-        for pair in tqdm(self._pairs, unit="frame", desc="depth of the visible frames"):
-            own = visible_bits(pair.vis)
-            if own == 8:
-                raise _mixed(pair.vis, first)
-            bits = max(bits, own)
-        note_depth(bits, self.name)
-        return bits
+        note_depth(max(depths), self.name)
+        return max(depths)
+
+
+def _measured(paths: Sequence[Path], measure: Callable[[Path], Any], of_8_bits: Any, title: str) -> list:
+    """measure(path) of each file of a sequence; [] if the first has 8 bits, for which the measure is `of_8_bits`.
+
+    Raises DataError, also if some have 8 bits and others 16.
+    """
+    values: list = []
+    if measure(paths[0]) == of_8_bits:
+        return values
+    for path in tqdm(paths, unit="frame", desc=title):
+        values.append(measure(path))
+        if values[-1] == of_8_bits:
+            raise _mixed(path, paths[0])
+    return values
 
 
 def _of_8_bits(path: Path, first: Path) -> np.ndarray:
