@@ -27,7 +27,7 @@ __all__ = ["DATASETS", "CropDataset", "DataError", "Pair", "PairDataset", "Reade
            "add_reading_options", "add_source_options", "crop_batches", "find_named", "find_pairs", "find_sources",
            "list_images", "load_pair", "match_pairs", "named_pairs", "reader", "sources_or_samples"]
 
-SMALLEST_FACTOR, LARGEST_POWER = 0.1, 4     # limits of random darkening; see `darkened`
+SMALLEST_FACTOR, LARGEST_POWER, LAMPS_QUANTILE = 0.1, 4, 0.995      # of random darkening; see `darkened`
 SPLIT_LISTS = Path(__file__).resolve().parent / "splits"
 SAMPLES = Path(__file__).resolve().parent / "samples"
 
@@ -237,19 +237,20 @@ class CropDataset:
         flips: flip crops at random, horizontally and vertically.
         dim: probability that a source of a crop is darkened, in [0, 1], drawn for each source on its own. Most of
             RoadScene is daylight, but the network should also see night. See `darkened`.
+        lamps: share of the darkened sources that keep white lamps, in [0, 1]. See `darkened`.
     Raises:
         DataError: images with a side below half of `size`.
     """
 
     def __init__(self, pairs: PairDataset, size: int = 128, seed: int = 0, flips: bool = False,
-                 dim: float = 0.0):
+                 dim: float = 0.0, lamps: float = 0.0):
         small = [f"{name}: {ir.shape[2]}x{ir.shape[1]}" for name, (ir, _) in zip(pairs.names, pairs.items)
                  if 2 * min(ir.shape[1:]) < size]
         if small:
             raise DataError(listing(f"smaller than half of the {size}x{size} training crop (lower --crop, or leave these "
                                     "pairs out)", small))
         self.items = [tuple(_mirrored(image, size) for image in pair) for pair in pairs.items]
-        self.size, self.seed, self.flips, self.dim = size, seed, flips, dim
+        self.size, self.seed, self.flips, self.dim, self.lamps = size, seed, flips, dim, lamps
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self.seed, number))
@@ -259,17 +260,22 @@ class CropDataset:
         flips = [dim for dim in (1, 2) if self.flips and rng.random() < 0.5]
         window = (slice(None), slice(top, top + self.size), slice(left, left + self.size))
         crops = (np.ascontiguousarray(np.flip(image[window], flips)) for image in (ir, vis))
-        return tuple(darkened(crop, rng) if rng.random() < self.dim else crop for crop in crops)
+        return tuple(darkened(crop, rng, self.lamps) if rng.random() < self.dim else crop for crop in crops)
 
 
-def darkened(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def darkened(image: np.ndarray, rng: np.random.Generator, lamps: float = 0.0) -> np.ndarray:
     """A random darker version of an image, uint8 in and out: factor * x**power for levels x in [0, 1].
 
     The factor is log-uniform from 0.1 to 1, as for a shorter exposure. The power is log-uniform from 1 to 4. It keeps
-    bright places and darkens the others, as at night, when lamps and warm bodies stay bright.
+    bright places and darkens the others, as at night, when lamps and warm bodies stay bright. With probability `lamps`,
+    the factor is 1 and x is 1 from the quantile 0.995 of the image on: a camera exposes for the night, and lamps are
+    white in a dark scene.
     """
     factor, power = SMALLEST_FACTOR ** rng.random(), LARGEST_POWER ** rng.random()
-    levels = np.rint(255 * factor * (np.arange(256) / 255) ** power).astype(np.uint8)
+    white = 255
+    if lamps and rng.random() < lamps:
+        factor, white = 1, max(float(np.quantile(image, LAMPS_QUANTILE)), 1)
+    levels = np.rint(255 * factor * (np.arange(256) / white).clip(max=1) ** power).astype(np.uint8)
     return levels[image]
 
 

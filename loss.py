@@ -152,17 +152,17 @@ class SaliencyStructureLoss(ImageLoss):
 
     Args:
         lambda_1: weight of the texture term of Eq. 6, at least 0.
-        form: "l2" uses the l2 norms of each image, as Eq. 6 and 7 print. "mean" uses means, which do not depend on the
-            size of the crop: the mean squared difference of Sobel magnitudes, each divided by its maximum, and the
-            means of M' under the masks. With "mean" the edge term is scale-invariant, so M' ends close to 1 with faint
-            edges.
+        form: "l2" uses the l2 norms of each image, as Eq. 6 and 7 print, which grow with the size of the crop. "rms"
+            divides them by the square root of the number of pixels. "mean" uses means: the mean squared difference of
+            Sobel magnitudes, each divided by its maximum, and the means of M' under the masks. With "mean" the edge
+            term is scale-invariant, so M' ends close to 1 with faint edges.
     Raises:
         ValueError: an argument out of its range.
     """
 
     def __init__(self, lambda_1: float = 0.3, form: str = "mean"):
         super().__init__()
-        _check_choice("form", form, ("l2", "mean"))
+        _check_choice("form", form, ("l2", "rms", "mean"))
         _check_weight("lambda_1", lambda_1)
         self.lambda_1, self.form = lambda_1, form
 
@@ -173,11 +173,12 @@ class SaliencyStructureLoss(ImageLoss):
             m_prime, ir, vis_y = m_prime.float(), ir.float(), vis_y.float()
             gradient, wanted = sobel(m_prime), sobel(ir)
             textured, hot = m_prime * texture_mask(vis_y), m_prime * above_deviation(ir)
-            if self.form == "l2":
-                edges, texture, heat = (l2_norm(x).mean() for x in (gradient - wanted, textured, hot))
-            else:
+            if self.form == "mean":
                 edges = F.mse_loss(max_normalised(gradient), max_normalised(wanted))
                 texture, heat = textured.mean(), hot.mean()
+            else:
+                scale = math.sqrt(ir[0].numel()) if self.form == "rms" else 1
+                edges, texture, heat = (l2_norm(x).mean() / scale for x in (gradient - wanted, textured, hot))
         grad, reg = edges - self.lambda_1 * texture, -heat
         return grad + reg, detached(L_grad=grad, L_reg=reg, M_edge=gradient.amax(IMAGE).mean())
 

@@ -27,7 +27,7 @@ FOLDERS = {"roadscene": "data/RoadScene", "msrs": "data/MSRS",
 
 # The options that determine the result. --resume uses the values stored in the checkpoint.
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
-          "lr", "schedule", "clip", "fixed_statistics", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
+          "lamps", "lr", "schedule", "clip", "fixed_statistics", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
           "lambda_1", "saliency", "saliency_form", "weight", "contrast", "contrast_domain",
           "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "teacher", "amp", "val_every")
 LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # options that have no effect with a teacher
@@ -147,6 +147,8 @@ def _crop_options(parser: argparse.ArgumentParser) -> None:
     crops.add_argument("--flips", action=FLAG, help="flip crops at random")
     crops.add_argument("--dim", type=number(0, 1), help="probability that a source of a crop is darkened at random, as "
                        "at night; 0: never, as in the paper")
+    crops.add_argument("--lamps", type=number(0, 1), metavar="SHARE", help="share of the darkened sources whose "
+                       "brightest places become white, as lamps in a night image")
     crops.add_argument("--lr", type=number(0, above=True), help="initial learning rate of both Adam optimisers")
     crops.add_argument("--schedule", choices=("step", "cosine"), help="learning rate; step: halved after each fifth of "
                        "the run; cosine: falls to 0 along half a cosine")
@@ -170,7 +172,8 @@ def _loss_options(parser: argparse.ArgumentParser) -> None:
     loss = parser.add_argument_group("loss")
     loss.add_argument("--lambda-1", type=number(0), help="weight of the texture term of Eq. 6")
     loss.add_argument("--saliency", action=FLAG, help="L_SS and the auxiliary decoder; --no-saliency: Table 3, case 5")
-    loss.add_argument("--saliency-form", choices=("l2", "mean"), help="norms of Eq. 6 and 7: l2 as printed, or means")
+    loss.add_argument("--saliency-form", choices=("l2", "rms", "mean"), help="norms of Eq. 6 and 7: l2 as "
+                      "printed; rms: l2 divided by the square root of the number of pixels; mean: means")
     loss.add_argument("--weight", choices=("printed", "adaptive", "none"), help="w of Eq. 9 in L_c; printed: as in the "
                       "paper; adaptive: with 1 + S, which covers the hot targets; none: Table 3, case 4. The luminance term "
                       "always uses adaptive")
@@ -409,6 +412,7 @@ def _without_effect(args: argparse.Namespace) -> list[tuple[str, str]]:
          "without --prior, there are no residual features"),
         (not args.saliency, ("saliency_form", "lambda_1"), "without --saliency, there is no L_SS"),
         (args.weight == "none", ("contrast",), "with --weight none, there are no negative pairs"),
+        (not args.dim, ("lamps",), "with --dim 0, no source is darkened"),
         (args.stages == 1, ("sharing",), "one iteration shares no weights with others"),
         (args.val_every and not has_validation(args), ("val_every",), "these pairs have no validation part"),
         (not args.lambda_2, ("ssim_window", "ssim_weighted", "ssim_whole"), "with --lambda-2 0, there is no L_s"),

@@ -86,7 +86,8 @@ def load_data(args: argparse.Namespace) -> tuple[PairDataset, PairDataset | None
 
 def run(trainer: Trainer, pairs: PairDataset, val: PairDataset | None, stop: Stop) -> None:
     """Train until the end of the schedule or until `stop` is set. All processes take the same branches here."""
-    crops = CropDataset(pairs, trainer.args.crop, trainer.args.seed, trainer.args.flips, trainer.args.dim)
+    crops = CropDataset(pairs, trainer.args.crop, trainer.args.seed, trainer.args.flips, trainer.args.dim,
+                        trainer.args.lamps)
     bar = tqdm(initial=trainer.step, total=trainer.total, unit="step", dynamic_ncols=True, smoothing=0.05,
                disable=team.rank > 0)
     try:

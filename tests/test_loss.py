@@ -74,7 +74,7 @@ def test_texture_mask_marks_the_textured_half():
 # --- Eq. 5-7 ---
 
 
-@pytest.mark.parametrize("form", ["l2", "mean"])
+@pytest.mark.parametrize("form", ["l2", "rms", "mean"])
 def test_saliency_structure_loss_by_hand(form):
     ir, vis = hot_scene()
     m_prime = noise(4, 32)
@@ -85,6 +85,9 @@ def test_saliency_structure_loss_by_hand(form):
     if form == "l2":        # square root of the sum of squares, as Eq. 6 and 7 print
         edges = (sobel(m_prime) - sobel(ir)).square().sum().sqrt()
         texture, heat = (m_prime * textured).square().sum().sqrt(), (m_prime * hot).square().sum().sqrt()
+    elif form == "rms":
+        edges = (sobel(m_prime) - sobel(ir)).square().mean().sqrt()
+        texture, heat = (m_prime * textured).square().mean().sqrt(), (m_prime * hot).square().mean().sqrt()
     else:
         edges = (sobel(m_prime) / sobel(m_prime).max() - sobel(ir) / sobel(ir).max()).square().mean()
         texture, heat = (m_prime * textured).mean(), (m_prime * hot).mean()
@@ -105,14 +108,14 @@ def test_l2_norms_of_known_maps():
     assert terms["M_edge"] == 0
 
 
-def test_the_l2_form_grows_with_the_crop_and_the_mean_form_does_not():
+def test_the_l2_form_grows_with_the_crop_and_the_others_do_not():
     small, large = (torch.cat([noise(i, 16)] * times, 3) for i, times in ((1, 1), (1, 4)))
-    for form, expected in (("l2", 2.0), ("mean", 1.0)):
+    for form, expected in (("l2", 2.0), ("rms", 1.0), ("mean", 1.0)):
         values = [SaliencyStructureLoss(form=form)(x, x, x)[1]["L_reg"] for x in (small, large)]
         assert (values[1] / values[0]).item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("form", ["l2", "mean"])
+@pytest.mark.parametrize("form", ["l2", "rms", "mean"])
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_a_flat_map_has_finite_gradients(form, value):
     """sqrt has an infinite derivative at 0: of a flat map's Sobel magnitude, and of the norm of an image of zeros."""
@@ -123,7 +126,7 @@ def test_a_flat_map_has_finite_gradients(form, value):
         assert total.isfinite() and m_prime.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("form", ["l2", "mean"])
+@pytest.mark.parametrize("form", ["l2", "rms", "mean"])
 def test_saliency_loss_rewards_a_response_on_the_target(form):
     ir, vis = hot_scene()
     loss = SaliencyStructureLoss(form=form)
@@ -222,7 +225,7 @@ def test_distance_of_one_pixel_is_flat_in_frequency():
 def test_unknown_options_are_refused():
     for loss, options, message in ((FrequencyContrastiveLoss, {"domain": "wavelet"}, "domain='wavelet'"),
                                    (FrequencyContrastiveLoss, {"weight": "soft"}, "weight='soft'"),
-                                   (SaliencyStructureLoss, {"form": "l1"}, "form='l1'; choose from l2, mean")):
+                                   (SaliencyStructureLoss, {"form": "l1"}, "form='l1'; choose from l2, rms, mean")):
         with pytest.raises(ValueError, match=message):
             loss(**options)
 

@@ -26,6 +26,7 @@ RECIPE_FILES = sorted((ROOT / "recipes").glob("*.json"))
 # 100 epochs fit "halved every 20 epochs".
 PRINTED = {
     "dataset": "roadscene", "batch": 16, "crop": 128, "crops": 3383, "fixed_crops": True, "flips": False,
+    "dim": 0, "lamps": 0,
     "lr": 1e-3, "schedule": "step", "epochs": 100, "steps": 0, "max_minutes": 0, "clip": 0, "fixed_statistics": 0,
     "stages": 3, "channels": 32, "global_branch": "fourier", "cpm": True, "prior": True,
     "lambda_1": 0.3, "saliency": True, "saliency_form": "mean", "weight": "printed", "contrast": True,
@@ -230,6 +231,7 @@ WRONG = [
     ("--max-minutes", "nan"), ("--max-minutes", "-1"), ("--max-minutes", "inf"), ("--clip", "nan"), ("--clip", "-1"),
     ("--lambda-1", "nan"), ("--lambda-2", "nan"), ("--lambda-3", "nan"), ("--lambda-2", "-1"),
     ("--lr", "nan"), ("--lr", "0"), ("--lr", "-1e-3"), ("--dim", "-0.1"), ("--dim", "1.1"), ("--dim", "nan"),
+    ("--lamps", "-0.1"), ("--lamps", "1.1"),
     ("--fixed-statistics", "-1"), ("--fixed-statistics", "2"),
     ("--seed", "-1"), ("--seed", str(2**64)), ("--crop", "0"), ("--crop", "-5"), ("--crop", "8"),
     ("--ssim-window", "4"), ("--ssim-window", "0"), ("--ssim-window", "1"), ("--channels", "2"), ("--channels", "6"),
@@ -266,6 +268,7 @@ def test_impossible_values_are_refused_by_name(option, value, capsys):
     (["--ir", "a", "--vis", "b", "--val-every", "5"], "--val-every has no effect: these pairs have no validation part"),
     (["--lambda-2", "0", "--ssim-window", "7"], "--ssim-window has no effect: with --lambda-2 0"),
     (["--stages", "1", "--sharing", "none"], "--sharing has no effect: one iteration shares no weights"),
+    (["--dim", "0", "--lamps", "0.5"], "--lamps has no effect: with --dim 0, no source is darkened"),
     (["--recipe", "contrast", "--max-minutes", "5"], "the recipe has --fixed-statistics 0.66, so add --fixed-statistics 0"),
     (["--teacher", "contrast", "--no-contrast"], "--contrast has no effect: with --teacher"),
     (["--recipe", "small", "--teacher", "none", "--lambda-1", "2"], "--lambda-1 has no effect: without --saliency"),

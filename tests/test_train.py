@@ -749,7 +749,7 @@ def test_init_refuses_the_weights_of_another_network(folders, tmp_path, capsys, 
 
 @pytest.mark.parametrize("option", [["--amp"], ["--clip", "0.01"], ["--lr", "1e-2"], ["--lambda-2", "1"],
                                     ["--lambda-3", "5"], ["--flips"], ["--no-fixed-crops"],
-                                    ["--saliency-form", "l2"], ["--dim", "1"], ["--schedule", "cosine"]])
+                                    ["--saliency-form", "l2"], ["--saliency-form", "rms"], ["--dim", "1"], ["--schedule", "cosine"]])
 def test_options_change_the_weights(folders, tmp_path, plain, option):
     # clip: Adam forgets a constant factor, so what shows is that it differs from step to step.
     assert train.main([*folders, *TINY, "--steps", "4", *option, "--out", str(tmp_path)]) == 0
@@ -783,9 +783,10 @@ def test_the_loss_is_of_the_sources_and_of_m_prime_of_the_last_iteration(tmp_pat
 def test_crops_have_the_options_of_the_run(folders, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(train, "CropDataset", lambda *given: seen.append(CropDataset(*given)) or seen[-1])
-    assert train.main([*folders, *TINY, "--flips", "--dim", "0.25", "--seed", "3", "--steps", "1", "--out", str(tmp_path)]) == 0
+    assert train.main([*folders, *TINY, "--flips", "--dim", "0.25", "--lamps", "0.5", "--seed", "3", "--steps", "1",
+                       "--out", str(tmp_path)]) == 0
     (crops,) = seen
-    assert (crops.size, crops.seed, crops.flips, crops.dim) == (16, 3, True, 0.25)
+    assert (crops.size, crops.seed, crops.flips, crops.dim, crops.lamps) == (16, 3, True, 0.25, 0.5)
 
 
 def test_both_optimisers_follow_the_schedule(folders, tmp_path):
