@@ -206,8 +206,8 @@ def _divisor(length: int) -> int:
     return max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
 
 
-# Numbers without a prime factor above 5. The limit is far above the side of any image.
-FAST_LENGTHS = sorted(n for i in range(21) for j in range(13) for k in range(9) if (n := 2**i * 3**j * 5**k) <= 2**20)
+# Numbers without a prime factor above 5. OpenCV reads images with sides up to 2**20, and padding is added.
+FAST_LENGTHS = sorted(n for i in range(22) for j in range(14) for k in range(10) if (n := 2**i * 3**j * 5**k) <= 2**21)
 
 
 def fast_length(length: int) -> int:

@@ -26,7 +26,7 @@ FLIPPED = (2, 3, 6, 7)                  # orientations that exchange left and ri
 # The end of entropy-coded JPEG data: a byte FF that is not escaped (00), not a restart marker and not a fill byte.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # Markers that can follow a scan.
-_AFTER_SCAN = {0xC4, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
+_AFTER_SCAN = {0xC4, 0xCC, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 
 
 class DataError(Exception):

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -515,3 +515,61 @@ def test_the_time_of_a_batch_is_shared_by_its_images(monkeypatch):
     fuser = pipeline.Fuser(SimpleNamespace(tile=0), None)
     fuser._fuse([SimpleNamespace(inputs=None)] * 2)
     assert fuser.seconds == [0.5, 0.5]
+
+
+def test_a_later_error_of_one_pair_does_not_end_the_run(folders, small, monkeypatch, capsys):
+    whole, calls = pipeline.fuse_luminance, []
+
+    def once(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("of this pair alone")
+        return whole(*args)
+    monkeypatch.setattr(pipeline, "fuse_luminance", once)
+    assert fuse(folders, *small, "--batch", "1") == 1
+    assert "skipped: b: of this pair alone" in capsys.readouterr().err
+    assert names(folders / "out") == ["a.png", "c.png"]
+
+
+@pytest.mark.parametrize("option", [["--checkpoint", "paper"], ["--fast"], ["--compile"], ["--as-published"]])
+def test_released_goes_alone(option, capsys, tmp_path):
+    assert fuse_command.main(["--released", "Model.pth", *option, "--out", str(tmp_path)]) == 1
+    assert "--released goes without" in capsys.readouterr().err
+
+
+def test_a_split_goes_without_two_files(folders, small, capsys):
+    assert fuse_command.main(["--ir", str(folders / "ir" / "a.png"), "--vis", str(folders / "vis" / "a.jpg"),
+                              "--split", "val", "--out", str(folders / "out"), *small]) == 1
+    assert "--split go with folders" in capsys.readouterr().err
+
+
+def test_after_ctrl_c_notes_and_unpaired_files_are_said(folders, small, monkeypatch, capsys):
+    cv2.imwrite(str(folders / "ir" / "a.png"), np.arange(620, dtype=np.uint16).reshape(20, 31))
+    cv2.imwrite(str(folders / "ir" / "unpaired.png"), np.zeros((20, 20), np.uint8))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(pipeline, "fuse_luminance", interrupted)
+    assert fuse(folders, *small) == 130
+    error = capsys.readouterr().err
+    assert "note: 16-bit infrared" in error and "unpaired.png: no visible partner" in error
+
+
+def test_the_first_batch_does_not_count_for_the_time(capsys):
+    fuser = SimpleNamespace(seconds=[9.0, 9.0, 0.1, 0.3], problems=[])
+    result = SimpleNamespace(fuser=fuser, unpaired=[], written=4, fatal=[])
+    args = SimpleNamespace(batch=2, out_file=None, out=Path("Fused"), device="cpu")
+    assert fuse_command.report(args, result, []) == 0
+    assert capsys.readouterr().out.startswith("4 images in Fused/, 200 ms an image on cpu")
+
+
+def test_images_that_were_written_before_ctrl_c_are_counted(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(pipeline, "read_ahead", interrupted)
+    fuser, done = pipeline.Fuser(SimpleNamespace(device="cpu", batch=1), None), Future()
+    done.set_result(None)
+    fuser._writing.append((None, done))
+    with pytest.raises(KeyboardInterrupt):
+        fuser.fuse_all([])
+    assert fuser.written == 1

@@ -401,3 +401,18 @@ def test_proportions_may_differ_by_two_percent(shape):
     with pytest.raises(DataError, match="not the same field of view"):
         of_one_size(pair, gray(40, 60), gray(*shape), "ir")
     assert of_one_size(pair, gray(100, 199), gray(50, 100), "ir")[0].shape == (50, 100)
+
+
+def test_a_range_of_sizes_is_by_area(tmp_path):
+    pairs = []
+    for n, shape in enumerate([(20, 100), (90, 30), (50, 30)]):
+        cv2.imwrite(str(tmp_path / f"{n}.png"), np.zeros(shape, np.uint8))
+        pairs.append(Pair(str(n), tmp_path / f"{n}.png", tmp_path / f"{n}.png"))
+    assert dataset.describe(pairs) == "3 pairs, 30x50 to 30x90, visible in colour: 0"
+
+
+def test_another_number_of_pairs_than_published_is_said(tmp_path, capsys):
+    for name in ("IR1.bmp", "VIS1.bmp"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((20, 30), np.uint8))
+    assert dataset.main(["tno", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "tno all: 1 pairs, 30x20, visible in colour: 0 (the published set has 40)\n"

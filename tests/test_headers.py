@@ -210,3 +210,22 @@ def test_headers_are_read_also_above_the_limit_of_pillow(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert all(headers.orientation(data) == 6 for data in files.values())
     assert headers.min_is_white(tiff) and headers.pages(tiff) == 2
+
+
+def test_exif_after_an_odd_chunk_of_a_webp_is_found():
+    exif = Image.Exif()
+    exif[274] = 6
+    assert headers.orientation(stored(smooth(), "WEBP", exif=exif, icc_profile=b"abc")) == 6
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xdc\0\x04\0\x28", b"\xff\xdd\0\x04\0\0", b"\xff\xfe\0\x03x",
+                                     b"\xff\xe0\0\x03x", b"\xff\xcc\0\x04\0\x10"])
+def test_segments_after_a_scan_are_no_damage(segment):
+    data = stored(smooth(), "JPEG")
+    assert headers.damage(data[:-2] + segment + data[-2:]) == ""
+
+
+def test_a_marker_without_content_is_no_damage():
+    data = stored(smooth(), "JPEG")
+    data = data[:2] + b"\xff\x01" + data[2:]
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), 1) is not None and headers.damage(data) == ""

@@ -238,3 +238,23 @@ def test_only_images_that_a_file_keeps_are_written(tmp_path, image, message):
     with pytest.raises(TypeError, match=rf"a.png: expected an image of uint8, .*got .*{message}"):
         write_image(tmp_path / "a.png", image)
     assert not any(tmp_path.iterdir())
+
+
+def test_two_equal_planes_are_still_colour(tmp_path):
+    plane = gray()
+    for planes in ((plane, plane, 255 - plane), (plane, 255 - plane, plane), (255 - plane, plane, plane)):
+        assert np.array_equal(read_vis(save(tmp_path / "a.png", np.dstack(planes[::-1]))), np.dstack(planes))
+
+
+def test_a_depth_of_8_bits_fits_8_bit_images(tmp_path):
+    plane = gray()
+    assert np.array_equal(read_vis(save(tmp_path / "a.png", plane), 8), plane)
+
+
+def test_nearly_gray_infrared_of_16_bits_is_no_colour_map(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 60000, (100, 120), np.uint16)
+    plane = cv2.GaussianBlur(noise, (0, 0), 3)
+    path = save(tmp_path / "a.png", np.dstack([plane, plane + 257, plane]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_ir(path, (0, 65535))

@@ -9,7 +9,7 @@ from conftest import random_pair, trained
 from torch import nn
 
 from images import split_colour, to_image
-from inference import _tile_starts, fuse_luminance, fuse_pair, fuse_tiles, in_colour_of, prepare
+from inference import _tile_starts, check_arrays, fuse_luminance, fuse_pair, fuse_tiles, in_colour_of, prepare
 from layers import BatchNorm
 
 
@@ -260,3 +260,12 @@ def test_values_that_are_not_finite_are_no_picture(value):
     ir, vis = pair()
     with pytest.raises(ValueError, match="not finite"):
         fuse_pair(Broken(), ir, vis[..., 0])
+
+
+def test_the_smallest_images_are_accepted():
+    check_arrays(*[np.zeros((16, 16), np.uint8)] * 2)
+
+
+def test_a_tile_may_be_a_numpy_integer(model):
+    image = np.random.default_rng(0).integers(0, 256, (70, 90), np.uint8)
+    assert np.array_equal(fuse_pair(model, image, image, tile=np.int64(64)), fuse_pair(model, image, image, tile=64))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
@@ -641,3 +642,13 @@ def test_only_a_column_of_small_values_has_a_fourth_decimal():
     lines = [metrics.Row("a", {"CC": 0.05, "MSE": 0.05}), metrics.Row("b", {"CC": 0.5, "MSE": 0.02})]
     shown = metrics.table(lines, ["CC", "MSE"])
     assert "0.0500" in shown and " 0.050 " in shown and "0.500 " in shown and "0.0200" in shown
+
+
+def test_a_killed_worker_leaves_the_scores_so_far(monkeypatch):
+    def killed(*_):
+        yield metrics.Scored("1", {("A", "definition"): {"EN": 5.0}}, [], [])
+        raise BrokenProcessPool
+    monkeypatch.setattr(metrics, "score_all", killed)
+    report, problems = metrics.Report(["EN"], None), []
+    assert report.collect([], ["definition"], 2, 2, "scoring", problems) is False
+    assert report.scores["definition"]["A"] == {"1": {"EN": 5.0}} and "try fewer --workers" in problems[0]

@@ -201,3 +201,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, mon
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)      # root can write everywhere
     with pytest.raises(ValueError, match=f"^--csv {name}: {message}"):
         check_place("--csv", Path(name))
+
+
+def test_sources_by_two_paths_are_no_partners(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    for name in ("a_ir.png", "a_vis.png", "a.png"):
+        (tmp_path / "set" / name).touch()
+    for ir, vis in (("link", "set"), ("set", "link")):
+        refuse_overwriting([tmp_path / "set"], tmp_path / "set" / "a.png",
+                           [tmp_path / ir / "a_ir.png", tmp_path / vis / "a_vis.png"])

@@ -156,3 +156,15 @@ def test_names_with_dots_stay_apart():
     args = SimpleNamespace(out_file=None, out=Path("out"), format="png")
     found = [pipeline.target(Pair(name, Path("a"), Path("b")), args).name for name in ("cam.1", "cam.2")]
     assert found == ["cam.1.png", "cam.2.png"]
+
+
+def test_two_files_without_numbers_are_no_pair(tmp_path):
+    for side, name in (("ir", "street"), ("vis", "harbour")):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / f"{name}.png").touch()
+    with pytest.raises(DataError, match="no file of .* has the name of one of"):
+        find_pairs(tmp_path / "ir", tmp_path / "vis")
+
+
+def test_upper_and_lower_case_sort_alike():
+    assert sorted(["b", "C", "A", "d2", "D10"], key=natural_key) == ["A", "b", "C", "d2", "D10"]

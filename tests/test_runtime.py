@@ -9,7 +9,7 @@ import trainer
 from recipe import TrainingError
 from support import runtime
 from support.console import first_line
-from support.records import device_name
+from support.records import device_name, short_hash
 from support.runtime import Team, check_device, has_bfloat16
 
 # --- several processes ---
@@ -176,3 +176,7 @@ def test_a_cpu_of_which_nothing_is_told_counts_as_one_that_has_it(monkeypatch):
 def test_a_gpu_that_imitates_bfloat16_does_not_have_it(monkeypatch, real):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or real)
     assert has_bfloat16("cuda:1") is real
+
+
+def test_a_hash_depends_on_the_limits_of_its_parts():
+    assert short_hash(b"ab", b"c") != short_hash(b"a", b"bc")

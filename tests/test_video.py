@@ -718,6 +718,7 @@ def test_the_command_keeps_averages_unless_steady_is_0(tmp_path, small):
 
 @pytest.mark.parametrize("sources, options, steady", [
     ("01", [], 0.97), ("01", ["--steady", "0"], 0), ("01", ["--steady", "0.5"], 0.5), ("01", ["--as-published"], 0),
+    ("01", ["--as-published", "--steady", "0"], 0),
     ("01", ["--released", "Model.pth"], 0), (("ir.mp4", "vis.mp4"), [], 0.97), (("ir", "vis"), ["--video"], 0.97),
     (("ir", "vis"), [], None)], ids=str)
 def test_the_weight_of_the_past(sources, options, steady):
@@ -1024,3 +1025,36 @@ def test_images_of_an_earlier_video_are_counted(tmp_path):
         with FrameFolder(tmp_path, "png") as folder:
             folder.write("0", np.zeros(SIZE, np.uint8))
     assert [warning.message.args[1] for warning in caught] == [f"{tmp_path} (1)"]
+
+
+def test_a_colour_map_is_noted_once(clip, tmp_path, capsys):
+    ramp = np.tile(np.uint8(range(64)) * 4, (48, 1))
+    write_clip(tmp_path / "ir.avi", [cv2.applyColorMap(ramp, cv2.COLORMAP_JET)] * 4)
+    assert fuse_command.main(clip) == 0
+    assert capsys.readouterr().err.count("infrared in colour is converted to luma") == 1
+
+
+def test_a_header_without_an_end_gives_no_length(clip, tmp_path, monkeypatch):
+    header = {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_FRAME_COUNT: 2.0**31 - 1}
+    monkeypatch.setattr(cv2, "VideoCapture", lambda place: SimpleNamespace(
+        isOpened=lambda: True, get=lambda name: header.get(name, 0.0)))
+    assert Capture(tmp_path / "ir.avi").length is None
+
+
+def test_a_file_that_lacks_frames_is_counted_once(clip, monkeypatch, capsys):
+    monkeypatch.setattr(video.results, "count_frames", lambda capture: 3)
+    assert fuse_command.main(clip) == 1
+    said = capsys.readouterr()
+    assert "of 4 frames 3 are in the file" in said.err and "frames in" not in said.out
+
+
+def test_a_shift_is_noted_for_the_first_frame_only(tmp_path, capsys):
+    scene = cv2.GaussianBlur(np.random.default_rng(1).integers(0, 256, (200, 260), np.uint8), (0, 0), 2)
+    for side in ("ir", "vis"):
+        (tmp_path / side).mkdir()
+        for n in range(2):
+            image = scene[:180, :240] if side == "ir" else scene[9 - 3 * n:189 - 3 * n, 12:252]
+            cv2.imwrite(str(tmp_path / side / f"{n}.png"), image)
+    assert fuse_command.main(["--ir", str(tmp_path / "ir"), "--vis", str(tmp_path / "vis"), "--video", "--checkpoint",
+                              write_weights(tmp_path / "small.pth"), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.count("vis by about") == 1

@@ -263,3 +263,10 @@ def test_read_json_and_load_name_the_file(tmp_path):
     assert read_json(tmp_path / "a.json") == {"a": 1}
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.pth")
+
+
+def test_pickles_of_all_protocols_are_named(tmp_path):
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": 1}, protocol))
+        with pytest.raises(ValueError, match="not weights, but a pickle that torch.save did not write"):
+            load(tmp_path / "a.pth")
