@@ -112,9 +112,15 @@ def read_vis(path: str | Path, bits: int | None = None) -> np.ndarray:
 
 @within_memory
 def read_result(path: str | Path) -> np.ndarray:
-    """Read a fused image, as `read_vis`. 16-bit files have 16 bits: a result that is not bright has no fewer."""
+    """Read a fused image, as `read_vis`. A 16-bit file is divided by 257, with a note if 14 bits hold its levels."""
     image = decode(path)
-    return gray_if_equal(_to_8_bits(path, image, 16) if image.dtype == np.uint16 else image)
+    if image.dtype != np.uint16:
+        return gray_if_equal(image)
+    bits = _needed_bits(image)
+    if bits < 16:
+        note(f"16-bit fused images without a level above {2**bits - 1} are divided by 257, as all 16-bit ones; results of {bits} "
+             "bits are then too dark, so convert them to 8 or 16 bits", Path(path).name)
+    return gray_if_equal(_to_8_bits(path, image, 16))
 
 
 def gray_if_equal(image: np.ndarray) -> np.ndarray:
@@ -178,7 +184,8 @@ def read_ir(path: str | Path, span: tuple[int, int] | None = None) -> np.ndarray
 def infrared_luma(pixels: np.ndarray, name: str) -> np.ndarray:
     """Infrared pixels, gray or RGB, as gray (H, W), same dtype. Warns about `name` if the colour planes differ."""
     if pixels.ndim == 3 and _colourful(pixels):
-        note("infrared in colour is converted to luma; in place of a colour map, use the original gray image", name)
+        note("infrared in colour is converted to luma; if the visible images are gray, --ir and --vis are swapped; in place of a "
+             "colour map, use the original gray image", name)
     return luma(pixels)
 
 

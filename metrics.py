@@ -94,7 +94,7 @@ from support.console import (
     run,
 )
 from support.outputs import OutputError, check_csv_name, refuse_input
-from support.pairing import PatternError, composed
+from support.pairing import PatternError, composed, without_images
 
 __all__ = [
     "AG", "CC", "EN", "FMI", "LOWER_IS_BETTER", "METRICS", "MI", "MSE", "MS_SSIM", "NAMES", "PAPER_COLUMNS", "PROTOCOLS",
@@ -217,8 +217,8 @@ def build_parser() -> argparse.ArgumentParser:
                       help=f"{'. '.join(f'{name}: {text}' for name, text in PROTOCOLS.items())}. both: definition and "
                       "toolbox (default: definition; with --paper: paper). float and uint8, the former names of "
                       "definition and toolbox, are accepted in version 0.4")
-    what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these (default: the columns of the published "
-                      f"tables of the protocol; all for definition and toolbox): {' '.join(NAMES)}; paper has "
+    what.add_argument("--metrics", nargs="+", action="extend", metavar="NAME", help="only these (default: the columns of "
+                      f"the published tables of the protocol; all for definition and toolbox): {' '.join(NAMES)}; paper has "
                       f"{', '.join(columns('paper'))}; cddfuse has {', '.join(columns('cddfuse'))}")
     what.add_argument("--paper", metavar="TABLE", help="also print the published rows of this table of the paper: 1, "
                       "2, 3, 4:TNO, 4:MSRS, 4:M3FD, 6 (with --dataset, 4 is enough)")
@@ -238,7 +238,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_image_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the options that `collect_methods`, `collect_pairs` and `reader` use. Returns their group, for further options."""
     images = parser.add_argument_group("images")
-    images.add_argument("--fused", nargs="+", default=[], metavar="[NAME=]DIR",
+    images.add_argument("--fused", nargs="+", action="extend", default=[], metavar="[NAME=]DIR",
                         help="folders of fused images, one for each method; file names are the names of the pairs (for "
                         "IR{n}/VIS{n}: {n}); colour is converted to luma")
     images.add_argument("--fused-pattern", type=given, metavar="'*_fused'", help="pattern of the file names in the folders of "
@@ -293,8 +293,8 @@ def match_methods(pairs: Sequence[Pair], folders: dict[str, Path],
         folders: {method: folder}, see `collect_methods`.
         pattern: see `match_fused`.
     Returns:
-        {method: {name of the pair: fused image}}, and one line for each pair without an image, or for a method without
-        any match. A note names the other images of its folder.
+        {method: {name of the pair: fused image}}, and one line for each method that lacks images or has no match. A note
+        names the other images of its folder.
     """
     methods, problems = {}, []
     for method, folder in folders.items():
@@ -304,11 +304,20 @@ def match_methods(pairs: Sequence[Pair], folders: dict[str, Path],
             if others:
                 note("no pair has the name of these images, which are left out", f"{folder}/ ({listed(others, 5)})")
         elif others:
-            problems.append(f"{folder}: none of its {len(others)} images has the name of a pair, such as {pairs[0].name}; "
-                            "give the right folder, or the pattern of these names, as in --fused-pattern '*_fused'")
+            problems.append(f"{folder}: none of its {len(others)} images ({listed(others, 2)}) has the name of a pair, such as "
+                            f"{pairs[0].name}; give the right folder, or {pattern_of(others[0], pairs)}")
         else:
-            problems.append(f"{folder}: no images")
+            problems.append(without_images(folder))
     return methods, problems
+
+
+def pattern_of(file: str, pairs: Sequence[Pair]) -> str:
+    """A proposal for --fused-pattern, from a file name that holds the name of a pair."""
+    stem = Path(file).stem
+    names = [pair.name for pair in pairs if pair.name in stem]
+    if not names:
+        return "the pattern of these names, as in --fused-pattern '*_fused'"
+    return f"--fused-pattern '{stem.replace(max(names, key=len), '*', 1)}'"
 
 
 def match_fused(pairs: Sequence[Pair], folder: Path,
@@ -320,7 +329,8 @@ def match_fused(pairs: Sequence[Pair], folder: Path,
     An image with the name of the infrared image matches, too, if it is not the infrared image itself.
 
     Returns:
-        {name of the pair: fused image}, one line for each pair without an image, names of the images without a pair.
+        {name of the pair: fused image}, a line that names the pairs without an image, if any, and the names of the images
+        without a pair.
     Raises:
         DataError: there is no such folder, or no image matches the pattern or has the plain name of a pair.
     """
@@ -344,10 +354,11 @@ def match_fused(pairs: Sequence[Pair], folder: Path,
         if stem in found:
             matched[pair.name] = found.pop(stem)
         else:
-            missing.append(f"{folder}: no fused image for {pair.name}")
+            missing.append(pair.name)
     if unmatched and not matched:
         raise unmatched
-    return matched, missing, [path.name for path in found.values()]
+    problems = [f"{folder}: no fused image for {listed(missing, 5)}"] if missing else []
+    return matched, problems, [path.name for path in found.values()]
 
 
 def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -362,6 +373,19 @@ def read_fused(path: Path, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
+def read_methods(pair: Pair, methods: dict[str, dict[str, Path]], size: tuple[int, int],
+                 problems: list[str]) -> dict[str, np.ndarray]:
+    """{method: fused image} of a pair, as `read_fused` gives them. One line in `problems` for each that cannot be read."""
+    images = {}
+    for method, paths in methods.items():
+        if pair.name in paths:
+            try:
+                images[method] = read_fused(paths[pair.name], size)
+            except DataError as error:
+                problems.append(str(error))
+    return images
+
+
 def read_tasks(pairs: Sequence[Pair], methods: dict[str, dict[str, Path]], baselines: Sequence[str],
                problems: list[str], read: Reader) -> Iterator[Task]:
     """Read the images pair by pair. Images that cannot be read are left out, with a line in `problems`."""
@@ -374,12 +398,7 @@ def read_tasks(pairs: Sequence[Pair], methods: dict[str, dict[str, Path]], basel
             continue
         vis = luma(vis)
         fused = {name: baseline(name, ir, vis) for name in baselines}
-        for name, paths in methods.items():
-            if pair.name in paths:
-                try:
-                    fused[name] = luma(read_fused(paths[pair.name], ir.shape))
-                except DataError as error:
-                    problems.append(str(error))
+        fused |= {name: luma(image) for name, image in read_methods(pair, methods, ir.shape, problems).items()}
         yield Task(pair.name, ir, vis, fused)
 
 
@@ -555,7 +574,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if report.csv_file.problem:
             code = failed("metrics.py", report.csv_file.problem)
     if interrupted:
-        complain("metrics.py: interrupted; the rows above hold what was done")
+        done = {image for methods in report.scores.values() for images in methods.values() for image in images}
+        places = "the rows above" + (f" and {args.csv}" if report.csv_file else "")
+        complain(f"metrics.py: interrupted after {len(done)} of {len(pairs)} images; {places} hold only these")
     return INTERRUPTED if interrupted else code
 
 

@@ -10,8 +10,6 @@ import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from dataset import DATASETS, add_pattern_options, add_reading_options
 from inference import MIN_SIZE
 from net import GLOBAL_BRANCHES
@@ -69,17 +67,6 @@ def odd(text: str) -> int:
     if value % 2 == 0:
         raise argparse.ArgumentTypeError(f"{text} is even; a window has a middle")
     return value
-
-
-def device(text: str) -> str:
-    """Type of --device: the name of a CPU or CUDA device. `use_device` tests if this machine has it."""
-    try:
-        kind = torch.device(text).type
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"device {reprlib.repr(text)}: unknown; choose cpu or cuda") from None
-    if kind not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"device {kind}: training is written for cpu and cuda")
-    return text
 
 
 # ---------------------------------------------------------------------------------------------
@@ -195,7 +182,7 @@ def _loss_options(parser: argparse.ArgumentParser) -> None:
 
 def _performance_options(parser: argparse.ArgumentParser) -> None:
     performance = parser.add_argument_group("performance")
-    performance.add_argument("--device", type=device, default=default_device(), help="cuda, cuda:1 or cpu")
+    performance.add_argument("--device", type=given, default=default_device(), help="cuda, cuda:1 or cpu")
     performance.add_argument("--amp", action=FLAG, help="bfloat16, for NVIDIA GPUs from Ampere on and CPUs with "
                              "AVX-512 BF16, AMX or ARM BF16, ignored on others; the spectral branch, the last convolution, the "
                              "decoder and the losses stay in float32")

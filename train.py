@@ -29,13 +29,10 @@ from tqdm import tqdm
 from dataset import CropDataset, Pair, PairDataset, match_pairs, named_pairs, reader
 from images import DataError
 from recipe import (
-    RECIPE,
-    VERSION,
     TrainingError,
     dropped_init,
     has_validation,
     parse,
-    read_recipe,
     read_state,
     refuse_overwriting_a_run,
 )
@@ -48,18 +45,11 @@ from trainer import (
     Stop,
     Stopped,
     Trainer,
-    build_loss,
-    build_network,
     check_memory,
-    learning_rate,
     say,
     write_once,
     write_or_warn,
 )
-
-# The API of this module: `main` for notebooks, the others for tests.
-__all__ = ["RECIPE", "VERSION", "Trainer", "build_loss", "build_network", "commit", "learning_rate", "main", "parse",
-           "read_recipe"]
 
 CHECK_EVERY = 50        # steps between checks of the loss; each check waits for the GPU
 SAVE_EVERY = 300        # seconds between checkpoints

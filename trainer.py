@@ -19,11 +19,11 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import metrics
 from dataset import CropDataset, PairDataset, crop_batches
 from images import to_image
 from layers import ExactStatistics, batch_norms
 from loss import DistillationLoss, FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SaliencyStructureLoss, SSIMLoss
+from measures import evaluate
 from measures.registry import UndefinedWarning
 from net import AuxiliaryDecoder, RPFNet
 from recipe import NO_TEACHER, VERSION, TrainingError, recipe
@@ -546,7 +546,7 @@ def validate(model: RPFNet, loss: FusionLoss | DistillationLoss, val: PairDatase
         image = to_image(fused[0, 0].float().cpu().numpy())
         with warnings.catch_warnings():     # of a metric that is undefined for a pair, the log shows the mean as nan
             warnings.simplefilter("ignore", UndefinedWarning)
-            rows.append({"val_loss": value} | metrics.evaluate(image, ir[0], vis[0], names=VALIDATION_METRICS))
+            rows.append({"val_loss": value} | evaluate(image, ir[0], vis[0], names=VALIDATION_METRICS))
         if stop:
             raise Stopped
     rows = team.gathered(rows)

@@ -171,20 +171,20 @@ def run(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        return _without_output(1)
+        return _without_output()
     except OSError as error:
         command = os.path.basename(sys.argv[0])
         if error.filename:
             return failed(command, error)
         print(f"{command}: standard output: {error.strerror}", file=sys.stderr)      # which has no file name
-        return _without_output(1)
+        return _without_output()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C during Python's shutdown must not change the code
 
 
-def _without_output(code: int) -> int:
+def _without_output() -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # Python flushes standard output at its end
-    return code
+    return 1
 
 
 def _leave(*_: object) -> None:

@@ -185,9 +185,7 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
         ir, vis = list_images(ir_dir), list_images(vis_dir)
     for folder, images in ((ir_dir, ir), (vis_dir, vis)):
         if not images:
-            inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
-            remedy = f"; subfolders are not read ({listed(inner, 5)}), so name one of them" if inner else ""
-            raise DataError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))}){remedy}")
+            raise DataError(without_images(folder))
     if ir.keys() != vis.keys():
         pairs = _guess(ir, vis)
         if pairs:
@@ -239,6 +237,13 @@ def all_paired(pairs: list[Pair], unpaired: list[str]) -> list[Pair]:
 def spread(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` of the items, at equal distances over the whole list."""
     return [items[i * len(items) // count] for i in range(count)] if count < len(items) else list(items)
+
+
+def without_images(folder: Path) -> str:
+    """A message about a folder without images. It names its subfolders, which are not read."""
+    inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    remedy = f"; subfolders are not read ({listed(inner, 5)}), so name one of them" if inner else ""
+    return f"{folder}: no images ({', '.join(sorted(SUFFIXES))}){remedy}"
 
 
 def listing(title: str, lines: list[str]) -> str:

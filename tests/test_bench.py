@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_written_costs_no_printed_row(monkeypatch, tmp_pat
 
 def test_windows_has_no_load_average(monkeypatch):
     monkeypatch.delattr(bench.os, "getloadavg", raising=False)
-    assert bench.empty_report(bench.build_parser().parse_args(["--device", "cpu"]))["machine"]["load average"] == "unknown"
+    assert bench.empty_report(bench.build_parser().parse_args(["--device", "cpu"]), "")["machine"]["load average"] == "unknown"
 
 
 @pytest.mark.parametrize("size", ["480", "480x", "15x640", "axb", "-480x640"])

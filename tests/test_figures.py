@@ -2,7 +2,6 @@
 import csv
 import re
 import shlex
-from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -55,6 +54,21 @@ def test_a_sheet_names_what_is_missing_and_draws_the_rest(folders, capsys):
     assert run(folders, "sheet", "--fused", f"Same={folders / 'same'}", f"Other={folders / 'other'}") == 1
     assert "no fused image for b" in capsys.readouterr().err
     assert written(folders, "sheet") is not None
+
+
+def test_names_may_have_the_suffix_of_the_files(folders, capsys):
+    args = figures.build_parser().parse_args(["sheet", "--ir", str(folders / "ir"), "--vis", str(folders / "vis"),
+                                              "--out", str(folders / "sheet"), "--names", "b.png", "--names", "a"])
+    assert [pair.name for pair in figures.chosen_pairs(args, [])] == ["b", "a"]
+    assert run(folders, "sheet", "--names", "a.png", "c.png") == 1
+    assert capsys.readouterr().err == "figures.py: --names c.png: no such pair; there are a, b ...\n"
+
+
+@pytest.mark.parametrize("kind, name, code", [("sheet", "infrared", 1), ("spectrum", "visible", 1), ("spectrum", "average", 1),
+                                              ("sheet", "average", 0)])
+def test_a_method_cannot_have_the_name_of_another_column(folders, capsys, kind, name, code):
+    assert run(folders, kind, "--fused", f"{name}={folders / 'same'}") == code
+    assert ("the name " + name + " is taken" in capsys.readouterr().err) == code
 
 
 def test_names_can_hold_dollars_and_accents_in_each_form(folders):
@@ -284,15 +298,6 @@ def test_maps_that_are_compared_have_one_scale(folders):
     assert {*panels} - {*bars} == {"infrared", "visible", "fused"}
 
 
-def test_the_progress_bar_counts_the_stages_and_changes_no_value(monkeypatch):
-    bar = MagicMock()       # its update() returns a value, as that of tqdm does
-    monkeypatch.setattr(figures, "tqdm", bar)
-    model, images = RPFNet(channels=4, stages=2).eval(), torch.rand(2, 1, 1, 32, 32)
-    wanted = model(*images)
-    assert torch.equal(figures.forward(model, *images)[0], wanted)
-    assert bar.return_value.__enter__.return_value.update.call_count == 2
-
-
 def test_phase_changes_the_image_everywhere(folders, capsys):
     assert run(folders, "phase", "--image", folders / "ir" / "a.png", "--box", "36,26,6,6") == 0
     share = float(capsys.readouterr().out.split("one level: ")[1].split("%")[0])
@@ -345,6 +350,17 @@ def test_tradeoff_needs_its_columns(folders, capsys):
     points.unlink()
     assert run(folders, "tradeoff", "--points", points) == 1
     assert capsys.readouterr().err == f"figures.py: --points {points}: No such file or directory\n"
+
+
+def test_tradeoff_shows_all_labels_inside_its_axes(folders):
+    points = folders / "points.csv"
+    points.write_text("method,quality,gflop,parameters\nA,0.43,3.2,1e5\nB,0.5,10,2e4\nLong-Name,0.7,1500,89e6\n")
+    args = figures.build_parser().parse_args(["tradeoff", "--points", str(points), "--out", "x"])
+    figure = figures.draw_tradeoff(args, [])
+    figure.canvas.draw()
+    axis, = figure.axes
+    frame, places = axis.get_window_extent(), [text.get_window_extent() for text in axis.texts]
+    assert all(frame.x0 < place.x0 and place.x1 < frame.x1 and place.y1 < frame.y1 for place in places)
 
 
 def test_tradeoff_reads_the_csv_of_excel_and_names_its_axis(folders):

@@ -18,7 +18,7 @@ from tools.gallery import PAGE, file_names, read_data
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("EN", "SD", "AG", "MSE")
-OPTIONS = ["--metrics", *METRICS, "--workers", "1"]
+SCORES = ["--metrics", *METRICS, "--workers", "1"]
 HOSTILE = "<img src=x onerror=alert(1)> & 100% #ä"
 METHOD = "<b>&amp; 100% ö</b>"
 LEVELS = {"ir": 40, "vis": (60, 120, 200), "Bright": 220, "Flat": 90}      # vis: RGB
@@ -38,8 +38,8 @@ def write_images(root, names):
             write_textured(root / folder / f"{name}.png", level, 1 + (7 * i) % 30)
 
 
-def options(root, *methods):
-    return ["--ir", str(root / "ir"), "--vis", str(root / "vis"), "--out", str(root / "out"), *OPTIONS,
+def options(root, *methods, scores=SCORES):
+    return ["--ir", str(root / "ir"), "--vis", str(root / "vis"), "--out", str(root / "out"), *scores,
             "--fused", *(f"{method}={root / method}" for method in methods)]
 
 
@@ -59,13 +59,13 @@ def root(tmp_path):
 
 def test_the_samples_with_the_images_in_fused_are_the_default(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert gallery.main(OPTIONS) == 1
+    assert gallery.main(SCORES) == 1
     assert "test.py" in capsys.readouterr().err and not Path("report").exists()
     pairs = match_pairs(ROOT / "samples" / "ir", ROOT / "samples" / "vis")
     Path("Fused").mkdir()
     for pair in pairs:
         cv2.imwrite(f"Fused/{pair.name}.png", cv2.imread(str(pair.vis)) // 2)
-    assert gallery.main([*OPTIONS, "--baselines"]) == 0
+    assert gallery.main([*SCORES, "--baselines"]) == 0
     data = read_data(Path("report"))
     assert [source["label"] for source in data["sources"]] == ["Infrared", "Visible", "RPFNet", "average", "max"]
     assert [metric["name"] for metric in data["metrics"] if metric["lower"]] == ["MSE"]
@@ -130,7 +130,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_shown(root, capsys):
 
 
 def test_values_that_are_undefined_are_kept_as_such(root):
-    assert gallery.main([*options(root, "Flat"), "--metrics", "CC", "MS-SSIM", "EN"]) == 0     # MS-SSIM needs 176 x 176
+    assert gallery.main(options(root, "Flat", scores=["--metrics", "CC", "MS-SSIM", "EN"])) == 0     # MS-SSIM needs 176 x 176
     values = read_data(root / "out")["pairs"][0]["scores"][0]
     assert math.isfinite(values[0]) and math.isnan(values[1]) and math.isfinite(values[2])
 
@@ -168,7 +168,7 @@ def test_a_gallery_is_replaced_and_nothing_else(root, capsys):
 def test_the_images_of_a_gallery_are_not_removed_to_show_them(root, capsys):
     assert gallery.main(options(root, "Flat")) == 0
     before = files(root / "out")
-    inside = [*options(root, "Flat"), "--fused", f"Flat={root / 'out' / 'images' / 'Flat'}"]
+    inside = [*options(root), f"Flat={root / 'out' / 'images' / 'Flat'}"]
     assert gallery.main(inside) == 1
     assert "lies in it" in capsys.readouterr().err and files(root / "out") == before
 

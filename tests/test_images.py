@@ -13,6 +13,7 @@ from images import (
     luma,
     read_gray,
     read_ir,
+    read_result,
     read_vis,
     split_colour,
     to_image,
@@ -258,3 +259,12 @@ def test_nearly_gray_infrared_of_16_bits_is_no_colour_map(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_ir(path, (0, 65535))
+
+
+@pytest.mark.parametrize("top, noted", [(4095, True), (16383, True), (16384, False)])
+def test_a_dark_result_of_16_bits_is_noted(tmp_path, top, noted):
+    path = save(tmp_path / "a.png", np.linspace(0, top, 600).astype(np.uint16).reshape(20, 30))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert read_result(path).max() == round(top / 257)
+    assert bool(caught) == noted and all("too dark" in str(warning.message) for warning in caught)

@@ -18,6 +18,7 @@ import pytest
 from metric_images import quietly, trio
 
 import metrics
+from dataset import Pair
 from images import read_gray
 from measures.tables import Runnings, escape
 from metrics import METRICS, evaluate
@@ -275,8 +276,8 @@ def test_fused_images_with_a_suffix_need_a_pattern(tree, capsys):
     run = ["--fused", f"A={tree / 'ours'}", "--metrics", "EN", "--workers", 1]
     assert command(tree, *run) == 1
     assert capsys.readouterr().err == (
-        f"skipped: {tree / 'ours'}: none of its 3 images has the name of a pair, such as 1; give the right folder, or the "
-        "pattern of these names, as in --fused-pattern '*_fused'\n")
+        f"skipped: {tree / 'ours'}: none of its 3 images (1_fused.png, 2_fused.png and 1 more) has the name of a pair, such "
+        "as 1; give the right folder, or --fused-pattern '*_fused'\n")
     assert command(tree, *run, "--fused-pattern", "*_fused") == 0
     assert "means over 3 images" in capsys.readouterr().out
     run[1:1] = [f"B={tree / 'plain'}"]
@@ -289,15 +290,32 @@ def test_fused_images_with_a_suffix_need_a_pattern(tree, capsys):
     assert "--fused-pattern goes with --fused" in capsys.readouterr().err
 
 
+def test_an_option_for_several_methods_can_stand_several_times(tree, capsys):
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--fused", f"B={tree / 'ours'}", "--metrics", "EN", "--metrics", "SD",
+                   "--workers", 1) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    assert [line[0] for line in lines[-2:]] == ["A", "B"] and {"EN", "SD"} <= {*lines[1]}
+
+
+def test_folders_without_matching_images_are_explained(tmp_path):
+    pairs = [Pair(name, tmp_path / "ir.png", tmp_path / "vis.png") for name in ("00", "001", "7")]
+    for name in ("other/Mine_001_x.png", "nested/inner/001.png", "part/7.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    _, problems = metrics.match_methods(pairs, {name: tmp_path / name for name in ("other", "nested", "part")})
+    assert "none of its 1 images (Mine_001_x.png) has the name of a pair" in problems[0]
+    assert problems[0].endswith("or --fused-pattern 'Mine_*_x'")
+    assert problems[1].endswith("; subfolders are not read (inner), so name one of them")
+    assert problems[2:] == [f"{tmp_path / 'part'}: no fused image for 00, 001"]
+
+
 def test_an_image_is_not_taken_from_the_pair_of_its_exact_name(tmp_path):
-    from dataset import Pair
     (tmp_path / "1.png").write_bytes(b"")
     pairs = [Pair(name, tmp_path / "ir.png", tmp_path / "vis.png") for name in ("01", "1")]
     assert metrics.match_fused(pairs, tmp_path) == ({"1": tmp_path / "1.png"}, [f"{tmp_path}: no fused image for 01"], [])
 
 
 def test_fused_images_match_whatever_form_their_accents_have(tmp_path):
-    from dataset import Pair
     (tmp_path / "cafe\u0301.png").write_bytes(b"")
     pairs = [Pair("caf\u00e9", tmp_path / "ir.png", tmp_path / "vis.png")]
     assert metrics.match_fused(pairs, tmp_path) == ({"caf\u00e9": tmp_path / "cafe\u0301.png"}, [], [])
@@ -495,7 +513,8 @@ def test_interrupt_keeps_what_is_done(tree, capsys, monkeypatch):
     monkeypatch.setattr(metrics, "score_all", interrupted)
     code = command(tree, "--fused", f"A={tree / 'ours'}", "--csv", tree / "out.csv", "--workers", 1)
     output = capsys.readouterr()
-    assert code == 130 and "means over 2 images" in output.out and "interrupted" in output.err
+    assert code == 130 and "means over 2 images" in output.out
+    assert f"interrupted after 2 of 3 images; the rows above and {tree / 'out.csv'} hold only these" in output.err
     assert len((tree / "out.csv").read_text().splitlines()) == 3
 
 

@@ -550,11 +550,11 @@ def test_the_default_checkpoint_is_shipped():
 
 @pytest.mark.parametrize("path", shipped())
 def test_shipped_checkpoints_load_and_their_recipe_is_beside_them(path):
-    import train
+    import recipe
 
     model = RPFNet.from_pretrained(path)
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    assert about["config"] == model.config and about["steps"] > 0 and about["version"] <= train.VERSION
+    assert about["config"] == model.config and about["steps"] > 0 and about["version"] <= recipe.VERSION
     assert completed(about["recipe"], path.name)["stages"] == model.config["stages"]
     assert about["command"] and about["commit"]
     fused = model(*random_pair(1, 64, 64))

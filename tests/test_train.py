@@ -19,6 +19,7 @@ import torch
 from conftest import random_pair, write_roadscene
 from training import TINY, fail_to_write, interrupt_at, rows, said, same_weights
 
+import recipe
 import train
 import trainer
 from dataset import CropDataset, PairDataset, match_pairs, named_pairs
@@ -214,11 +215,11 @@ def test_amp_is_used_where_the_machine_has_bfloat16_and_files_say_so(folders, tm
 
 
 def test_step_schedule_halves_at_each_fifth():
-    rates = [train.learning_rate(1e-3, "step", p) for p in (0, 0.199, 0.2, 0.5, 0.99, 1.2)]
+    rates = [trainer.learning_rate(1e-3, "step", p) for p in (0, 0.199, 0.2, 0.5, 0.99, 1.2)]
     assert rates == [1e-3, 1e-3, 5e-4, 2.5e-4, 6.25e-5, 6.25e-5]
-    assert train.learning_rate(1e-3, "cosine", 0.5) == pytest.approx(5e-4)
+    assert trainer.learning_rate(1e-3, "cosine", 0.5) == pytest.approx(5e-4)
     with pytest.raises(ValueError, match="warmup"):
-        train.learning_rate(1e-3, "warmup", 0.5)
+        trainer.learning_rate(1e-3, "warmup", 0.5)
 
 
 def test_same_seed_same_weights_and_another_seed_others(folders, tmp_path):
@@ -235,13 +236,13 @@ def test_crops_that_other_processes_read_give_the_same_weights(folders, tmp_path
 
 @pytest.mark.parametrize("options, name", [([], "SIGINT"), (["--amp"], "SIGTERM"), (["--recipe", "contrast"], "SIGHUP")], ids=str)
 def test_a_run_cut_in_mid_epoch_and_resumed_is_the_whole_run_bit_for_bit(folders, tmp_path, options, name, monkeypatch):
-    recipe = [*options, *folders, *TINY, "--steps", "8"]
-    assert train.main([*recipe, "--out", str(tmp_path / "whole")]) == 0
+    options = [*options, *folders, *TINY, "--steps", "8"]
+    assert train.main([*options, "--out", str(tmp_path / "whole")]) == 0
     received = getattr(signal, name, None)
     if received is None or signal.getsignal(received) is signal.SIG_IGN:
         pytest.skip(f"this system has no {name}, or the shell ignores it")
     interrupt_at(4, monkeypatch, received)
-    assert train.main([*recipe, "--out", str(tmp_path / "cut")]) == 128 + received
+    assert train.main([*options, "--out", str(tmp_path / "cut")]) == 128 + received
     assert torch.load(tmp_path / "cut" / "last.pth", weights_only=True)["step"] == 4
     monkeypatch.undo()
     assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
@@ -358,7 +359,7 @@ def test_best_weights_load_and_carry_their_origin(folders, tmp_path):
     about = json.loads((tmp_path / "best.json").read_text())
     assert about["steps"] == 3 and about["recipe"]["seed"] == 0 and about["config"] == model.config
     assert about["command"].startswith("python train.py --ir ") and about["command"].split()[-1] == str(tmp_path)
-    assert about["version"] == train.VERSION and about["commit"] == train.commit()
+    assert about["version"] == recipe.VERSION and about["commit"] == train.commit()
     assert torch.__version__.startswith(about["packages"]["torch"])
     assert {"python", "numpy", "kornia"} <= about["packages"].keys()
     last = RPFNet.from_pretrained(tmp_path / "last.pth")
@@ -528,7 +529,7 @@ def test_a_signal_ends_statistics_and_validation_at_once(tmp_path, monkeypatch, 
     run = ["--data", str(tmp_path / "set"), *TINY, "--steps", "6", "--val-every", "1"]
     run += ["--fixed-statistics", "0.34"] if step == 4 else []
     assert train.main([*run, "--out", str(tmp_path / "whole")]) == 0
-    place, name = {"statistics": (trainer.ExactStatistics, "add"), "validation": (trainer.metrics, "evaluate")}[part]
+    place, name = {"statistics": (trainer.ExactStatistics, "add"), "validation": (trainer, "evaluate")}[part]
     done, calls = getattr(place, name), []
 
     def interrupted(*inputs, **options):
@@ -584,13 +585,13 @@ def test_the_recipe_of_a_run_from_given_weights_says_that_it_drops_them(folders,
 
 def test_a_run_by_time_that_ends_in_a_validation_takes_no_further_step(tmp_path, monkeypatch):
     write_roadscene(tmp_path / "set")
-    evaluate, now = trainer.metrics.evaluate, [0.0]
+    evaluate, now = trainer.evaluate, [0.0]
     monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
 
     def slow(*images, **options):
         now[0] += 10
         return evaluate(*images, **options)
-    monkeypatch.setattr(trainer.metrics, "evaluate", slow)
+    monkeypatch.setattr(trainer, "evaluate", slow)
     run = ["--data", str(tmp_path / "set"), *TINY, "--max-minutes", "2", "--val-every", "1"]
     assert train.main([*run, "--out", str(tmp_path / "out")]) == 0
     assert [row["step"] for row in rows(tmp_path / "out")] == ["3"]     # 40 pairs take 400 seconds
@@ -756,6 +757,12 @@ def test_options_change_the_weights(folders, tmp_path, plain, option):
     assert not same_weights(plain, tmp_path)
 
 
+@pytest.mark.parametrize("device", ["meta", "mps", "nonsense"])
+def test_an_unknown_device_is_refused_before_any_data_is_read(folders, tmp_path, capsys, device):
+    assert train.main([*folders, *TINY, "--device", device, "--out", str(tmp_path / "out")]) == 1
+    assert f"device {device}" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("options", [[], ["--amp", "--recipe", "contrast"]], ids=str)
 def test_training_on_a_gpu_resumes_and_its_weights_load(folders, tmp_path, monkeypatch, options):
@@ -821,7 +828,7 @@ def validated(folders, monkeypatch):
     pairs = PairDataset(match_pairs(folders[1], folders[3]))
     monkeypatch.setattr("recipe.has_validation", lambda args: True)
     monkeypatch.setattr(train, "load_data", lambda args: (pairs, pairs))
-    monkeypatch.setattr(trainer.metrics, "evaluate", lambda *_, **__: dict.fromkeys(trainer.VALIDATION_METRICS, 0.0))
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: dict.fromkeys(trainer.VALIDATION_METRICS, 0.0))
     return pairs
 
 
@@ -895,13 +902,13 @@ def test_val_every_0_loads_no_validation_pairs(tmp_path):
 
 
 def test_the_cosine_schedule():
-    rates = [train.learning_rate(2.0, "cosine", progress) for progress in (0, 0.25, 0.5, 1, 1.2)]
+    rates = [trainer.learning_rate(2.0, "cosine", progress) for progress in (0, 0.25, 0.5, 1, 1.2)]
     assert rates == pytest.approx([2, 1 + 0.5**0.5, 1, 0, 0])
 
 
 def test_validation_scores_the_fused_images(folders, monkeypatch):
     pairs, model, seen = PairDataset(match_pairs(folders[1], folders[3])), RPFNet(channels=4, stages=1), []
-    monkeypatch.setattr(trainer.metrics, "evaluate", lambda *images, names: seen.append(images) or dict.fromkeys(names, 1.0))
+    monkeypatch.setattr(trainer, "evaluate", lambda *images, names: seen.append(images) or dict.fromkeys(names, 1.0))
     with trainer.Stop() as stop:
         trainer.validate(model, FusionLoss.paper(), pairs, torch.device("cpu"), stop)
     for (fused, *sources), pair in zip(seen, pairs.items, strict=True):

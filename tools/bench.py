@@ -23,7 +23,6 @@ import importlib
 import json
 import os
 import re
-import shlex
 import signal
 import statistics
 import sys
@@ -51,7 +50,7 @@ from recipe import parse
 from support.console import INTERRUPTED, complain, end_with_parent, failed, first_line, one_line, positive
 from support.console import run as run_command
 from support.outputs import check_place, write_atomically
-from support.records import commit, processor
+from support.records import command_line, commit, processor
 from support.runtime import check_device, default_device, exact_convolutions, keep_freed_memory
 from tools.released import ReleasedNet
 from trainer import Trainer
@@ -262,13 +261,13 @@ def check_options(args: argparse.Namespace) -> None:
     check_device(args.device)
 
 
-def empty_report(args: argparse.Namespace) -> dict:
+def empty_report(args: argparse.Namespace, command: str) -> dict:
     """A report without rows: the machine, and how it is used."""
     return {"rows": [], "failed": {}, "machine": {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else processor(),
         "threads": args.threads, "load average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else "unknown",
         "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "commit": commit(),
-        "command": shlex.join(["python", *sys.argv])}}
+        "command": command}}
 
 
 def run(args: argparse.Namespace, report: dict) -> None:
@@ -297,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return failed("bench.py", one_line(error))
     if args.markdown:
         return print_again(args.markdown)
-    report = empty_report(args)
+    report = empty_report(args, command_line("tools/bench.py", argv))
     try:
         run(args, report)
     except OSError as error:

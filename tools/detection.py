@@ -315,11 +315,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_reading_options(average)
 
     preparing = actions.add_parser("prepare", help="make a YOLO data set of each method's images")
-    preparing.add_argument("--images", type=named_folder, nargs="+", required=True, metavar="NAME=DIR",
+    preparing.add_argument("--images", type=named_folder, nargs="+", action="extend", required=True, metavar="NAME=DIR",
                            help="name of each method and folder of its 8-bit images, named as the label files")
     preparing.add_argument("--labels", type=given_path, required=True, metavar="DIR",
                            help="folder of the boxes, NAME.xml (VOC) or NAME.txt (YOLO)")
-    preparing.add_argument("--classes", nargs="+", metavar="NAME", help="class names in the order of their numbers "
+    preparing.add_argument("--classes", nargs="+", action="extend", metavar="NAME",
+                           help="class names in the order of their numbers "
                            "(default, for VOC only: People Car Bus Motorcycle Lamp Truck, as in M3FD)")
     preparing.add_argument("--out", type=given_path, required=True, metavar="DIR",
                            help="folder of the data sets; its name is the name of the data set in the results")
@@ -340,7 +341,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=given_path, required=True, metavar="DIR", help="the folder --out of prepare")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods (default: all in --data)")
+    parser.add_argument("--methods", nargs="+", action="extend", metavar="NAME",
+                        help="only these methods (default: all in --data)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED",
                         help="seeds of the trainings (default: 0)")
     parser.add_argument("--epochs", type=positive, default=100, help="number of epochs (default: 100)")

@@ -217,7 +217,7 @@ def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[
 
     Raises DataError if too few remain for a split, or if a name that cannot be used is present in the data set.
     """
-    boxes = {}
+    boxes, unusable = {}, []
     for name in tqdm(names, desc="checking", unit="image", leave=False, disable=None):
         try:
             size = check_images([files[name] for files in (present, *methods.values()) if name in files])
@@ -225,7 +225,8 @@ def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[
         except DataError as error:
             if name in present:     # without this image, the method would have another split
                 raise
-            problems.append(str(error))
+            unusable.append(str(error))
+    problems[:0] = unusable         # before the missing files, which are often intended
     if len(boxes) < len(SHARES):
         raise DataError(f"{len(boxes)} usable image(s); a split needs more: " + "; ".join(problems[:3]))
     return boxes

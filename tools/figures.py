@@ -36,6 +36,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import LogFormatter
 except ModuleNotFoundError:
     sys.exit("figures.py: matplotlib is missing; python -m pip install -r requirements-figures.txt")
 
@@ -45,9 +46,9 @@ sys.path.insert(0, str(ROOT))
 from dataset import Pair, Reader, reader, sources_or_samples
 from images import DataError, luma, read_gray
 from loss import adaptive_weight
-from measures.tables import Running
-from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused, read_fused
-from net import AuxiliaryDecoder, Features, RPFNet
+from measures.tables import Runnings
+from metrics import BASELINES, add_image_options, baseline, collect_methods, match_fused, read_methods
+from net import AuxiliaryDecoder, RPFNet
 from pipeline import PAIR_ERRORS
 from recipe import NO_TEACHER, TrainingError, completed
 from support.console import failed, finished, given, noted, positive, refuse_unused
@@ -74,17 +75,22 @@ FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
 def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
-    """The pairs in --names, in this order, or the first --count pairs. Raises DataError for an unknown name."""
+    """The pairs in --names, in this order, or the first --count pairs. Raises DataError for an unknown name.
+
+    A name may have the suffix of an image file.
+    """
     pairs, unpaired = sources_or_samples(args)
     problems += unpaired
     refuse_inputs(args, [path for pair in pairs for path in (pair.ir, pair.vis)])
     if not args.names:
         return pairs[:args.count] if args.count else pairs
     by_name = {composed(pair.name): pair for pair in pairs}
-    missing = [name for name in args.names if composed(name) not in by_name]
+    stems = {name: Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name for name in args.names}
+    chosen = {name: by_name.get(composed(name)) or by_name.get(composed(stem)) for name, stem in stems.items()}
+    missing = [name for name, pair in chosen.items() if not pair]
     if missing:
         raise DataError(f"--names {' '.join(missing)}: no such pair; there are {', '.join(list(by_name)[:5])} ...")
-    return [by_name[composed(name)] for name in args.names]
+    return [chosen[name] for name in args.names]
 
 
 def plain(name: str) -> str:
@@ -113,7 +119,8 @@ def readable(pairs: Sequence[Pair], problems: list[str], read: Reader) -> Iterat
 def fused_images(args: argparse.Namespace, pairs: Sequence[Pair], problems: list[str]) -> dict[str, dict[str, Path]]:
     """{method: {name of the pair: file}} for --fused. Missing images are added to `problems`."""
     methods = {}
-    for name, folder in collect_methods(args.fused).items():
+    taken = ("infrared", "visible", *(BASELINES if args.kind == "spectrum" else ()))      # drawn beside the methods
+    for name, folder in collect_methods(args.fused, taken).items():
         # --names leaves out pairs, so others are no problem.
         methods[name], missing, _ = match_fused(pairs, folder, args.fused_pattern)
         problems += missing
@@ -162,11 +169,11 @@ def centred(box: Box, score: np.ndarray) -> Box:
     return x, y, width, height
 
 
-def chosen_boxes(texts: Sequence[str], ir: np.ndarray, vis: np.ndarray) -> list[Box]:
+def chosen_boxes(texts: list[str] | None, ir: np.ndarray, vis: np.ndarray) -> list[Box]:
     """What --box asks for on a sheet."""
-    if list(texts) == ["none"]:
+    if texts == ["none"]:
         return []
-    return auto_boxes(ir, vis) if list(texts) == ["auto"] else given_boxes(texts, ir.shape)
+    return auto_boxes(ir, vis) if texts in (None, ["auto"]) else given_boxes(texts, ir.shape)
 
 
 def given_boxes(texts: Sequence[str], size: tuple[int, int], most: int = 2) -> list[Box]:
@@ -199,24 +206,14 @@ def draw_sheet(args: argparse.Namespace, problems: list[str]) -> Figure:
     for row, (pair, ir, vis) in zip(axes, tqdm(pairs, desc="drawing", unit="row", leave=False, disable=None)):
         boxes = chosen_boxes(args.box, ir, luma(vis))
         corners = inset_corners(boxes, ir.shape)
-        images = [ir, vis, *(method_image(files.get(pair.name), ir.shape, problems) for files in methods.values())]
+        fused = read_methods(pair, methods, ir.shape, problems)
+        images = [ir, vis, *map(fused.get, methods)]
         for axis, title, image in zip(row, titles, images):
             draw_panel(axis, image, boxes, corners)
             if pair is pairs[0][0]:
                 axis.set_title(plain(title), fontsize=9)
         row[0].set_ylabel(plain(pair.name), fontsize=8)
     return figure
-
-
-def method_image(path: Path | None, size: tuple[int, int], problems: list[str]) -> np.ndarray | None:
-    """Read a fused image; None, with a line in `problems`, if it cannot be read or its size is not (H, W) = size."""
-    if path is None:
-        return None
-    try:
-        return read_fused(path, size)
-    except DataError as error:
-        problems.append(str(error))
-        return None
 
 
 def inset_corners(boxes: Sequence[Box], size: tuple[int, int]) -> tuple[Corner, ...]:
@@ -275,7 +272,7 @@ def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
     args.count = 1      # without --names; --count is refused by check_options
     pair, *images = next(readable(chosen_pairs(args, problems), problems, reader(args)))
     ir, vis = (torch.from_numpy(luma(x))[None, None].float() / 255 for x in images)
-    fused, features = forward(model, ir, vis)
+    fused, features = model(ir, vis, return_features=True)
     residuals = [f.residual for f in features if f.residual is not None]
     first = {"infrared": (ir, GRAY), "visible": (vis, GRAY), "M": (ir - vis, SIGNED), "fused": (fused, GRAY)}
     if recipe.get("teacher") == NO_TEACHER:         # with a teacher, the loss has neither w nor M'
@@ -300,17 +297,6 @@ def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
                 figure.colorbar(drawn, ax=axis).ax.tick_params(labelsize=6)
     figure.suptitle(f"{plain(pair.name)}. F_F and F_R: means over the channels", fontsize=9)
     return figure
-
-
-def forward(model: RPFNet, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, list[Features]]:
-    """The fused image and the features of each stage, with a progress bar if it takes more than two seconds."""
-    with tqdm(total=len(model.stages), desc="stages", unit="stage", delay=2, leave=False, disable=None) as bar:
-        def count(*_: object) -> None:      # tqdm.update returns a value, which would replace the output of the stage
-            bar.update()
-
-        for stage in model.stages:
-            stage.register_forward_hook(count)
-        return model(ir, vis_y, return_features=True)
 
 
 def on_one_scale(name: str, features: Sequence[Tensor]) -> dict[str, tuple[np.ndarray, dict]]:
@@ -376,10 +362,7 @@ def draw_spectrum(args: argparse.Namespace, problems: list[str]) -> Figure:
     for pair, ir, colour in readable(pairs, problems, reader(args)):
         vis = luma(colour)
         images = {name: baseline(name, ir, vis) for name in BASELINES}
-        for name, files in methods.items():
-            fused = method_image(files.get(pair.name), ir.shape, problems)
-            if fused is not None:
-                images[name] = luma(fused)
+        images |= {name: luma(image) for name, image in read_methods(pair, methods, ir.shape, problems).items()}
         rows += [{"image": pair.name, "method": name} | spectral_numbers(image, ir, vis)
                  for name, image in images.items()]
         first = first or {"infrared": ir, "visible": vis, **images}     # no other pair is kept in memory
@@ -406,12 +389,12 @@ def spectra_and_bars(first: dict[str, np.ndarray], rows: Sequence[dict]) -> Figu
     upper.colorbar(drawn, ax=axes).ax.tick_params(labelsize=6)
     upper.suptitle(f"{plain(rows[0]['image'])}: log power spectral density", fontsize=9)
     methods = list(dict.fromkeys(row["method"] for row in rows))
+    runnings = {method: Runnings(numbers) for method in methods}
+    for row in rows:
+        runnings[row["method"]].add(row)
     for axis, number in zip(lower.subplots(1, len(numbers)), numbers):
-        runnings = {method: Running() for method in methods}
-        for row in rows:
-            runnings[row["method"]].add(row[number])
-        means = [running.mean for running in runnings.values()]
-        counts = [running.count for running in runnings.values()]
+        means = [running[number].mean for running in runnings.values()]
+        counts = [running[number].count for running in runnings.values()]
         names = methods if len({*counts}) == 1 else [f"{name} ({count} images)" for name, count in zip(methods, counts)]
         bars = axis.barh([*map(plain, names)], means, color=["0.7" if method in BASELINES else "C0" for method in methods])
         axis.bar_label(bars, fmt="%.3f", fontsize=7)
@@ -457,9 +440,14 @@ def draw_tradeoff(args: argparse.Namespace, problems: list[str]) -> Figure:
     largest = max(point[3] for point in points)
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
     for name, quality, gflop, parameters in points:
-        axis.scatter(gflop, quality, s=20 + 800 * parameters / largest, alpha=0.6)
-        axis.annotate(f"{plain(name)}, {parameters / 1e6:.2f} M", (gflop, quality), fontsize=7, ha="center")
+        area = 20 + 800 * parameters / largest
+        axis.scatter(gflop, quality, s=area, alpha=0.6)
+        axis.annotate(f"{plain(name)}, {parameters / 1e6:.2f} M", (gflop, quality), fontsize=7, ha="center",
+                      xytext=(0, math.sqrt(area) / 2 + 2), textcoords="offset points")      # above the point
     axis.set(xscale="log", xlabel="GFLOP", ylabel=args.quality)
+    for set_formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        set_formatter(LogFormatter())       # 20 in place of 2 x 10^1
+    axis.margins(0.16)                      # room for the labels of the outermost points
     axis.grid(alpha=0.3)
     return figure
 
@@ -495,7 +483,7 @@ def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
     image = read_gray(args.image).astype(np.float64) / 255
     centre = (image.shape[1] // 2 + image.shape[1] // 16, image.shape[0] // 2 + image.shape[0] // 16)
     automatic = f"{centre[0]},{centre[1]},{image.shape[1] // 16},{image.shape[0] // 16}"
-    texts = [automatic] if args.box == ["auto"] else args.box
+    texts = [automatic] if args.box in (None, ["auto"]) else args.box
     box, = given_boxes(texts, image.shape, most=1)
     changed = turn_phase(image, box)
     magnitude = np.abs(np.fft.fftshift(np.fft.fft2(image)))
@@ -531,11 +519,11 @@ def build_parser() -> argparse.ArgumentParser:
                         "a .pdf file; in a folder that exists, KIND.png and KIND.pdf (default: figures/KIND)")
     parser.add_argument("--dpi", type=positive, default=200, help="resolution of raster images (default: 200)")
     pairs = add_image_options(parser)       # for sheet, features and spectrum
-    pairs.add_argument("--names", nargs="+", help="only these pairs (default: all; features: the first)")
+    pairs.add_argument("--names", nargs="+", action="extend", help="only these pairs (default: all; features: the first)")
     pairs.add_argument("--count", type=positive, help="only the first COUNT pairs")
     other = parser.add_argument_group("options of one kind")
-    other.add_argument("--box", nargs="+", default=["auto"], metavar="X,Y,W,H", help="sheet: one or two boxes to "
-                       "magnify, auto (a hot target and a textured region) or none; phase: box in the centred spectrum")
+    other.add_argument("--box", nargs="+", action="extend", metavar="X,Y,W,H", help="sheet: one or two boxes to magnify, "
+                       "auto (the default: a hot target and a textured region) or none; phase: box in the centred spectrum")
     other.add_argument("--checkpoint", type=given, default="contrast", metavar="NAME|FILE", help="features: the network; a "
                        "last.pth of train.py also gives M', the output of the auxiliary decoder, if L_SS trained it")
     other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image to this file, which is "

@@ -47,7 +47,7 @@ from metrics import (
     cores,
     match_methods,
     rank_of_ranks,
-    read_fused,
+    read_methods,
 )
 from support.console import complain, failed, finished, noted, positive, printable
 from support.console import run as run_command
@@ -70,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("scores")
     what.add_argument("--protocol", default="definition", choices=PROTOCOLS,
                       help="the arithmetic of the scores, see metrics.py --help (default: %(default)s)")
-    what.add_argument("--metrics", nargs="+", metavar="NAME", help="only these metrics (default: all of the protocol); "
+    what.add_argument("--metrics", nargs="+", action="extend", metavar="NAME",
+                      help="only these metrics (default: all of the protocol); "
                       "a few fast ones (EN SD AG) save most of the time of a large gallery")
     what.add_argument("--workers", type=positive, default=cores(),
                       help="number of processes (default: all cores, %(default)s)")
@@ -209,13 +210,7 @@ class Gallery:
         except DataError as error:
             self.problems.append(str(error))
             return {}
-        pictures = dict(zip(SOURCES, (ir, vis)))
-        for method, paths in self.methods.items():
-            if pair.name in paths:
-                try:
-                    pictures[method] = read_fused(paths[pair.name], ir.shape)
-                except DataError as error:
-                    self.problems.append(str(error))
+        pictures = dict(zip(SOURCES, (ir, vis))) | read_methods(pair, self.methods, ir.shape, self.problems)
         return pictures | {name: baseline(name, ir, luma(vis)) for name in self.baselines}
 
     def _write(self, name: str, pictures: dict[str, np.ndarray]) -> None:

@@ -30,10 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset import Pair, Reader, reader
 from images import DataError, luma
 from loss import above_deviation, adaptive_weight
-from measures.tables import aligned, csv_cell
+from measures.tables import Runnings, aligned, csv_cell
 from metrics import (
     BASELINES,
-    Running,
     Task,
     add_image_options,
     baseline,
@@ -401,12 +400,11 @@ class Survey:
         """Names of the measured images, in order."""
         return list(dict.fromkeys(image for image, _ in self.values))
 
-    def means(self, methods: Sequence[str], names: Sequence[str]) -> dict[str, list[Running]]:
-        """{method: running mean of each measure}, over the images that define it."""
-        result = {method: [Running() for _ in names] for method in methods}
+    def means(self, methods: Sequence[str], names: Sequence[str]) -> dict[str, Runnings]:
+        """{method: running means}, over the images that define a measure."""
+        result = {method: Runnings(names) for method in methods}
         for (_, method), values in self.values.items():
-            for name, running in zip(names, result[method]):
-                running.add(values.get(name, math.nan))
+            result[method].add(dict.fromkeys(names, math.nan) | values)
         return result
 
 
@@ -428,8 +426,8 @@ def rows_of(survey: Survey, methods: Sequence[str], names: Sequence[str], each: 
     if each:
         rows += [(image, method, [survey.values[image, method].get(name, math.nan) for name in names])
                  for image in survey.images() for method in methods if (image, method) in survey.values]
-    rows += [("mean", method, [running.mean for running in row]) for method, row in means.items()]
-    return rows + [("images", method, [running.count for running in row]) for method, row in means.items()]
+    rows += [("mean", method, [*row.means.values()]) for method, row in means.items()]
+    return rows + [("images", method, [running.count for running in row.values()]) for method, row in means.items()]
 
 
 def write_rows(path: Path, rows: Rows, names: Sequence[str]) -> None:

@@ -24,10 +24,10 @@ from tqdm import trange
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import metrics
 from dataset import PairDataset, named_pairs
 from images import DataError
 from loss import FrequencyContrastiveLoss, FusionLoss, LuminanceLoss, SSIMLoss, above_deviation, adaptive_weight
+from measures import evaluate
 from measures.tables import aligned
 from pipeline import PAIR_ERRORS
 from support.console import INTERRUPTED, complain, failed, noted, positive
@@ -94,7 +94,7 @@ def score(fused: Tensor, ir: Tensor, vis_y: Tensor) -> dict[str, float]:
     """Means of the measures over the crops. In each tensor, the second half are the dimmed crops."""
     half = len(ir) // 2
     levels = [np.uint8(x[:half, 0].mul(255).round().numpy()) for x in (fused, ir, vis_y)]
-    rows = [metrics.evaluate(*images, names=METRICS) for images in zip(*levels)]
+    rows = [evaluate(*images, names=METRICS) for images in zip(*levels)]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in METRICS}
     rest, hot = 1 - adaptive_weight(ir, vis_y)[:half], above_deviation(ir)[:half]
     means["background"] = ((fused[:half] * rest).sum() / (vis_y[:half] * rest).sum()).item()

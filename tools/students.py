@@ -74,7 +74,7 @@ def compare(networks: dict[str, RPFNet], pairs: Sequence[Pair], label: str) -> d
             seconds[name].append(time.process_time() - start)
         units = {name: torch.from_numpy(image) / 255 for name, image in fused.items()}
         for name, image in fused.items():
-            values = metrics.evaluate(image, ir, vis, PROTOCOLS["definition"].evaluated, SCORES)
+            values = metrics.evaluate(image, ir, vis, names=SCORES)
             if name in students:
                 values["PSNR"] = psnr(units[name], units[first])
             means[name].add(values)

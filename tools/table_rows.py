@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 import metrics
@@ -57,21 +56,17 @@ class TableError(Exception):
 
 
 class Protocol(NamedTuple):
-    """The six columns of a table, and the protocol of `metrics.evaluate` that computes them."""
-    evaluated: str
+    """The six columns of a table."""
     names: tuple[str, ...]
+    headings: tuple[str, ...]       # the columns as they are printed; the paper calls the average gradient SF
     title: str
 
-    @property
-    def headings(self) -> tuple[str, ...]:
-        """The columns as they are printed. The paper calls the average gradient SF."""
-        return tuple(metrics.PAPER_COLUMNS) if self.evaluated == "paper" else self.names
 
-
-PROTOCOLS = {
-    "paper": Protocol("paper", ("EN", "SF", "SD", "CC", "SCD", "VIFF"),
+DEFINED = ("EN", "SF", "SD", "CC", "SCD", "VIF")
+PROTOCOLS = {       # {protocol of `metrics.evaluate`: columns}
+    "paper": Protocol(("EN", "SF", "SD", "CC", "SCD", "VIFF"), tuple(metrics.PAPER_COLUMNS),
                       "protocol paper: SF holds the average gradient, SD and VIFF are those of toolbox"),
-    "definition": Protocol("definition", ("EN", "SF", "SD", "CC", "SCD", "VIF"), "protocol definition"),
+    "definition": Protocol(DEFINED, DEFINED, "protocol definition"),
 }
 METRICS = tuple(dict.fromkeys(name for protocol in PROTOCOLS.values() for name in protocol.names))
 
@@ -275,7 +270,7 @@ def score(pairs: Sequence[Pair], fuse: Fuse, label: str) -> dict[str, dict[str, 
         fused = fuse(pair, ir, vis)
         for key, protocol in PROTOCOLS.items():
             # Columns are matched by position, because a protocol can use other names for its columns.
-            values = metrics.evaluate(fused, ir, vis, protocol.evaluated, protocol.names).values()
+            values = metrics.evaluate(fused, ir, vis, key, protocol.names).values()
             means[key].add(dict(zip(protocol.names, values)))
     return {key: running.means for key, running in means.items()}
 
@@ -574,18 +569,11 @@ def provenance(args: argparse.Namespace, device: str | None = None) -> dict[str,
     return {"command": args.command, "commit": args.commit, "machine": machine(device)}
 
 
-class Zeros(nn.Module):
-    """Returns zeros with the shape of the input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
 def without_spectrum(model: RPFNet) -> RPFNet:
     """A copy in which the FDFM is only its 3 x 3 block, because its spectrum is replaced by zeros."""
     model = copy.deepcopy(model)
     for stage in model.stages:
-        stage.fdfm.spectral = Zeros()
+        stage.fdfm.spectral.register_forward_hook(lambda module, inputs, spectrum: torch.zeros_like(spectrum))
     return model
 
 
@@ -634,7 +622,7 @@ def score_parts(model: RPFNet, pairs: Sequence[Pair], label: str) -> dict[str, d
         hot = ir > ir.mean() + ir.std()
         pictures = {part: fuse(ir, vis) for part, fuse in parts.items()}
         for part, fused in pictures.items():
-            values = metrics.evaluate(fused, ir, vis, PROTOCOLS["definition"].evaluated, ("EN", "SF", "VIFF"))
+            values = metrics.evaluate(fused, ir, vis, names=("EN", "SF", "VIFF"))
             values["change"] = float(np.abs(fused.astype(float) - pictures["whole"]).mean())
             values["all hot"] = float(fused[hot].mean() / ir[hot].mean()) if hot.any() else math.nan
             means[part].add(values)

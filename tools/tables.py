@@ -286,20 +286,21 @@ def build_parser() -> argparse.ArgumentParser:
     output.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="paper: columns as computed in "
                         "the paper; definition: columns by the metrics' definitions, without the rows of the paper")
     output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file, which is replaced")
-    output.add_argument("--datasets", nargs="+", metavar="NAME",
+    output.add_argument("--datasets", nargs="+", action="extend", metavar="NAME",
                         help="only these data sets; table 4: TNO MSRS M3FD, table 6: MRI-PET MRI-SPECT, "
                         "parts: FLIR-val MRI-PET MRI-SPECT")
 
     run = parser.add_argument_group("measuring")
     run.add_argument("--run", action="store_true",
                      help="measure the rows first; this takes hours on a CPU for Tables 1 to 3 and contrast")
-    run.add_argument("--rows", nargs="+", default=[], metavar="METHOD",
+    run.add_argument("--rows", nargs="+", action="extend", default=[], metavar="METHOD",
                      help='measure only these rows, e.g. "N=5" or average')
     run.add_argument("--data", type=Path, default=Path("data"), metavar="DIR",
                      help="folder that holds RoadScene/, TNO/, MSRS/, M3FD/, Harvard/ (default: data)")
     run.add_argument("--released", type=given_path, metavar="MODEL.PTH", help="also measure the authors' published network "
                      "(Trained/Model.pth of their repository) for Tables 4, 6 and main")
-    run.add_argument("--fused", nargs="+", default=[], metavar="NAME=DIR", help="images of other methods for Tables "
+    run.add_argument("--fused", nargs="+", action="extend", default=[], metavar="NAME=DIR",
+                     help="images of other methods for Tables "
                      "4, 6 and main; {dataset} in DIR is replaced by TNO, MSRS, ...")
 
     training = parser.add_argument_group("training of Tables 1 to 3 and contrast (without validation)")

@@ -27,7 +27,7 @@ from images import (
 )
 from support.console import note
 from support.headers import SUFFIXES as IMAGE_SUFFIXES
-from support.pairing import Pair, all_paired, find_pairs, list_images
+from support.pairing import Pair, list_images, match_pairs
 
 COUNTED = {".mp4", ".avi", ".mov", ".m4v"}                      # formats whose header holds the number of frames
 SUFFIXES = COUNTED | {".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ts", ".mts", ".m2ts", ".flv", ".vob", ".3gp", ".ogv"}
@@ -78,7 +78,7 @@ class FolderClip:
         folders, patterns = (args.ir, args.vis), (args.ir_pattern, args.vis_pattern)
         if not any(patterns):
             _check_lengths(*((folder, len(list_images(folder))) for folder in folders))
-        self._pairs = all_paired(*find_pairs(*folders, *patterns))
+        self._pairs = match_pairs(*folders, *patterns)
         self.length = len(self._pairs)
         self.inputs = [path for pair in self._pairs for path in (pair.ir, pair.vis)]
 
