@@ -43,6 +43,7 @@ class Layout:
     vis: tuple[str, ...]            # the visible folder for each of them
     splits: tuple[str, ...]         # the first is the default of test.py and metrics.py
     source: str                     # where to fetch the data set
+    folder: str                     # its folder in data/
     listed: bool = False            # splits are lists of file stems in splits/, not folders
     expected: tuple[tuple[str, int], ...] = ()      # (split, number of pairs in the published set)
     joins: tuple[str, ...] = ()     # names of the data sets that this one joins; ir and vis are then empty
@@ -50,29 +51,29 @@ class Layout:
 
 DATASETS = {
     "roadscene": Layout(("cropinfrared",), ("crop_LR_visible",), ("val", "train", "all"),
-                        "git clone https://github.com/hanna-xu/RoadScene data/RoadScene", listed=True,
+                        "git clone https://github.com/hanna-xu/RoadScene data/RoadScene", "RoadScene", listed=True,
                         expected=(("train", 180), ("val", 40), ("all", 221))),
     "tno": Layout((".",), (".",), ("all",),
                   "https://github.com/Zhaozixiang1228/IVIF-AUIF-Net, folder Datasets/Test_data_TNO",
-                  expected=(("all", 40),)),
+                  "TNO", expected=(("all", 40),)),
     "msrs": Layout(("{split}/ir", "ir"), ("{split}/vi", "vi"), ("test", "train"),
                    "git clone https://github.com/Linfeng-Tang/MSRS data/MSRS",
-                   expected=(("train", 1083), ("test", 361))),
+                   "MSRS", expected=(("train", 1083), ("test", 361))),
     "m3fd": Layout(("M3FD_{split}/Ir", "{split}/Ir", "Ir", "ir"), ("M3FD_{split}/Vis", "{split}/Vis", "Vis", "vis"),
                    ("Fusion", "Detection"), "https://github.com/JinyuanLiu-CV/TarDAL (links to M3FD_Fusion and "
-                   "M3FD_Detection)", expected=(("Fusion", 300), ("Detection", 4200))),
+                   "M3FD_Detection)", "M3FD", expected=(("Fusion", 300), ("Detection", 4200))),
     "mri-pet": Layout(("{split}/MRI", "PET-MRI/{split}/MRI"), ("{split}/PET", "PET-MRI/{split}/PET"),
                       ("test", "train"), "https://github.com/xianming-gu/Havard-Medical-Image-Fusion-Datasets, "
-                      "folder MyDatasets/PET-MRI", expected=(("train", 245), ("test", 24))),
+                      "folder MyDatasets/PET-MRI", "Harvard", expected=(("train", 245), ("test", 24))),
     "mri-spect": Layout(("{split}/MRI", "SPECT-MRI/{split}/MRI"), ("{split}/SPECT", "SPECT-MRI/{split}/SPECT"),
                         ("test", "train"), "https://github.com/xianming-gu/Havard-Medical-Image-Fusion-Datasets, "
-                        "folder MyDatasets/SPECT-MRI", expected=(("train", 333), ("test", 24))),
+                        "folder MyDatasets/SPECT-MRI", "Harvard", expected=(("train", 333), ("test", 24))),
     # One network for PET and SPECT: our reading, because the paper prints one table for both.
-    "mri": Layout((), (), ("test", "train"), "see mri-pet and mri-spect", expected=(("train", 578), ("test", 48)),
-                  joins=("mri-pet", "mri-spect")),
+    "mri": Layout((), (), ("test", "train"), "see mri-pet and mri-spect", "Harvard",
+                  expected=(("train", 578), ("test", 48)), joins=("mri-pet", "mri-spect")),
     "mri-ct": Layout(("{split}/MRI", "CT-MRI/{split}/MRI"), ("{split}/CT", "CT-MRI/{split}/CT"), ("test",),
                      "https://github.com/xianming-gu/Havard-Medical-Image-Fusion-Datasets, folder MyDatasets/CT-MRI",
-                     expected=(("test", 21),)),
+                     "Harvard", expected=(("test", 21),)),
 }
 
 

@@ -17,7 +17,7 @@ from support.headers import DataError
 from support.outputs import write_atomically
 
 COLOURFUL = 8.0     # gray levels; larger mean differences between the colour planes mean an infrared image in colour
-FLOAT_REMEDY = "; convert values in [0, 1] by np.rint(255 * x).astype(np.uint8)"
+FLOAT_REMEDY = "; convert values in [0, 1] by np.rint(255 * x).astype(np.uint8), those in [0, 255] without the 255"
 
 
 # ---------------------------------------------------------------------------------------------

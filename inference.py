@@ -171,7 +171,7 @@ def _kind_and_remedy(image: object) -> str:
     if isinstance(image, Tensor):
         return "a tensor; call model(ir, vis_y) with tensors"
     if not isinstance(image, np.ndarray):
-        return type(image).__name__
+        return f"{type(image).__name__}; use np.asarray(image)"
     remedies = {"f": FLOAT_REMEDY, "u": "; images.read_ir and images.read_vis scale 16-bit files"}
     return f"{image.dtype}{remedies.get(image.dtype.kind, '')}"
 

@@ -19,9 +19,6 @@ from weights import LIMITS, in_words, load, read_json
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in layout.splits)
-# Default of --data for each of them, as in docs/data.md.
-FOLDERS = {"roadscene": "data/RoadScene", "msrs": "data/MSRS",
-           **dict.fromkeys(("mri-pet", "mri-spect", "mri"), "data/Harvard")}
 
 # The options that determine the result. --resume uses the values stored in the checkpoint.
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
@@ -354,10 +351,8 @@ def _new(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen: di
     elif not args.dataset:
         raise TrainingError(f"--recipe {args.recipe}: it names no data set, and its --ir and --vis are not used; give "
                             "--ir and --vis, or --dataset")
-    elif not (args.data or args.dataset in FOLDERS):
-        raise TrainingError(f"--dataset {args.dataset}: give its folder with --data")
     else:
-        args.data = args.data or FOLDERS[args.dataset]
+        args.data = args.data or f"data/{DATASETS[args.dataset].folder}"
     # L_SS needs the residual features (--prior). The loss with a teacher has no L_SS.
     args.saliency = args.saliency and args.prior and args.teacher == NO_TEACHER
     return args

@@ -14,7 +14,7 @@ import train
 import trainer
 from loss import DistillationLoss, FusionLoss
 from net import RPFNet
-from recipe import FOLDERS, PLACES, TRAINING_SETS, TrainingError
+from recipe import PLACES, TrainingError
 from weights import CHECKPOINTS
 
 ROOT = Path(train.__file__).parent
@@ -83,17 +83,8 @@ def test_each_recipe_file_has_all_options_and_is_what_its_name_stands_for(path):
 
 
 def test_each_data_set_has_its_folder_by_default():
-    assert FOLDERS.keys() == {*TRAINING_SETS}
     assert [options(*argv).data for argv in ([], ["--recipe", "medical"], ["--dataset", "msrs"], ["--data", "x"])] == [
         "data/RoadScene", "data/Harvard", "data/MSRS", "x"]
-
-
-def test_a_data_set_without_a_folder_by_default_needs_data(monkeypatch):
-    monkeypatch.setattr(recipe, "TRAINING_SETS", (*TRAINING_SETS, "mine"))
-    monkeypatch.setitem(recipe.DATASETS, "mine", recipe.DATASETS["roadscene"])
-    assert options("--dataset", "mine", "--data", "x").data == "x"
-    with pytest.raises(TrainingError, match="^--dataset mine: give its folder with --data$"):
-        options("--dataset", "mine")
 
 
 def test_each_checkpoint_has_a_recipe_of_its_name():

@@ -52,8 +52,8 @@ from tools.tables import show
 MEAN = "mAP@.5"
 COMPARABLE = ("dataset", "split", "model", "epochs", "size", "batch")    # equal in all rows of one table
 IDENTITY = ("method", "seed", *COMPARABLE)
-IMAGES = "image_hash"       # of the images of the training; empty in rows of older versions
-ABOUT = ("images", IMAGES, "minutes", "package", "command", "commit", "machine", "date")
+IMAGE_HASH = "image_hash"       # of the images of the training; empty in rows of older versions
+ABOUT = ("images", IMAGE_HASH, "minutes", "package", "command", "commit", "machine", "date")
 NO_CLASSES = (*IDENTITY, *ABOUT, MEAN, "table")      # the columns that are not a class
 MODELS = ("yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x")
 
@@ -157,7 +157,7 @@ def run_all(args: argparse.Namespace) -> list[str]:
         done = next((row for row in recorded_rows(args.csv) if identity(row) == identity(run.row)), None)
         try:
             if done and args.action == "train" and not args.again:
-                check_unchanged(run, done.get(IMAGES, ""))
+                check_unchanged(run, done.get(IMAGE_HASH, ""))
                 print(f"[{number}/{len(runs)}] {run}: measured on {done['date']}, {MEAN} {done[MEAN]}; "
                       "--again does it again", flush=True)
                 continue
@@ -184,12 +184,12 @@ def measured_row(run: Run, args: argparse.Namespace, done: dict[str, str]) -> di
         run.weights.unlink(missing_ok=True)     # after a kill between these lines, no weights have a hash of other images
         write_atomically(run.hash_file, images.encode())
         (run.folder / "weights" / "best.pt").replace(run.weights)
-    trained_on = run.hash_file.read_text(encoding="utf-8") if run.hash_file.exists() else done.get(IMAGES, "")
+    trained_on = run.hash_file.read_text(encoding="utf-8") if run.hash_file.exists() else done.get(IMAGE_HASH, "")
     check_unchanged(run, trained_on)
     values = detector.score(run.weights, run.data, run.folder, schedule)
     tested = len((args.data / "test.txt").read_text(encoding="utf-8").splitlines())
     return run.row | digits(values) | {
-        "images": str(tested), IMAGES: trained_on, "minutes": minutes, "package": detector.version(),
+        "images": str(tested), IMAGE_HASH: trained_on, "minutes": minutes, "package": detector.version(),
         "command": args.command, "machine": machine(device_name(torch.device(args.device))),
         "date": date.today().isoformat()}
 
@@ -197,7 +197,7 @@ def measured_row(run: Run, args: argparse.Namespace, done: dict[str, str]) -> di
 def check_unchanged(run: Run, trained_on: str) -> None:
     """Raise DataError if a method's images have another hash than those of the training. "" is an unknown hash."""
     if trained_on and trained_on != (now := image_hash(run.data.parent)):
-        raise DataError(f"its images have changed since the training ({IMAGES} {trained_on}, now {now}); "
+        raise DataError(f"its images have changed since the training ({IMAGE_HASH} {trained_on}, now {now}); "
                         "repeat it with train --again, or prepare the new images under another name")
 
 
@@ -276,8 +276,8 @@ def lines_of(rows: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     lines: dict[str, list[dict[str, str]]] = {}
     methods = [row["method"] for row in rows]
     for row in sorted(rows, key=lambda row: methods.index(row["method"])):      # stable: the lines of a method adjoin
-        several = len({other.get(IMAGES, "") for other in rows if other["method"] == row["method"]}) > 1
-        label = f"{row['method']} (images {row.get(IMAGES) or 'unknown'})" if several else row["method"]
+        several = len({other.get(IMAGE_HASH, "") for other in rows if other["method"] == row["method"]}) > 1
+        label = f"{row['method']} (images {row.get(IMAGE_HASH) or 'unknown'})" if several else row["method"]
         lines.setdefault(label, []).append(row)
     return lines
 

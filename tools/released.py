@@ -23,6 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from inference import check_batch
+from layers import at_least_float32
 from support.console import first_line, printable
 from weights import opened
 
@@ -79,15 +81,14 @@ class FourierBranch(nn.Module):
     @staticmethod
     def spectrum(x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 2C, H, W/2+1): real and imaginary part of channel 0, then of channel 1, ..."""
-        x = x.float() if x.element_size() < 4 else x        # under autocast: PyTorch has no FFT for bfloat16
+        x = at_least_float32(x)         # under autocast: PyTorch has no FFT for bfloat16
         parts = torch.view_as_real(torch.fft.rfft2(x, norm="ortho"))        # (B, C, H, W/2+1, 2)
         return parts.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
     @staticmethod
     def inverse(parts: Tensor, size: torch.Size) -> Tensor:
         """Inverse of `spectrum`, (B, 2C, H, W/2+1) -> (B, C, H, W). `size` = (H, W) is needed for odd widths."""
-        parts = parts.float() if parts.element_size() < 4 else parts
-        parts = parts.unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2).contiguous()
+        parts = at_least_float32(parts).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2).contiguous()
         return torch.fft.irfft2(torch.view_as_complex(parts), s=size, norm="ortho")
 
 
@@ -141,11 +142,9 @@ class ReleasedNet(nn.Module):
         Returns:
             The fused luminance, (B, 1, H, W) in [0, 1].
         Raises:
-            ValueError: the shapes differ or are not (B, 1, H, W).
+            TypeError, ValueError: images that do not fit, as for `net.RPFNet`.
         """
-        if ir.shape != vis_y.shape or ir.dim() != 4 or ir.shape[1] != 1:
-            raise ValueError(f"expected ir and vis_y of one shape (B, 1, H, W), "
-                             f"got {tuple(ir.shape)} and {tuple(vis_y.shape)}")
+        check_batch(ir, vis_y)
         features = [Features(fusion=self.init_freq(torch.cat([vis_y, ir], 1)),       # VIS first
                              residual=self.init_spatial(ir - vis_y))]
         for _ in range(self.ITERATIONS):

@@ -122,21 +122,9 @@ CONFIGURATIONS = (
 TRAINED = ("1", "2", "3", "contrast")       # tables of CONFIGURATIONS
 
 
-class DataSet(NamedTuple):
-    """A data set of the tables."""
-    layout: str         # name in dataset.DATASETS
-    folder: str         # folder in --data
-    paper: str          # name in paper_tables.csv
-
-
-DATA_SETS = {
-    "FLIR-val": DataSet("roadscene", "RoadScene", "FLIR-val"),
-    "TNO": DataSet("tno", "TNO", "TNO"),
-    "MSRS": DataSet("msrs", "MSRS", "MSRS"),
-    "M3FD": DataSet("m3fd", "M3FD", "M3FD"),
-    "MRI-PET": DataSet("mri-pet", "Harvard", "Harvard"),
-    "MRI-SPECT": DataSet("mri-spect", "Harvard", "Harvard"),
-}
+# {name in the tables: name in dataset.DATASETS}
+DATA_SETS = {"FLIR-val": "roadscene", "TNO": "tno", "MSRS": "msrs", "M3FD": "m3fd", "MRI-PET": "mri-pet",
+             "MRI-SPECT": "mri-spect"}
 TABLES = {      # {table: its data sets}
     **dict.fromkeys((*TRAINED, "main"), ("FLIR-val",)),
     "4": ("TNO", "MSRS", "M3FD"), "6": ("MRI-PET", "MRI-SPECT"), "parts": ("FLIR-val", "MRI-PET", "MRI-SPECT"),
@@ -326,7 +314,7 @@ def planned_runs(args: argparse.Namespace) -> list[Run]:
             continue
         for seed in args.seeds if configuration is FULL else args.seeds[:1]:
             folder = args.out / (f"{configuration.name}_seed{seed}" if configuration is FULL else configuration.name)
-            options = ("--data", str(args.data / DATA_SETS["FLIR-val"].folder), "--amp", "--steps", str(args.steps),
+            options = ("--data", str(args.data / DATASETS["roadscene"].folder), "--amp", "--steps", str(args.steps),
                        "--batch", str(args.batch), "--crops", str(args.crops), "--val-every", "0", "--seed", str(seed),
                        *configuration.options, *args.train_options, "--out", str(folder))
             runs.append(Run(configuration, seed, folder, options))
@@ -465,11 +453,13 @@ def pairs_of(dataset: str, data: Path, results: Path) -> list[Pair]:
     Raises:
         DataError: missing pairs, also if rows of an incomplete set would replace those of the repository.
     """
-    name, folder, _ = DATA_SETS[dataset]
-    pairs, layout = named_pairs(name, data / folder), DATASETS[name]
+    name = DATA_SETS[dataset]
+    layout = DATASETS[name]
+    folder = data / layout.folder
+    pairs = named_pairs(name, folder)
     published = dict(layout.expected).get(layout.splits[0], len(pairs))
     if len(pairs) != published and results.resolve() == RESULTS:
-        raise DataError(f"{data / folder} has {len(pairs)} pairs, the published set {published}; record such rows "
+        raise DataError(f"{folder} has {len(pairs)} pairs, the published set {published}; record such rows "
                         "elsewhere (tables.py: --results, students.py: --csv)")
     return pairs
 

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 import metrics
 from images import DataError
-from measures.tables import Runnings, aligned, escape
+from measures.tables import PAPER_NAMES, Runnings, aligned, escape
 from recipe import whole
 from support.console import complain, failed, finished, given_path, positive
 from support.console import run as run_command
@@ -90,7 +90,7 @@ class Line:
 def collect_lines(table: str, dataset: str, protocol: str, results: Path) -> list[Line]:
     """The lines of the paper and the measured lines of one data set, in the order of the paper."""
     names = PROTOCOLS[protocol].names
-    printed = paper_lines(table, DATA_SETS[dataset].paper, PROTOCOLS["paper"].names)
+    printed = paper_lines(table, PAPER_NAMES.get(DATA_SETS[dataset], dataset), PROTOCOLS["paper"].names)
     lines = printed.copy() if protocol == "paper" else []
     published = {line.method: line.means for line in lines}
     lines += measured_lines(table, dataset, protocol, names, results)
