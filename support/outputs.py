@@ -155,7 +155,10 @@ def making(folders: Sequence[Path]) -> Iterator[None]:
     missing = {place for folder in folders for place in (folder, *folder.parents) if not place.exists()}
     try:
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise NotADirectoryError(error.errno, "is a file; name a folder", str(folder)) from None
         yield
     finally:
         for place in sorted(missing, reverse=True):     # subfolders first

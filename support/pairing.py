@@ -192,8 +192,10 @@ def find_pairs(ir_dir: str | Path, vis_dir: str | Path, ir_pattern: str | None =
             return pairs, []
     pairs = [Pair(name, ir[name], vis[name]) for name in ir if name in vis]
     if not pairs:
+        remedy = (f"these patterns give the names {listed([*ir], 3)} and {listed([*vis], 3)}" if ir_pattern or vis_pattern else
+                  "say what is common, as in --ir-pattern '*_ir' --vis-pattern '*_vis'")
         raise DataError(f"no file of {ir_dir} has the name of one of {vis_dir}: {_examples(ir.values())} against "
-                        f"{_examples(vis.values())}; say what is common, as in --ir-pattern '*_ir' --vis-pattern '*_vis'")
+                        f"{_examples(vis.values())}; {remedy}")
     unpaired = [f"{path}: no visible partner in {vis_dir}" for name, path in ir.items() if name not in vis]
     unpaired += [f"{path}: no infrared partner in {ir_dir}" for name, path in vis.items() if name not in ir]
     return pairs, unpaired

@@ -211,3 +211,9 @@ def test_sources_by_two_paths_are_no_partners(tmp_path):
     for ir, vis in (("link", "set"), ("set", "link")):
         refuse_overwriting([tmp_path / "set"], tmp_path / "set" / "a.png",
                            [tmp_path / ir / "a_ir.png", tmp_path / vis / "a_vis.png"])
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "a.md").touch()
+    with pytest.raises(NotADirectoryError, match="is a file; name a folder.*a.md"), making([tmp_path / "a.md"]):
+        pass

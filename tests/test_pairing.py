@@ -168,3 +168,11 @@ def test_two_files_without_numbers_are_no_pair(tmp_path):
 
 def test_upper_and_lower_case_sort_alike():
     assert sorted(["b", "C", "A", "d2", "D10"], key=natural_key) == ["A", "b", "C", "d2", "D10"]
+
+
+def test_patterns_that_pair_nothing_show_the_names_they_give(tmp_path):
+    for side, name in (("ir", "thermal_a"), ("vis", "rgb-street")):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / f"{name}.png").touch()
+    with pytest.raises(DataError, match="; these patterns give the names a and street$"):
+        find_pairs(tmp_path / "ir", tmp_path / "vis", "thermal_*", "rgb-*")
