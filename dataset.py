@@ -265,15 +265,16 @@ class CropDataset:
 
 
 def darkened(image: np.ndarray, rng: np.random.Generator, lamps: float = 0.0) -> np.ndarray:
-    """A random darker version of an image, uint8 in and out: factor * x**power for levels x in [0, 1].
+    """A random night-like version of an image, uint8 in and out: factor * x**power for levels x in [0, 1].
 
     The factor is log-uniform from 0.1 to 1, as for a shorter exposure. The power is log-uniform from 1 to 4. It keeps
     bright places and darkens the others, as at night, when lamps and warm bodies stay bright. With probability `lamps`,
     the factor is 1 and x is 1 from the quantile 0.995 of the image on: a camera exposes for the night, and lamps are
-    white in a dark scene. An image without white places can then become brighter.
+    white in a dark scene. An image without white places can then become brighter; in an
+    almost black one, noise becomes white.
     """
     factor, power = SMALLEST_FACTOR ** rng.random(), LARGEST_POWER ** rng.random()
-    white = 255
+    white = 255.0
     if lamps and rng.random() < lamps:
         factor, white = 1, max(float(np.quantile(image, LAMPS_QUANTILE)), 1)
     levels = np.rint(255 * factor * (np.arange(256) / white).clip(max=1) ** power).astype(np.uint8)

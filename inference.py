@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -171,7 +172,9 @@ def _kind_and_remedy(image: object) -> str:
     if isinstance(image, Tensor):
         return "a tensor; call model(ir, vis_y) with tensors"
     if not isinstance(image, np.ndarray):
-        return f"{type(image).__name__}; use np.asarray(image)"
+        remedy = "; use np.asarray(image)" if hasattr(image, "__array_interface__") else (
+            "; read the file first (images.read_ir, images.read_vis)" if isinstance(image, str | Path) else "")
+        return type(image).__name__ + remedy
     remedies = {"f": FLOAT_REMEDY, "u": "; images.read_ir and images.read_vis scale 16-bit files"}
     return f"{image.dtype}{remedies.get(image.dtype.kind, '')}"
 

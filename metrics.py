@@ -30,6 +30,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -305,19 +306,22 @@ def match_methods(pairs: Sequence[Pair], folders: dict[str, Path],
                 note("no pair has the name of these images, which are left out", f"{folder}/ ({listed(others, 5)})")
         elif others:
             problems.append(f"{folder}: none of its {len(others)} images ({listed(others, 2)}) has the name of a pair, such as "
-                            f"{pairs[0].name}; give the right folder, or {pattern_of(others[0], pairs)}")
+                            f"{pairs[0].name}; give the right folder, or {pattern_of(others, pairs)}")
         else:
             problems.append(without_images(folder))
     return methods, problems
 
 
-def pattern_of(file: str, pairs: Sequence[Pair]) -> str:
-    """A proposal for --fused-pattern, from a file name that holds the name of a pair."""
-    stem = Path(file).stem
-    names = [pair.name for pair in pairs if pair.name in stem]
-    if not names:
+def pattern_of(files: Sequence[str], pairs: Sequence[Pair]) -> str:
+    """A proposal for --fused-pattern: that which most of the files fit with the name of a pair, or else an example."""
+    names, patterns = {composed(pair.name) for pair in pairs}, Counter[str]()
+    for stem in (composed(Path(file).stem) for file in files):
+        parts = ((stem[:start], stem[start:end], stem[end:]) for start, end in combinations(range(len(stem) + 1), 2))
+        patterns.update({f"{before}*{after}" for before, name, after in parts if name in names})
+    pattern, count = max(patterns.items(), key=lambda item: item[1], default=("", 0))
+    if count <= len(files) / 2:
         return "the pattern of these names, as in --fused-pattern '*_fused'"
-    return f"--fused-pattern '{stem.replace(max(names, key=len), '*', 1)}'"
+    return f"--fused-pattern '{pattern}'"
 
 
 def match_fused(pairs: Sequence[Pair], folder: Path,
@@ -575,7 +579,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = failed("metrics.py", report.csv_file.problem)
     if interrupted:
         done = {image for methods in report.scores.values() for images in methods.values() for image in images}
-        places = "the rows above" + (f" and {args.csv}" if report.csv_file else "")
+        places = "the rows above" + (f" and {args.csv}" if report.csv_file and not report.csv_file.problem else "")
         complain(f"metrics.py: interrupted after {len(done)} of {len(pairs)} images; {places} hold only these")
     return INTERRUPTED if interrupted else code
 

@@ -133,8 +133,7 @@ def described(error: Exception) -> str:
         return f"a data loader process has ended ({one_line(error)}), perhaps for lack of memory; lower --workers (0: none)"
     if lacks_memory(error):
         return f"too little memory for a training step ({one_line(error)}); {MEMORY_REMEDY}"
-    remedy = "; --out names a folder" if isinstance(error, FileExistsError | NotADirectoryError) else ""
-    return str(error) if isinstance(error, DataError | TrainingError) else one_line(error) + remedy
+    return str(error) if isinstance(error, DataError | TrainingError) else one_line(error)
 
 
 def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:

@@ -157,8 +157,8 @@ def making(folders: Sequence[Path]) -> Iterator[None]:
         for folder in folders:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-            except FileExistsError as error:
-                raise NotADirectoryError(error.errno, "is a file; name a folder", str(folder)) from None
+            except (FileExistsError, NotADirectoryError) as error:
+                raise NotADirectoryError(error.errno, "a file is in its place; name a folder", str(folder)) from None
         yield
     finally:
         for place in sorted(missing, reverse=True):     # subfolders first

@@ -215,5 +215,6 @@ def test_sources_by_two_paths_are_no_partners(tmp_path):
 
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "a.md").touch()
-    with pytest.raises(NotADirectoryError, match="is a file; name a folder.*a.md"), making([tmp_path / "a.md"]):
-        pass
+    for place in (tmp_path / "a.md", tmp_path / "a.md" / "b"):
+        with pytest.raises(NotADirectoryError, match="a file is in its place; name a folder.*a.md"), making([place]):
+            pass

@@ -215,7 +215,7 @@ def test_a_resumed_run_removes_what_a_kill_left_of_a_save(folders, tmp_path):
 
 
 @pytest.mark.parametrize(("out", "message"), [
-    (".", "this folder holds source images; choose another --out"), ("0.png", "; --out names a folder")])
+    (".", "this folder holds source images; choose another --out"), ("0.png", ": a file is in its place; name a folder")])
 def test_nothing_is_written_among_the_training_images(folders, capsys, out, message):
     place = Path(folders[1])
     before = sorted(place.iterdir())
