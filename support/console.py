@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import parent_process
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 INTERRUPTED = 130       # exit code after Ctrl-C, as in a shell
 # The modules of the packages in requirements.txt.
@@ -86,6 +87,15 @@ def count(low: int, high: int) -> Callable[[str], int]:
 
 
 positive = count(1, 10**9)
+
+
+class Added(argparse.Action):
+    """Action for a list with a default: the values add up if the option stands several times, without the default."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if before is self.default else before), *values])
 
 
 def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:

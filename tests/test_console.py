@@ -1,4 +1,5 @@
 """The terminal: names, notes, streams and Ctrl-C."""
+import argparse
 import os
 import signal
 import subprocess
@@ -136,3 +137,9 @@ def test_a_closed_pipe_is_silent():
     running = command("[print(n) for n in range(100000)]")
     running.stdout.close()
     assert (running.stderr.read(), running.wait(60)) == (b"", 1)
+
+
+def test_lists_with_a_default_add_up_without_it():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, nargs="+", action=console.Added, default=[0])
+    assert [parser.parse_args(line.split()).seeds for line in ("", "--seeds 0", "--seeds 1 --seeds 2 3")] == [[0], [0], [1, 2, 3]]

@@ -47,7 +47,7 @@ from inference import MIN_SIZE
 from measures.tables import aligned
 from net import RPFNet
 from recipe import parse
-from support.console import INTERRUPTED, complain, end_with_parent, failed, first_line, one_line, positive
+from support.console import INTERRUPTED, Added, complain, end_with_parent, failed, first_line, one_line, positive
 from support.console import run as run_command
 from support.outputs import check_place, write_atomically
 from support.records import command_line, commit, processor
@@ -207,8 +207,9 @@ def build_parser() -> argparse.ArgumentParser:
                                      usage="python tools/bench.py [options]")
     add, best = parser.add_argument, default_device()
     add("--device", choices=("cpu", "cuda"), default=best, help="device (default: cuda if available)")
-    add("--tasks", nargs="+", choices=("inference", "training"), default=["inference"], help="(default: inference)")
-    add("--sizes", type=size, nargs="+", default=["480x640"], metavar="HxW", help="for inference (default: 480x640)")
+    add("--tasks", nargs="+", action=Added, choices=("inference", "training"), default=["inference"], help="(default: inference)")
+    add("--sizes", type=size, nargs="+", action=Added, default=["480x640"], metavar="HxW",
+        help="for inference (default: 480x640)")
     add("--batch", type=positive, default=1, help="batch size for inference (default: 1)")
     add("--compile", action="store_true", help="for inference: also measure the compiled RPFNet")
     add("--checkpoint", action="append", default=[], choices=CHECKPOINTS, help="for inference: also time these "

@@ -37,8 +37,8 @@ import torch
 
 from dataset import add_reading_options, reader
 from images import DataError
-from metrics import Running
-from support.console import complain, failed, finished, given_path, noted, positive
+from measures.tables import Running
+from support.console import Added, complain, failed, finished, given_path, noted, positive
 from support.console import run as run_command
 from support.outputs import OutputError, check_place, write_atomically
 from support.records import command_line, commit, device_name, hashed_name, short_hash
@@ -343,7 +343,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=given_path, required=True, metavar="DIR", help="the folder --out of prepare")
     parser.add_argument("--methods", nargs="+", action="extend", metavar="NAME",
                         help="only these methods (default: all in --data)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED",
+    parser.add_argument("--seeds", type=int, nargs="+", action=Added, default=[0], metavar="SEED",
                         help="seeds of the trainings (default: 0)")
     parser.add_argument("--epochs", type=positive, default=100, help="number of epochs (default: 100)")
     parser.add_argument("--size", type=positive, default=320, help="longer side of the images, pixels (default: 320)")

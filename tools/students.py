@@ -33,7 +33,7 @@ from images import DataError
 from measures.tables import Runnings
 from net import RPFNet
 from pipeline import PAIR_ERRORS
-from support.console import complain, failed, finished, first_line, given, noted, refuse_unused
+from support.console import Added, complain, failed, finished, first_line, given, noted, refuse_unused
 from support.console import run as run_command
 from support.outputs import check_place
 from support.records import command_line, commit, device_name
@@ -135,8 +135,8 @@ def build_parser() -> argparse.ArgumentParser:
                                      usage="python tools/students.py [options]")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR",
                         help="folder that holds RoadScene/, TNO/, MSRS/ (default: data)")
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS, help="only these")
-    parser.add_argument("--students", nargs="+", type=given, default=STUDENTS, metavar="NAME|FILE",
+    parser.add_argument("--datasets", nargs="+", action=Added, choices=DATASETS, default=DATASETS, help="only these")
+    parser.add_argument("--students", nargs="+", action=Added, type=given, default=STUDENTS, metavar="NAME|FILE",
                         help=f"checkpoints; in the rows, the name of a file has a hash (default: {' '.join(STUDENTS)})")
     parser.add_argument("--csv", type=Path, default=RESULTS / "students.csv", metavar="FILE",
                         help="file of the rows (default: results/students.csv)")

@@ -38,7 +38,7 @@ import metrics
 from images import DataError
 from measures.tables import PAPER_NAMES, Runnings, aligned, escape
 from recipe import whole
-from support.console import complain, failed, finished, given_path, positive
+from support.console import Added, complain, failed, finished, given_path, positive
 from support.console import run as run_command
 from support.outputs import OutputError, as_csv, check_csv_name, check_place, refuse_input, write_atomically
 from support.records import command_line, commit
@@ -308,7 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
                           help="training steps of each network (default: 300); 0: the epochs of the recipe")
     training.add_argument("--batch", type=positive, default=2, help="crops in a step (default: 2)")
     training.add_argument("--crops", type=positive, default=200, help="crops in an epoch (default: 200)")
-    training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2],
+    training.add_argument("--seeds", type=int, nargs="+", action=Added, default=[0, 1, 2],
                           help="seeds of the full model; the other networks use only the first (default: 0 1 2)")
     training.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR",
                           help="folder of the trainings (default: runs/tables)")
