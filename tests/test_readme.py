@@ -57,7 +57,7 @@ def records() -> dict[str, list[dict[str, str]]]:
     found = {}
     for path in (ROOT / "results").rglob("*.csv"):
         with path.open(newline="", encoding="utf-8") as file:
-            found[path.stem] = list(csv.DictReader(file))
+            found[path.relative_to(ROOT / "results").with_suffix("").as_posix()] = list(csv.DictReader(file))
     return found
 
 
