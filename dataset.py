@@ -270,8 +270,8 @@ def darkened(image: np.ndarray, rng: np.random.Generator, lamps: float = 0.0) ->
     The factor is log-uniform from 0.1 to 1, as for a shorter exposure. The power is log-uniform from 1 to 4. It keeps
     bright places and darkens the others, as at night, when lamps and warm bodies stay bright. With probability `lamps`,
     the factor is 1 and x is 1 from the quantile 0.995 of the image on: a camera exposes for the night, and lamps are
-    white in a dark scene. An image without white places can then become brighter; in an
-    almost black one, noise becomes white.
+    white in a dark scene. An image without white places can then become brighter; in an almost black one, noise becomes
+    white.
     """
     factor, power = SMALLEST_FACTOR ** rng.random(), LARGEST_POWER ** rng.random()
     white = 255.0

@@ -114,13 +114,13 @@ def read_vis(path: str | Path, bits: int | None = None) -> np.ndarray:
 def read_result(path: str | Path) -> np.ndarray:
     """Read a fused image, as `read_vis`. A 16-bit file is divided by 257, with a note if 14 bits hold its levels."""
     image = decode(path)
-    if image.dtype != np.uint16:
-        return gray_if_equal(image)
-    bits = _needed_bits(image)
-    if bits < 16:
-        note(f"16-bit fused images without a level above {2**bits - 1} are divided by 257, as all 16-bit ones; results of {bits} "
-             "bits are then too dark, so convert them to 8 or 16 bits", Path(path).name)
-    return gray_if_equal(_to_8_bits(path, image, 16))
+    if image.dtype == np.uint16:
+        bits = _needed_bits(image)
+        if bits < 16:
+            note(f"16-bit fused images without a level above {2**bits - 1} are divided by 257, as all 16-bit ones; results of "
+                 f"{bits} bits are then too dark, so convert them to 8 or 16 bits", Path(path).name)
+        image = _to_8_bits(path, image, 16)
+    return gray_if_equal(image)
 
 
 def gray_if_equal(image: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ from metrics import BASELINES, add_image_options, baseline, collect_methods, mat
 from net import AuxiliaryDecoder, RPFNet
 from pipeline import PAIR_ERRORS
 from recipe import NO_TEACHER, TrainingError, completed
-from support.console import failed, finished, given, noted, positive, refuse_unused
+from support.console import Added, failed, finished, given, noted, positive, refuse_unused
 from support.console import run as run_command
 from support.headers import SUFFIXES
 from support.outputs import OutputError, as_csv, check_csv_name, check_place, refuse_input, write_atomically
@@ -169,11 +169,11 @@ def centred(box: Box, score: np.ndarray) -> Box:
     return x, y, width, height
 
 
-def chosen_boxes(texts: list[str] | None, ir: np.ndarray, vis: np.ndarray) -> list[Box]:
+def chosen_boxes(texts: Sequence[str], ir: np.ndarray, vis: np.ndarray) -> list[Box]:
     """What --box asks for on a sheet."""
-    if texts == ["none"]:
+    if list(texts) == ["none"]:
         return []
-    return auto_boxes(ir, vis) if texts in (None, ["auto"]) else given_boxes(texts, ir.shape)
+    return auto_boxes(ir, vis) if list(texts) == ["auto"] else given_boxes(texts, ir.shape)
 
 
 def given_boxes(texts: Sequence[str], size: tuple[int, int], most: int = 2) -> list[Box]:
@@ -483,7 +483,7 @@ def draw_phase(args: argparse.Namespace, problems: list[str]) -> Figure:
     image = read_gray(args.image).astype(np.float64) / 255
     centre = (image.shape[1] // 2 + image.shape[1] // 16, image.shape[0] // 2 + image.shape[0] // 16)
     automatic = f"{centre[0]},{centre[1]},{image.shape[1] // 16},{image.shape[0] // 16}"
-    texts = [automatic] if args.box in (None, ["auto"]) else args.box
+    texts = [automatic] if args.box == ["auto"] else args.box
     box, = given_boxes(texts, image.shape, most=1)
     changed = turn_phase(image, box)
     magnitude = np.abs(np.fft.fftshift(np.fft.fft2(image)))
@@ -522,8 +522,8 @@ def build_parser() -> argparse.ArgumentParser:
     pairs.add_argument("--names", nargs="+", action="extend", help="only these pairs (default: all; features: the first)")
     pairs.add_argument("--count", type=positive, help="only the first COUNT pairs")
     other = parser.add_argument_group("options of one kind")
-    other.add_argument("--box", nargs="+", action="extend", metavar="X,Y,W,H", help="sheet: one or two boxes to magnify, "
-                       "auto (the default: a hot target and a textured region) or none; phase: box in the centred spectrum")
+    other.add_argument("--box", nargs="+", action=Added, default=["auto"], metavar="X,Y,W,H", help="sheet: one or two boxes to "
+                       "magnify, auto (a hot target and a textured region) or none; phase: box in the centred spectrum")
     other.add_argument("--checkpoint", type=given, default="contrast", metavar="NAME|FILE", help="features: the network; a "
                        "last.pth of train.py also gives M', the output of the auxiliary decoder, if L_SS trained it")
     other.add_argument("--csv", type=Path, help="spectrum: also write the numbers of each image to this file, which is "
