@@ -313,12 +313,15 @@ def match_methods(pairs: Sequence[Pair], folders: dict[str, Path],
 
 
 def pattern_of(files: Sequence[str], pairs: Sequence[Pair]) -> str:
-    """A proposal for --fused-pattern: that which most of the files fit with the name of a pair, or else an example."""
+    """A proposal for --fused-pattern: that which most of the files fit with the name of a pair, or else an example.
+
+    Of patterns that as many files fit, the shortest is proposed: it has the longest name in the place of the star.
+    """
     names, patterns = {composed(pair.name) for pair in pairs}, Counter[str]()
     for stem in (composed(Path(file).stem) for file in files):
         parts = ((stem[:start], stem[start:end], stem[end:]) for start, end in combinations(range(len(stem) + 1), 2))
         patterns.update({f"{before}*{after}" for before, name, after in parts if name in names})
-    pattern, count = max(patterns.items(), key=lambda item: item[1], default=("", 0))
+    pattern, count = max(patterns.items(), key=lambda item: (item[1], -len(item[0]), item[0]), default=("", 0))
     if count <= len(files) / 2:
         return "the pattern of these names, as in --fused-pattern '*_fused'"
     return f"--fused-pattern '{pattern}'"

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
+from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -305,8 +306,10 @@ def test_folders_without_matching_images_are_explained(tmp_path):
     _, problems = metrics.match_methods(pairs, {name: tmp_path / name for name in ("other", "nested", "part")})
     assert "none of its 1 images (Mine_001_x.png) has the name of a pair" in problems[0]
     assert problems[0].endswith("or --fused-pattern 'Mine_*_x'")
-    for stems, pattern in (([f"IFCNN_2020_{n}" for n in (7, 1, 20)], "'IFCNN_2020_*'"), (["a7", "b_1", "c"], "'*_fused'")):
-        numbered = [Pair(name, tmp_path / "ir.png", tmp_path / "vis.png") for name in ("1", "2", "7", "20")]
+    for stems, pattern in (([f"IFCNN_2020_{n}" for n in (7, 1, 20)], "'IFCNN_2020_*'"), (["a7", "b_1", "c"], "'*_fused'"),
+                           (["x_98765_y"], "'x_*_y'")):             # in any order of the set of names, the longest
+        names = ("1", "2", "7", "20", *("98765"[start:end] for start, end in combinations(range(6), 2)))
+        numbered = [Pair(name, tmp_path / "ir.png", tmp_path / "vis.png") for name in names]
         assert metrics.pattern_of([f"{stem}.png" for stem in stems], numbered).endswith(f"--fused-pattern {pattern}")
     assert problems[1].endswith("; subfolders are not read (inner), so name one of them")
     assert problems[2:] == [f"{tmp_path / 'part'}: no fused image for 00, 001"]
