@@ -480,19 +480,22 @@ class Report:
 
         Raises OSError of a file that `tasks` writes.
         """
+        failures: list[str] = []
         try:
             for scored in tqdm(score_all(tasks, protocols, self.names, min(workers, total)), total=total, unit="pair",
                                desc=title, disable=None):
-                problems += scored.problems
+                failures += scored.problems
                 self.add(scored)
         except KeyboardInterrupt:
             return True
         except BrokenProcessPool:
-            problems.append("the rest: a worker process was killed (out of memory?); try fewer --workers")
+            failures.append("the rest: a worker process was killed (out of memory?); try fewer --workers")
         except OSError as error:
             if error.filename:          # of a file that `tasks` writes
                 raise
-            problems.append(f"the rest: no worker process could be started ({error.strerror}); try fewer --workers")
+            failures.append(f"the rest: no worker process could be started ({error.strerror}); try fewer --workers")
+        finally:
+            problems += failures        # after those of `tasks`, which are read in advance
         return False
 
     def complain_of_notes(self) -> None:

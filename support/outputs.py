@@ -82,7 +82,7 @@ def refuse_overwriting(folders: Iterable[Path], file: Path | None, inputs: Seque
     """
     homes: dict[tuple[int, int] | None, list[Path]] = {}
     for path in inputs:
-        for place in {path, Path(os.path.realpath(path))}:      # for a symbolic link: the link and its target
+        for place in dict.fromkeys((path, Path(os.path.realpath(path)))):      # for a symbolic link: the link and its target
             homes.setdefault(_identity(place.parent), []).append(place)
     homes.pop(None, None)
     if file:
@@ -105,7 +105,7 @@ def _partner(file: Path, sources: Sequence[Path]) -> Path | None:
     taken = {_identity(source) for source in sources}
     # A folder can have several paths, for example a relative one and one through a symbolic link.
     for home, folder in {_identity(source.parent): source.parent for source in sources}.items():
-        for path in folder.iterdir():
+        for path in sorted(folder.iterdir()):
             if path.suffix.lower() in kinds and without_affix(path.stem, INFRARED + VISIBLE) == name:
                 twin = home == own and path.stem == file.stem
                 if not twin and _identity(path) not in taken:

@@ -119,6 +119,15 @@ def test_labels_of_two_kinds_are_refused_and_class_lists_are_no_labels(tmp_path)
         find_labels(tmp_path)
 
 
+def test_two_labels_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a.TXT").touch()
+    (tmp_path / "a.txt").touch()
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system ignores case")
+    with pytest.raises(DataError, match="a.txt: has the name of a.TXT; keep one"):
+        find_labels(tmp_path)
+
+
 # ---------------------------------------------------------------------------------------------
 # prepare
 

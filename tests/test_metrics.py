@@ -677,3 +677,16 @@ def test_a_killed_worker_leaves_the_scores_so_far(monkeypatch):
     report, problems = metrics.Report(["EN"], None), []
     assert report.collect([], ["definition"], 2, 2, "scoring", problems) is False
     assert report.scores["definition"]["A"] == {"1": {"EN": 5.0}} and "try fewer --workers" in problems[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_problems_have_one_order_for_any_number_of_workers(workers):
+    def tasks():
+        for number in range(6):
+            if number == 2:
+                problems.append("2: cannot be read")
+            fused, ir, vis = trio(number, height=24, width=24)
+            yield metrics.Task(str(number), ir, vis, {"A": fused[:8] if number == 1 else fused})
+    problems = []
+    metrics.Report(["EN"], None).collect(tasks(), ["definition"], workers, 6, "", problems)
+    assert [problem[:4] for problem in problems] == ["2: c", "A, 1"]

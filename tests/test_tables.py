@@ -1,8 +1,10 @@
 """The paper's tables: what is printed of known rows, and a tiny --run from training to the recorded row."""
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
 
 import cv2
 import numpy as np
@@ -356,6 +358,18 @@ def test_a_termination_is_passed_on_to_the_training(tmp_path, monkeypatch):
         assert table_rows.call_train([]) == 143
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_termination_while_the_training_starts_is_passed_on(tmp_path, monkeypatch):
+    (tmp_path / "train.py").write_text("import time\ntime.sleep(20)\n")
+    start = subprocess.Popen
+
+    def late(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*args)
+    monkeypatch.setattr(table_rows, "ROOT", tmp_path)
+    monkeypatch.setattr(table_rows.subprocess, "Popen", late)
+    assert table_rows.call_train([]) == -signal.SIGTERM
 
 
 def test_ctrl_c_waits_until_the_training_has_saved(monkeypatch):

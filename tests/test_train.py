@@ -389,7 +389,10 @@ def test_the_commit_is_not_that_of_an_outer_repository(tmp_path, monkeypatch):
     """Of a copy of the files inside another project."""
     inner = tmp_path / "copy"
     inner.mkdir()
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for name in [name for name in os.environ if name.startswith("GIT_")]:      # of a hook: they name another repository
+        monkeypatch.delenv(name)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false",
+           "-c", "core.hooksPath=/dev/null"]
     try:
         for words in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "--message", "x"]):
             subprocess.run([*git, *words], check=True)

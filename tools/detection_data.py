@@ -19,6 +19,7 @@ import random
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Container, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,17 +53,23 @@ class Box(NamedTuple):
 
 
 def find_labels(folder: Path) -> dict[str, Path]:
-    """{stem: path} of the label files in a folder, in natural order. Raises DataError for no files or for two kinds."""
+    """{stem: path} of the label files in a folder, in natural order.
+
+    Raises DataError if there are none, or files of two kinds, or two of one name.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     # Labelling programs write classes.txt beside YOLO text files, and macOS writes ._NAME.xml beside NAME.xml.
     paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in READERS and path.name != "classes.txt"
-                    and not path.name.startswith(".")), key=lambda path: natural_key(path.stem))
+                    and not path.name.startswith(".")), key=lambda path: (natural_key(path.stem), path.suffix))
     kinds = {path.suffix.lower() for path in paths}
     if not kinds:
         raise DataError(f"{folder}: no labels; expected NAME.xml (VOC) or NAME.txt (YOLO)")
     if len(kinds) > 1:
         raise DataError(f"{folder}: holds both .xml and .txt; move one kind to another folder")
+    for path, other in pairwise(paths):
+        if path.stem == other.stem:
+            raise DataError(f"{other}: has the name of {path.name}; keep one of them")
     return {path.stem: path for path in paths}
 
 
@@ -207,8 +214,8 @@ def in_common(labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Pat
 
 def present_images(out: Path, methods: Container[str]) -> dict[str, Path]:
     """{name: image} of a method that `out` holds already, and that is none of `methods`. Broken links are left out."""
-    folders = [path.parent for path in out.glob("*/data.yaml") if path.parent.name not in methods]
-    return {composed(path.stem): path for folder in folders for path in folder.glob("images/*/*") if path.is_file()}
+    folders = [path.parent for path in sorted(out.glob("*/data.yaml")) if path.parent.name not in methods]
+    return {composed(path.stem): path for folder in folders for path in sorted(folder.glob("images/*/*")) if path.is_file()}
 
 
 def readable(names: Sequence[str], labels: Mapping[str, Path], methods: Mapping[str, Mapping[str, Path]],

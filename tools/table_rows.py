@@ -17,7 +17,6 @@ import csv
 import math
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +35,7 @@ from measures.tables import Runnings
 from net import RPFNet
 from pipeline import PAIR_ERRORS
 from recipe import RECIPE, TrainingError, completed, is_current, parse, read_state
-from support.console import first_line
+from support.console import first_line, handling
 from support.outputs import as_csv, write_atomically
 from support.records import command_line, device_name, hashed_name, processor
 from support.runtime import default_device
@@ -350,15 +349,22 @@ def train_run(run: Run) -> None:
 
 def call_train(options: Sequence[str]) -> int:
     """Run train.py in another process and return its exit code. If this process is stopped, train.py saves first."""
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *options])
-    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()      # the terminal has sent Ctrl-C to both processes
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    process: subprocess.Popen | None = None
+    stopped = []
+
+    def stop(number: int, _: object) -> None:
+        stopped.append(number)
+        if process:
+            process.terminate()
+    with handling(stop, "SIGTERM"):
+        process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *options])
+        if stopped:         # before there was a process to pass it on to
+            process.terminate()
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # the terminal has sent Ctrl-C to both processes
+            raise
 
 
 def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
