@@ -160,7 +160,7 @@ class SaliencyStructureLoss(ImageLoss):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, lambda_1: float = 0.3, form: str = "mean"):
+    def __init__(self, lambda_1: float = 0.3, form: str = "rms"):
         super().__init__()
         _check_choice("form", form, ("l2", "rms", "mean"))
         _check_weight("lambda_1", lambda_1)
@@ -448,7 +448,7 @@ class FusionLoss(nn.Module):
     def contrast(cls) -> FusionLoss:
         """Our loss for natural pictures, with the options of recipes/contrast.json."""
         return cls(FrequencyContrastiveLoss(weight="adaptive"), SSIMLoss(7, weighted=True, whole=True),
-                   SaliencyStructureLoss(), LuminanceLoss(), lambda_3=2.0)
+                   SaliencyStructureLoss(form="mean"), LuminanceLoss(), lambda_3=2.0)
 
     def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:
         """L_F, the terms that need only the fused image (Eq. 8); arguments as for `forward`.

@@ -22,14 +22,15 @@ ROOT = Path(train.__file__).parent
 
 RECIPE_FILES = sorted((ROOT / "recipes").glob("*.json"))
 
-# What the paper prints, section 4.1 and Eq. 6-14, except saliency_form: the paper prints l2.
+# What the paper prints, section 4.1 and Eq. 6-14, except saliency_form: the paper prints l2, which is rms times the
+# square root of the number of pixels.
 # 100 epochs fit "halved every 20 epochs".
 PRINTED = {
     "dataset": "roadscene", "batch": 16, "crop": 128, "crops": 3383, "fixed_crops": True, "flips": False,
     "dim": 0, "lamps": 0,
     "lr": 1e-3, "schedule": "step", "epochs": 100, "steps": 0, "max_minutes": 0, "clip": 0, "fixed_statistics": 0,
     "stages": 3, "channels": 32, "global_branch": "fourier", "cpm": True, "prior": True,
-    "lambda_1": 0.3, "saliency": True, "saliency_form": "mean", "weight": "printed", "contrast": True,
+    "lambda_1": 0.3, "saliency": True, "saliency_form": "rms", "weight": "printed", "contrast": True,
     "contrast_domain": "frequency", "lambda_2": 5, "ssim_window": 11, "ssim_weighted": False, "ssim_whole": False,
     "lambda_3": 0,
 }
@@ -197,12 +198,12 @@ def test_an_unknown_recipe_says_which_are_known(capsys):
 def test_options_reach_what_they_name():
     loss = trainer.build_loss(options(
         "--contrast-domain", "spatial", "--no-contrast", "--weight", "adaptive", "--ssim-window", "5",
-        "--ssim-weighted", "--ssim-whole", "--lambda-1", "0.7", "--saliency-form", "mean",
+        "--ssim-weighted", "--ssim-whole", "--lambda-1", "0.7", "--saliency-form", "l2",
         "--lambda-2", "3", "--lambda-3", "2"))
     contrastive = loss.contrastive
     assert (contrastive.domain, contrastive.contrast, contrastive.weight) == ("spatial", False, "adaptive")
     assert (loss.structure.window, loss.structure.weighted, loss.structure.whole) == (5, True, True)
-    assert (loss.saliency.lambda_1, loss.saliency.form) == (0.7, "mean")
+    assert (loss.saliency.lambda_1, loss.saliency.form) == (0.7, "l2")
     assert loss.luminance is not None and (loss.lambda_2, loss.lambda_3) == (3, 2)
     config = trainer.build_network(options("--channels", "8", "--stages", "2", "--sharing", "none", "--no-prior",
                                          "--global-branch", "transformer", "--no-cpm")).config
