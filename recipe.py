@@ -249,8 +249,8 @@ def dropped_init(args: argparse.Namespace) -> str | None:
 def completed(stored: object, source: str) -> dict:
     """Check a recipe from a file and add missing values: {option: value} for RECIPE, READING and PLACES.
 
-    An older file lacks options that were added later. They get the value of recipes/paper.json, which does not change
-    the meaning of the recipe.
+    Options that are missing get the value of recipes/paper.json. For an option that was added after the file was
+    written, this does not change the meaning of the recipe.
 
     Args:
         stored: content of the file.

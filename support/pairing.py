@@ -41,7 +41,7 @@ def list_images(folder: str | Path, pattern: str | None = None, option: str = ""
         return _matching(_image_files(Path(folder)), pattern, option)
     found: dict[str, Path] = {}
     for path in _image_files(Path(folder)):
-        _add(found, path.stem, path)
+        add_named(found, path.stem, path)
     return found
 
 
@@ -56,7 +56,8 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted((p for p in paths if p.suffix.lower() in SUFFIXES), key=lambda p: natural_key(p.name))
 
 
-def _add(found: dict[str, Path], name: str, path: Path) -> None:
+def add_named(found: dict[str, Path], name: str, path: Path) -> None:
+    """Add a file to {name: path}. Raises DataError if another one has its name."""
     if name in found:
         raise DataError(f"{path.parent}: {found[name].name} and {path.name} share a name; keep one of them")
     found[name] = path
@@ -144,7 +145,7 @@ def _matching(images: Sequence[Path], pattern: str, option: str) -> dict[str, Pa
         text = path.name if Path(pattern).suffix.lower() in SUFFIXES else path.stem
         match = re.fullmatch(re.escape(before) + "(.+)" + re.escape(after), text)
         if match:
-            _add(found, match[1], path)
+            add_named(found, match[1], path)
     if images and not found:
         raise PatternError(f"{option} {pattern}: no such file among {_examples(images)}")
     return found
@@ -212,7 +213,7 @@ def _sides(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
         for side, affixes in zip(sides, (INFRARED, VISIBLE)):
             name = without_affix(stem, affixes)
             if name != stem:
-                _add(side, name, path)
+                add_named(side, name, path)
                 break
         else:
             others.append(path.name)

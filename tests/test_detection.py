@@ -124,7 +124,7 @@ def test_two_labels_of_one_name_are_refused(tmp_path):
     (tmp_path / "a.txt").touch()
     if len(list(tmp_path.iterdir())) < 2:
         pytest.skip("this file system ignores case")
-    with pytest.raises(DataError, match="a.txt: has the name of a.TXT; keep one"):
+    with pytest.raises(DataError, match="a.TXT and a.txt share a name; keep one"):
         find_labels(tmp_path)
 
 

@@ -369,7 +369,11 @@ def test_a_termination_while_the_training_starts_is_passed_on(tmp_path, monkeypa
         return start(*args)
     monkeypatch.setattr(table_rows, "ROOT", tmp_path)
     monkeypatch.setattr(table_rows.subprocess, "Popen", late)
-    assert table_rows.call_train([]) == -signal.SIGTERM
+    before = signal.signal(signal.SIGTERM, lambda *_: None)     # so that a signal that is not handled ends no tests
+    try:
+        assert table_rows.call_train([]) == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_ctrl_c_waits_until_the_training_has_saved(monkeypatch):

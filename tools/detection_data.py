@@ -19,7 +19,6 @@ import random
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Container, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ from images import DataError, decode, luma, split_colour, to_image, write_image
 from metrics import baseline
 from support.console import listed, note
 from support.outputs import is_stray, refuse_overwriting, write_atomically
-from support.pairing import composed, find_pairs, list_images, natural_key
+from support.pairing import add_named, composed, find_pairs, list_images, natural_key
 from support.records import short_hash
 
 M3FD_CLASSES = ("People", "Car", "Bus", "Motorcycle", "Lamp", "Truck")
@@ -53,7 +52,7 @@ class Box(NamedTuple):
 
 
 def find_labels(folder: Path) -> dict[str, Path]:
-    """{stem: path} of the label files in a folder, in natural order.
+    """{name: path} of the label files in a folder, in natural order. Names have composed accents.
 
     Raises DataError if there are none, or files of two kinds, or two of one name.
     """
@@ -67,10 +66,10 @@ def find_labels(folder: Path) -> dict[str, Path]:
         raise DataError(f"{folder}: no labels; expected NAME.xml (VOC) or NAME.txt (YOLO)")
     if len(kinds) > 1:
         raise DataError(f"{folder}: holds both .xml and .txt; move one kind to another folder")
-    for path, other in pairwise(paths):
-        if path.stem == other.stem:
-            raise DataError(f"{other}: has the name of {path.name}; keep one of them")
-    return {path.stem: path for path in paths}
+    found: dict[str, Path] = {}
+    for path in paths:
+        add_named(found, composed(path.stem), path)
+    return found
 
 
 def read_voc(path: Path, classes: Sequence[str], image: tuple[int, int] | None = None) -> list[Box]:
@@ -171,7 +170,7 @@ def prepare(images: Mapping[str, Path], labels: Path, classes: Sequence[str] | N
         OutputError: `out` holds the images.
         OSError: `out` cannot be written.
     """
-    found = {composed(name): path for name, path in find_labels(labels).items()}
+    found = find_labels(labels)
     if classes is None and next(iter(found.values())).suffix.lower() == ".txt":
         raise DataError(f"{labels}: YOLO files hold numbers; name the classes in their order, as in "
                         "--classes person bicycle car")

@@ -96,6 +96,7 @@ class Configuration(NamedTuple):
 FULL = Configuration("full", (), {"1": "N=3", "2": "lambda2=5", "3": "RPFNet", "contrast": "recipe paper"})
 # From the recipe paper to the recipe contrast. Each change is added to those before it.
 CHANGES = (
+    ("means", "+ means in Eq. 6 and 7", ("--saliency-form", "mean")),
     ("clip_and_weight", "+ clipping, w with 1 + S", ("--clip", "1", "--weight", "adaptive")),
     ("weighted", "+ weighted windows of 7", ("--ssim-weighted", "--ssim-window", "7")),
     ("whole", "+ L_s over the whole crop", ("--ssim-whole",)),
