@@ -19,6 +19,7 @@ from images import luma, read_gray
 from inference import fuse_pair
 from net import RPFNet
 from recipe import LOSS, read_recipe
+from support.console import handling
 from support.records import hashed_name
 from tools import table_rows, tables
 from tools.released import ReleasedNet
@@ -353,11 +354,8 @@ def test_a_termination_is_passed_on_to_the_training(tmp_path, monkeypatch):
                                        "os.kill(os.getppid(), signal.SIGTERM)\n"
                                        "time.sleep(20)\n")
     monkeypatch.setattr(table_rows, "ROOT", tmp_path)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
+    with handling(lambda *_: None, "SIGTERM"):      # so that a signal that is not handled does not end the tests
         assert table_rows.call_train([]) == 143
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_termination_while_the_training_starts_is_passed_on(tmp_path, monkeypatch):
@@ -369,11 +367,8 @@ def test_a_termination_while_the_training_starts_is_passed_on(tmp_path, monkeypa
         return start(*args)
     monkeypatch.setattr(table_rows, "ROOT", tmp_path)
     monkeypatch.setattr(table_rows.subprocess, "Popen", late)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)     # so that a signal that is not handled ends no tests
-    try:
+    with handling(lambda *_: None, "SIGTERM"):
         assert table_rows.call_train([]) == -signal.SIGTERM
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_ctrl_c_waits_until_the_training_has_saved(monkeypatch):
