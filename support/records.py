@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import shlex
@@ -34,8 +35,13 @@ def commit() -> str:
 
     "unknown" without git, and for a copy without .git inside another repository.
     """
+    # Inside a git hook, these variables may name another repository.
+    hook = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in hook}
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(["git", *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+                              timeout=10).stdout.strip()
     try:
         if git("rev-parse", "--show-prefix"):       # this folder is not the root of a repository
             return "unknown"

@@ -401,6 +401,9 @@ def test_the_commit_is_not_that_of_an_outer_repository(tmp_path, monkeypatch):
     for root, known in ((inner, False), (tmp_path, True)):
         monkeypatch.setattr(records, "ROOT", root)
         assert (train.commit() != "unknown") == known
+    own = train.commit()
+    monkeypatch.setenv("GIT_DIR", str(Path(__file__).resolve().parents[1] / ".git"))      # as in a hook of another repository
+    assert train.commit() == own
 
 
 def test_running_statistics_are_those_of_the_epochs_crops(folders, tmp_path):
