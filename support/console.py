@@ -22,7 +22,7 @@ from typing import Any
 
 INTERRUPTED = 130       # exit code after Ctrl-C, as in a shell
 # The modules of the packages in requirements.txt.
-REQUIRED = {"torch", "torchvision", "numpy", "cv2", "PIL", "kornia", "skimage", "tqdm"}
+REQUIRED = {"torch", "torchvision", "numpy", "cv2", "PIL", "kornia", "skimage", "scipy", "tqdm"}
 
 
 def printable(text: str) -> str:

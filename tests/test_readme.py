@@ -21,6 +21,7 @@ import metrics
 import recipe
 from net import RPFNet
 from tools import students
+from tools.tables import RESULTS, collect_lines, p_value
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,13 +82,13 @@ def recorded() -> list[set[str]]:
 def test_the_numbers_of_a_row_are_recorded_together(path):
     """Three decimal fractions in a row of a table, or one with three decimals, stand together in one row of a CSV file.
 
-    Rows of differences are computed from two rows, see below. docs/speed.md is compared with its files in test_bench.py.
+    Rows of differences and of p-values are computed, see below. docs/speed.md is compared with its files in test_bench.py.
     """
     wrong = []
     for row in table_rows(path):
         cells = {cell for cell in row if re.fullmatch(NUMBER, cell)}
         measured = len(cells) >= 3 or any(re.search(r"\.\d{3}", cell) for cell in cells)
-        if measured and not row[1].startswith("difference") and not any(cells <= known for known in recorded()):
+        if measured and not row[1].startswith("difference") and row[0] != "p" and not any(cells <= known for known in recorded()):
             wrong.append(row)
     assert wrong == []
 
@@ -138,6 +139,14 @@ def test_differences_are_those_to_the_printed_row(name):
             count += 1
         above = cells
     assert count >= 6
+
+
+def test_p_values_are_printed_by_the_tool_that_computes_them():
+    lines = [line for table in ("1", "3") for line in collect_lines(table, "FLIR-val", "paper", RESULTS)]
+    expected = {line.method: [p_value(value) for value in line.p_values.values()]
+                for line in lines if line.kind == "eval, plain" and line.p_values}
+    rows = table_rows(ROOT / "docs" / "results.md")
+    assert {above[0]: row[1:] for above, row in zip(rows, rows[1:]) if row[0] == "p"} == expected
 
 
 def test_the_differences_of_the_small_networks_are_printed_by_their_tool(capsys):

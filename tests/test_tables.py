@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_roadscene
+from scipy import stats
 
 import metrics
 import train
@@ -69,7 +70,7 @@ def rows_in(path):
 
 def measured(method, values, **more):
     """A row of Table 1, eval, protocol paper."""
-    return dict.fromkeys(COLUMNS, "") | dict(zip(("EN", "SF", "SD", "CC", "SCD", "VIFF"), values)) | {
+    return dict.fromkeys(COLUMNS, "") | dict(zip(("EN", "AG", "SD", "CC", "SCD", "VIFF"), values)) | {
         "table": "1", "dataset": "FLIR-val", "method": method, "use": "eval", "range": "plain", "protocol": "paper",
         "images": "40", "seed": "0", "steps": "300", "crops": "8 of 128"} | more
 
@@ -113,7 +114,7 @@ def results(tmp_path):
 
 def test_lines_by_definition_have_the_order_of_the_paper_too(results):
     for method in ("N=5", "N=1"):
-        row = measured(method, (7, 5, 10, 0.65, 1.75, 0.5)) | {"protocol": "definition", "VIF": "0.5"}
+        row = measured(method, (7, 5, 10, 0.65, 1.75, 0.5)) | {"protocol": "definition", "SF": "10", "VIF": "0.5"}
         record(results / "tables.csv", COLUMNS, [row], identity)
     assert [line.method for line in tables.collect_lines("1", "FLIR-val", "definition", results)] == ["N=1", "N=5"]
 
@@ -138,7 +139,7 @@ def test_ranks_differences_and_seeds_of_known_rows(results):
     one, three = (line for line in lines if line.kind == "eval, plain" and line.method in ("N=1", "N=3"))
     assert one.differences["EN"] == pytest.approx(7.559 - 7.459) and one.stds == {}
     assert three.means["EN"] == pytest.approx(7.5) and three.differences["EN"] == pytest.approx(7.5 - 7.434)
-    assert three.stds["EN"] == pytest.approx(0.1 * 2 ** 0.5) and three.stds["SF"] == 0
+    assert three.stds["EN"] == pytest.approx(0.1 * 2 ** 0.5) and three.stds["AG"] == 0
     assert "seeds 0, 1" in three.budget and "300 steps, crops 8 of 128" in three.budget
 
 
@@ -291,12 +292,30 @@ def test_the_table_contrast_goes_from_one_recipe_towards_the_other(tmp_path):
     assert recipes[-1]["batch"] * recipes[-1]["crop"]**2 == pytest.approx(2 * 128**2, rel=0.02)
 
 
-def test_the_full_model_alone_has_several_seeds(tmp_path):
-    args = tables.parse(["--table", "3", "--run", "--seeds", "4", "7", "--out", str(tmp_path)])
+@pytest.mark.parametrize("table", table_rows.TRAINED)
+def test_a_run_plans_the_seeds_that_are_recorded(table, tmp_path):
+    runs = table_rows.planned_runs(tables.parse(["--table", table, "--run", "--out", str(tmp_path)]))
+    recorded = {(row["method"], row["seed"]) for row in rows_in(table_rows.RESULTS / "tables.csv") if row["table"] == table}
+    assert {(run.configuration.methods[table], str(run.seed)) for run in runs} == recorded
+    assert len({run.folder for run in runs}) == len(runs) == len(recorded)
+
+
+def test_seeds_are_those_of_every_chosen_row(tmp_path):
+    args = tables.parse(["--table", "3", "--run", "--rows", "w/o CPM", "RPFNet", "--seeds", "4", "7", "--out", str(tmp_path)])
     runs = table_rows.planned_runs(args)
-    assert [run.seed for run in runs if run.configuration is FULL] == [4, 7]
-    assert {run.seed for run in runs if run.configuration is not FULL} == {4}
-    assert len(runs) == 2 + 8 and len({run.folder for run in runs}) == 10
+    assert [(run.configuration.methods["3"], run.seed) for run in runs] == [
+        ("RPFNet", 4), ("RPFNet", 7), ("w/o CPM", 4), ("w/o CPM", 7)]
+    assert len({run.folder for run in runs}) == 4
+
+
+def test_p_values_are_scipys(results):
+    """Seeds of N=3: EN 7.4 and 7.6. One run is compared with the variance of N=3, two runs by Welch's test."""
+    record(results / "tables.csv", COLUMNS, [measured("N=5", (7.4, 5, 10, 0.65, 1.75, 0.5), seed="1")], identity)
+    lines = {line.method: line for line in tables.collect_lines("1", "FLIR-val", "paper", results) if line.kind == "eval, plain"}
+    assert lines["N=3"].p_values == {} and tables.p_value(0.0004) == "<0.001"
+    assert lines["N=5"].p_values["EN"] == pytest.approx(stats.ttest_ind([7.3, 7.4], [7.4, 7.6], equal_var=False).pvalue)
+    distance = (7.559 - 7.5) / (0.1 * 2 ** 0.5 * 1.5 ** 0.5)         # standard error: variance of N=3, times 1 + 1/2
+    assert lines["N=1"].p_values["EN"] == pytest.approx(2 * stats.t.sf(distance, 1))
 
 
 def test_a_run_records_the_scores_of_its_last_state(trained, data):
@@ -307,12 +326,12 @@ def test_a_run_records_the_scores_of_its_last_state(trained, data):
         for protocol in ("paper", "definition")]
     assert {(row["images"], row["seed"], row["steps"], row["crops"]) for row in rows} == {("4", "5", "2", "2 of 32")}
     assert all(row["command"].startswith("python train.py ") and "--stages 1 " in row["command"] for row in rows)
-    model = RPFNet.from_pretrained(place / "runs" / "stages_1" / "last.pth")
+    model = RPFNet.from_pretrained(place / "runs" / "stages_1_seed5" / "last.pth")
     scores = []
     for pair in named_pairs("roadscene", data / "RoadScene")[:4]:
         ir, vis = read_gray(pair.ir), luma(read_gray(pair.vis))
-        scores.append(metrics.evaluate(model.fuse(ir, vis, True, as_published=True), ir, vis, "paper", ["SF", "VIFF"]))
-    for name, values in zip(("SF", "VIFF"), zip(*(score.values() for score in scores))):
+        scores.append(metrics.evaluate(model.fuse(ir, vis, True, as_published=True), ir, vis, "paper", ["SF (AG)", "VIFF"]))
+    for name, values in zip(("AG", "VIFF"), zip(*(score.values() for score in scores))):
         assert float(rows[2][name]) == pytest.approx(sum(values) / 4, abs=1e-4)
 
 
@@ -336,15 +355,15 @@ def test_a_run_of_another_recipe_is_not_taken_for_this_one(trained, no_training,
 @pytest.mark.parametrize("cut", ["step", "history"])
 def test_an_unfinished_run_is_resumed(trained, tmp_path, monkeypatch, capsys, cut):
     place, options = trained
-    state = torch.load(place / "runs" / "stages_1" / "last.pth", weights_only=True)
+    state = torch.load(place / "runs" / "stages_1_seed5" / "last.pth", weights_only=True)
     state[cut] = 1 if cut == "step" else []         # killed between two steps, or before the last epoch was closed
-    (tmp_path / "stages_1").mkdir()
-    torch.save(state, tmp_path / "stages_1" / "last.pth")
+    (tmp_path / "stages_1_seed5").mkdir()
+    torch.save(state, tmp_path / "stages_1_seed5" / "last.pth")
     calls = []
     monkeypatch.setattr(table_rows, "call_train", lambda options: calls.append(options) or 130)
     assert tables.main([*options, "--out", str(tmp_path), *TRAIN]) == 130
     (call,) = calls
-    assert call[-2:] == [str(tmp_path / "stages_1"), "--resume"]
+    assert call[-2:] == [str(tmp_path / "stages_1_seed5"), "--resume"]
     assert "the same command goes on" in capsys.readouterr().err
 
 
@@ -397,9 +416,9 @@ def test_a_training_that_a_signal_stopped_stops_the_others(trained, tmp_path, mo
 def test_a_run_of_another_version_is_not_taken_for_this_one(trained, tmp_path, no_training, capsys):
     """With the same options: a version of train.py that would compute something else from them."""
     place, options = trained
-    state = torch.load(place / "runs" / "stages_1" / "last.pth", weights_only=True)
-    (tmp_path / "stages_1").mkdir()
-    torch.save(state | {"version": 2}, tmp_path / "stages_1" / "last.pth")
+    state = torch.load(place / "runs" / "stages_1_seed5" / "last.pth", weights_only=True)
+    (tmp_path / "stages_1_seed5").mkdir()
+    torch.save(state | {"version": 2}, tmp_path / "stages_1_seed5" / "last.pth")
     assert tables.main([*options, "--out", str(tmp_path), *TRAIN]) == 1
     assert "last.pth: trained with another version of train.py; remove it" in capsys.readouterr().err
 
@@ -435,7 +454,7 @@ def test_rows_of_other_options_are_kept_beside_one_another(tmp_path):
 
 def test_the_full_model_is_trained_once_for_its_tables(trained, data, tmp_path):
     place, _ = trained
-    shutil.copytree(place / "runs" / "stages_1", tmp_path / "full")
+    shutil.copytree(place / "runs" / "stages_1_seed5", tmp_path / "full")
     about = json.loads((tmp_path / "full" / "best.json").read_text())
     (tmp_path / "full" / "best.json").write_text(json.dumps(about | {"steps": 1, "minutes": 99}))
     args = tables.parse(["--table", "1", "--results", str(tmp_path)])
@@ -465,7 +484,7 @@ def test_an_incomplete_data_set_does_not_replace_the_rows_of_the_repository(data
 def test_what_cannot_be_measured_is_one_line_and_the_others_go_on(trained, data, tmp_path, monkeypatch, capsys):
     place, _ = trained
     monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe paper", tmp_path / "absent.pth")
-    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", place / "runs" / "stages_1" / "best.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", place / "runs" / "stages_1_seed5" / "best.pth")
     folders = {"Broken": 4, "Small": 4, "Whole": 4, "Part": 3}
     pairs = named_pairs("roadscene", data / "RoadScene")[:4]
     for name, count in folders.items():
@@ -571,7 +590,7 @@ def test_parts_are_measured_against_the_whole(model, data):
 def test_parts_are_recorded_and_printed(trained, data, tmp_path, monkeypatch, capsys):
     place, _ = trained
     monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe paper", tmp_path / "absent.pth")
-    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", place / "runs" / "stages_1" / "best.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", place / "runs" / "stages_1_seed5" / "best.pth")
     monkeypatch.delitem(table_rows.STUDENTS, "ours, tiny")
     options = ["--table", "parts", "--data", str(data), "--results", str(tmp_path)]
     assert tables.main(options) == 0 and "add --run" in capsys.readouterr().out
@@ -599,7 +618,7 @@ def test_parts_that_cannot_be_measured_are_one_line(trained, data, tmp_path, mon
         return score(model, pairs, label)
     monkeypatch.setattr(table_rows, "score_parts", broken)
     for name in ("recipe paper", "recipe contrast"):
-        monkeypatch.setitem(table_rows.SHIPPED, f"ours, {name}", trained[0] / "runs" / "stages_1" / "best.pth")
+        monkeypatch.setitem(table_rows.SHIPPED, f"ours, {name}", trained[0] / "runs" / "stages_1_seed5" / "best.pth")
     assert tables.main(["--table", "parts", "--data", str(data), "--results", str(tmp_path), "--run", "--rows",
                         "ours, recipe contrast", "ours, recipe paper"]) == 1
     assert capsys.readouterr().err.endswith("not measured: FLIR-val, ours, recipe contrast: not enough memory\n")
@@ -607,13 +626,13 @@ def test_parts_that_cannot_be_measured_are_one_line(trained, data, tmp_path, mon
 
 
 def test_parts_need_only_the_pairs_of_the_named_networks(trained, data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", trained[0] / "runs" / "stages_1" / "best.pth")
+    monkeypatch.setitem(table_rows.SHIPPED, "ours, recipe contrast", trained[0] / "runs" / "stages_1_seed5" / "best.pth")
     options = ["--table", "parts", "--data", str(data), "--results", str(tmp_path), "--run"]      # without Harvard/
     assert tables.main([*options, "--rows", "ours, recipe contrast"]) == 0, capsys.readouterr().err
 
 
 def test_weights_of_several_trainings_have_the_steps_of_all_and_no_time(trained, tmp_path):
-    about = json.loads((trained[0] / "runs" / "stages_1" / "best.json").read_text())
+    about = json.loads((trained[0] / "runs" / "stages_1_seed5" / "best.json").read_text())
     for total, described in (({}, ("2", str(about["minutes"]))), ({"total_steps": 900}, ("900", ""))):
         (tmp_path / "a.json").write_text(json.dumps(about | total))
         training = table_rows.training_of(tmp_path / "a.json")
@@ -630,7 +649,7 @@ def test_medical_pairs_are_fused_by_the_medical_network(tmp_path, monkeypatch, t
 
 def test_weights_without_their_training_are_named(trained, tmp_path):
     place, _ = trained
-    about = json.loads((place / "runs" / "stages_1" / "best.json").read_text())
+    about = json.loads((place / "runs" / "stages_1_seed5" / "best.json").read_text())
     del about["minutes"]
     (tmp_path / "a.json").write_text(json.dumps(about))
     with pytest.raises(table_rows.TableError, match=r"a\.json: .*minutes"):

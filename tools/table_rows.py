@@ -56,14 +56,14 @@ class TableError(Exception):
 
 class Protocol(NamedTuple):
     """The six columns of a table."""
-    names: tuple[str, ...]
-    headings: tuple[str, ...]       # the columns as they are printed; the paper calls the average gradient SF
+    names: tuple[str, ...]          # columns of tables.csv
+    headings: tuple[str, ...]       # the columns as they are printed, and the names for `metrics.evaluate`
     title: str
 
 
 DEFINED = ("EN", "SF", "SD", "CC", "SCD", "VIF")
 PROTOCOLS = {       # {protocol of `metrics.evaluate`: columns}
-    "paper": Protocol(("EN", "SF", "SD", "CC", "SCD", "VIFF"), tuple(metrics.PAPER_COLUMNS),
+    "paper": Protocol(tuple(name for name, _ in metrics.PAPER_COLUMNS.values()), tuple(metrics.PAPER_COLUMNS),
                       "protocol paper: SF holds the average gradient, SD and VIFF are those of toolbox"),
     "definition": Protocol(DEFINED, DEFINED, "protocol definition"),
 }
@@ -88,12 +88,13 @@ USES = (Use("eval", "plain"), Use("as published", "studio"))
 
 class Configuration(NamedTuple):
     """A network that is trained for the tables of TRAINED."""
-    name: str                   # name of its folder
+    name: str                   # beginning of the name of its folders
     options: tuple[str, ...]    # options of train.py
     methods: dict[str, str]     # {table: name in the paper}
+    seeds: int = 1              # how many seeds, from 0, results/tables.csv has
 
 
-FULL = Configuration("full", (), {"1": "N=3", "2": "lambda2=5", "3": "RPFNet", "contrast": "recipe paper"})
+FULL = Configuration("full", (), {"1": "N=3", "2": "lambda2=5", "3": "RPFNet", "contrast": "recipe paper"}, seeds=6)
 # From the recipe paper to the recipe contrast. Each change is added to those before it.
 CHANGES = (
     ("means", "+ means in Eq. 6 and 7", ("--saliency-form", "mean")),
@@ -109,13 +110,13 @@ CONFIGURATIONS = (
     *(Configuration(f"lambda2_{value}", ("--lambda-2", value), {"2": f"lambda2={value}"})
       for value in ("4", "4.8", "5.2", "6")),
     Configuration("no_structure_loss", ("--lambda-2", "0"), {"3": "w/o L_s"}),
-    Configuration("no_contrast", ("--no-contrast",), {"3": "L_c => freq. l1-norm"}),
-    Configuration("spatial_contrast", ("--contrast-domain", "spatial"), {"3": "w/o freq. domain L_c"}),
-    Configuration("no_saliency_loss", ("--no-saliency",), {"3": "w/o L_SS"}),
-    Configuration("no_weight", ("--weight", "none"), {"3": "w/o w and 1-w"}),
+    Configuration("no_contrast", ("--no-contrast",), {"3": "L_c => freq. l1-norm"}, seeds=3),
+    Configuration("spatial_contrast", ("--contrast-domain", "spatial"), {"3": "w/o freq. domain L_c"}, seeds=3),
+    Configuration("no_saliency_loss", ("--no-saliency",), {"3": "w/o L_SS"}, seeds=3),
+    Configuration("no_weight", ("--weight", "none"), {"3": "w/o w and 1-w"}, seeds=3),
     Configuration("transformer", ("--global-branch", "transformer"), {"3": "FDFM => Trans.block"}),
-    Configuration("no_cpm", ("--no-cpm",), {"3": "w/o CPM"}),
-    Configuration("no_prior", ("--no-prior",), {"3": "w/o res prior"}),
+    Configuration("no_cpm", ("--no-cpm",), {"3": "w/o CPM"}, seeds=3),
+    Configuration("no_prior", ("--no-prior",), {"3": "w/o res prior"}, seeds=3),
     *(Configuration(name, sum((options for *_, options in CHANGES[:i + 1]), ()), {"contrast": method})
       for i, (name, method, _) in enumerate(CHANGES)),
 )
@@ -257,9 +258,8 @@ def score(pairs: Sequence[Pair], fuse: Fuse, label: str) -> dict[str, dict[str, 
         ir, vis = gray_pair(pair)
         fused = fuse(pair, ir, vis)
         for key, protocol in PROTOCOLS.items():
-            # Columns are matched by position, because a protocol can use other names for its columns.
-            values = metrics.evaluate(fused, ir, vis, key, protocol.names).values()
-            means[key].add(dict(zip(protocol.names, values)))
+            values = metrics.evaluate(fused, ir, vis, key, protocol.headings)
+            means[key].add({name: values[heading] for name, heading in zip(protocol.names, protocol.headings)})
     return {key: running.means for key, running in means.items()}
 
 
@@ -306,14 +306,14 @@ class Run(NamedTuple):
 
 
 def planned_runs(args: argparse.Namespace) -> list[Run]:
-    """The trainings of a table: the full model with each seed, other configurations with the first seed."""
+    """The trainings of a table, with the seeds of --seeds, by default those of the recorded rows."""
     runs = []
     for configuration in CONFIGURATIONS:
         method = configuration.methods.get(args.table)
         if method is None or not is_wanted(method, args):
             continue
-        for seed in args.seeds if configuration is FULL else args.seeds[:1]:
-            folder = args.out / (f"{configuration.name}_seed{seed}" if configuration is FULL else configuration.name)
+        for seed in args.seeds or range(configuration.seeds):
+            folder = args.out / f"{configuration.name}_seed{seed}"
             options = ("--data", str(args.data / DATASETS["roadscene"].folder), "--amp", "--steps", str(args.steps),
                        "--batch", str(args.batch), "--crops", str(args.crops), "--val-every", "0", "--seed", str(seed),
                        *configuration.options, *args.train_options, "--out", str(folder))

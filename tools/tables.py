@@ -34,11 +34,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from scipy.stats import ttest_ind_from_stats
+
 import metrics
 from images import DataError
 from measures.tables import PAPER_NAMES, Runnings, aligned, escape
 from recipe import whole
-from support.console import Added, complain, failed, finished, given_path, positive
+from support.console import complain, failed, finished, given_path, positive
 from support.console import run as run_command
 from support.outputs import OutputError, as_csv, check_csv_name, check_place, refuse_input, write_atomically
 from support.records import command_line, commit
@@ -46,6 +48,7 @@ from support.runtime import keep_freed_memory
 from tools.table_rows import (
     COLUMNS,
     DATA_SETS,
+    FULL,
     FUSED,
     IDENTITY,
     PARTS_COLUMNS,
@@ -83,6 +86,8 @@ class Line:
     printed: dict[str, str]     # digits as in the source; {} for values that are printed with three decimals
     stds: dict[str, float] = field(default_factory=dict)            # over seeds; {} for one seed
     differences: dict[str, float] = field(default_factory=dict)     # to the row of the paper; {} if it has none
+    seeds: int = 1
+    p_values: dict[str, float] = field(default_factory=dict)        # against the full model; see `add_p_values`
     rank: int | None = None     # RoR
     budget: str = ""            # text for the notes
 
@@ -90,7 +95,7 @@ class Line:
 def collect_lines(table: str, dataset: str, protocol: str, results: Path) -> list[Line]:
     """The lines of the paper and the measured lines of one data set, in the order of the paper."""
     names = PROTOCOLS[protocol].names
-    printed = paper_lines(table, PAPER_NAMES.get(DATA_SETS[dataset], dataset), PROTOCOLS["paper"].names)
+    printed = paper_lines(table, PAPER_NAMES.get(DATA_SETS[dataset], dataset))
     lines = printed.copy() if protocol == "paper" else []
     published = {line.method: line.means for line in lines}
     lines += measured_lines(table, dataset, protocol, names, results)
@@ -101,21 +106,38 @@ def collect_lines(table: str, dataset: str, protocol: str, results: Path) -> lis
     if table in TRAINED:
         for kind in {line.kind for line in lines}:
             compared = [line for line in lines if line.kind == kind]
+            add_p_values(compared, FULL.methods[table], names)
             if len(compared) > 1:
                 for line, rank in zip(compared, metrics.rank_of_ranks([line.means for line in compared])):
                     line.rank = rank
-    order = list(dict.fromkeys(papers_name(line.method) for line in (*printed, *lines)))
+    trained = known_methods(table, ()) if table in TRAINED else ()
+    order = list(dict.fromkeys(papers_name(method) for method in (
+        *(line.method for line in printed), *trained, *(line.method for line in lines))))
     return sorted(lines, key=lambda line: order.index(papers_name(line.method)))
 
 
-def paper_lines(table: str, dataset: str, names: Sequence[str]) -> list[Line]:
-    """The lines that the paper prints."""
+def add_p_values(lines: Sequence[Line], full: str, names: Sequence[str]) -> None:
+    """Two-sided p-values of the difference between each line and the line `full`, if that has several seeds.
+
+    Welch's t-test over the seeds. A line with one seed is compared by Student's t-test, with the variance of `full`.
+    """
+    reference = next((line for line in lines if line.method == full and line.stds), None)
+    for line in lines if reference else ():
+        if line is not reference:
+            line.p_values = {name: float(ttest_ind_from_stats(
+                line.means[name], line.stds.get(name, 0), line.seeds,
+                reference.means[name], reference.stds[name], reference.seeds, equal_var=not line.stds).pvalue) for name in names}
+
+
+def paper_lines(table: str, dataset: str) -> list[Line]:
+    """The lines that the paper prints. Its SF is the average gradient AG."""
     rows = read_rows(RESULTS / "paper_tables.csv")
     if table == "main":         # the row of RPFNet, which is the same in Tables 1 to 3 of the paper
         rows = [row | {"table": table} for row in rows if row["table"] == "3" and row["method"] == "RPFNet"]
     rows = [row for row in rows if row["table"] == table and row["dataset"] == dataset]
-    return [Line(row["method"], PRINTED, {name: float(row[name]) for name in names},
-                 {name: row[name] for name in names}) for row in rows]
+    columns = {name: heading.partition(" ")[0] for name, heading in zip(*PROTOCOLS["paper"][:2])}
+    return [Line(row["method"], PRINTED, {name: float(row[column]) for name, column in columns.items()},
+                 {name: row[column] for name, column in columns.items()}) for row in rows]
 
 
 def measured_lines(table: str, dataset: str, protocol: str, names: Sequence[str], results: Path) -> list[Line]:
@@ -142,7 +164,8 @@ def measured_line(group: Sequence[dict], names: Sequence[str], name_budget: bool
     short = {name: first[name] for name in names if len(first[name].partition(".")[2]) < 3}
     return Line(first["method"], ", ".join(filter(None, (first["use"], first["range"], steps))),
                 seeds.means, short if len(group) == 1 else {},
-                {name: seed.std for name, seed in seeds.items()} if len(group) > 1 else {}, budget=budget(group))
+                {name: seed.std for name, seed in seeds.items()} if len(group) > 1 else {}, budget=budget(group),
+                seeds=len(group))
 
 
 def budget(group: Sequence[dict]) -> str:
@@ -163,7 +186,7 @@ def budget(group: Sequence[dict]) -> str:
 
 
 def cells_of(lines: Sequence[Line], protocol: Protocol) -> list[list[str]]:
-    """Header and cells of the lines. A difference follows its line. The name of a method is printed once."""
+    """Header and cells of the lines. Differences and p-values follow their line. The name of a method is printed once."""
     ranked = any(line.rank for line in lines)
     cells = [["method", "rows", *protocol.headings] + ["RoR"] * ranked]
     previous = None
@@ -174,8 +197,15 @@ def cells_of(lines: Sequence[Line], protocol: Protocol) -> list[list[str]]:
                      + [str(line.rank or "")] * ranked)
         if line.differences:
             cells.append(["", "difference", *(f"{line.differences[name]:+.3f}" for name in protocol.names)] + [""] * ranked)
+        if line.p_values:
+            cells.append(["", "p", *(p_value(line.p_values[name]) for name in protocol.names)] + [""] * ranked)
         previous = line.method
     return cells
+
+
+def p_value(value: float) -> str:
+    """A p-value with three decimals."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def notes_of(lines: Sequence[Line]) -> list[str]:
@@ -187,6 +217,8 @@ def notes_of(lines: Sequence[Line]) -> list[str]:
     notes = [f"{', '.join(names)}: {text}" for text, names in methods.items()]
     if any(line.rank for line in lines):
         notes.append("RoR: rank of ranks among the rows of one kind")
+    if any(line.p_values for line in lines):
+        notes.append("p: t-test over seeds against the full model, two-sided, not corrected for the number of tests")
     return notes
 
 
@@ -232,11 +264,12 @@ def print_comparison(args: argparse.Namespace) -> None:
 
 
 def write_lines(path: Path, table: str, protocol: str, lines: Sequence[tuple[str, Line]]) -> None:
-    """Write the printed lines as CSV, with the printed headings: means, standard deviations over seeds, differences.
+    """Write the printed lines as CSV, with the printed headings: means, standard deviations over seeds, differences, p-values.
 
     Raises OSError.
     """
-    columns, chosen = {"": "means", " std": "stds", " difference": "differences"}, PROTOCOLS[protocol]
+    columns = {"": "means", " std": "stds", " difference": "differences", " p": "p_values"}
+    chosen = PROTOCOLS[protocol]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["table", "dataset", "protocol", "method", "rows",
@@ -308,8 +341,9 @@ def build_parser() -> argparse.ArgumentParser:
                           help="training steps of each network (default: 300); 0: the epochs of the recipe")
     training.add_argument("--batch", type=positive, default=2, help="crops in a step (default: 2)")
     training.add_argument("--crops", type=positive, default=200, help="crops in an epoch (default: 200)")
-    training.add_argument("--seeds", type=int, nargs="+", action=Added, default=[0, 1, 2],
-                          help="seeds of the full model; the other networks use only the first (default: 0 1 2)")
+    training.add_argument("--seeds", type=int, nargs="+", action="extend",
+                          help="seeds of each network (default: those of results/tables.csv, which are 0 to 5 for the full "
+                          "model, 0 to 2 for six rows of table 3, 0 for the others)")
     training.add_argument("--out", type=Path, default=Path("runs/tables"), metavar="DIR",
                           help="folder of the trainings (default: runs/tables)")
     training.add_argument("--again", action="store_true",
