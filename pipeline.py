@@ -31,7 +31,8 @@ from support.runtime import lacks_memory, on_gpu, team
 CPU_THREADS = 2     # with the network on a CPU; more threads would take cores from the network
 GPU_THREADS = 8     # with the network on a GPU; fusing then takes less time than encoding one PNG
 
-# Errors that can be caused by a single pair. Any other exception is a bug and ends the program.
+# Errors that can be caused by a single pair. Any other exception ends the program, and so does a RuntimeError of the network
+# on the first pair, which is probably a bug.
 PAIR_ERRORS = (DataError, ValueError, OSError, RuntimeError, MemoryError, cv2.error)
 
 

@@ -50,7 +50,7 @@ from support.headers import SUFFIXES
 from support.outputs import OutputError, locked, making, refuse_overwriting
 from support.pairing import Pair, shared_name
 from support.records import device_name
-from support.runtime import IMITATED, default_device, has_bfloat16, keep_freed_memory, on_gpu, team, use_device
+from support.runtime import IMITATED, default_device, has_bfloat16, keep_freed_memory, on_gpu, show_trace, team, use_device
 from weights import CHECKPOINTS
 
 FORMATS = ("png", "bmp", "tif", "jpg")
@@ -244,12 +244,14 @@ def fuse(args: argparse.Namespace, result: Result) -> None:
                 held.enter_context(locked(args.out))
             result.fuser = Fuser(args, load_network(args))
         except FATAL as error:
+            show_trace(error)
             result.fatal = [explained(error, args)]
         if team.gathered(result.fatal):
             return
         try:
             result.fuser.fuse_all(team.share(result.pairs))
         except FATAL as error:
+            show_trace(error)
             result.fatal = [f"{explained(error, args)}; {result.counted()}"]
         team.gathered([])       # rank 0 holds the lock for all processes, so it waits for them here
 
@@ -302,6 +304,7 @@ def fuse_video(args: argparse.Namespace) -> int:
             with making([fuser.folder]), locked(fuser.folder):
                 fuser.fuse_all(load_network(args))
         except FATAL as error:
+            show_trace(error)
             code, problem = 1, explained(error, args)
         except KeyboardInterrupt:
             code, problem = INTERRUPTED, "interrupted"

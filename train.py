@@ -39,7 +39,16 @@ from recipe import (
 from support.console import INTERRUPTED, Lasting, collected, complain, explain, failed, one_line
 from support.outputs import OutputError, locked, making, refuse_overwriting, remove_parts
 from support.records import command_line, commit, device_name, launcher
-from support.runtime import IMITATED, default_device, exact_convolutions, keep_freed_memory, lacks_memory, team, use_device
+from support.runtime import (
+    IMITATED,
+    default_device,
+    exact_convolutions,
+    keep_freed_memory,
+    lacks_memory,
+    show_trace,
+    team,
+    use_device,
+)
 from trainer import (
     MEMORY_REMEDY,
     Stop,
@@ -127,9 +136,14 @@ def train_epoch(trainer: Trainer, crops: CropDataset, start: int, bar: tqdm, sto
             saved = trainer.clock()
 
 
+def worker_ended(error: Exception) -> bool:
+    """Whether an error says that a process of the data loader was killed."""
+    return isinstance(error, EOFError | ConnectionError) or "DataLoader worker" in str(error)
+
+
 def described(error: Exception) -> str:
     """The error in one line, or as a list of files. The message for a lack of memory has a remedy."""
-    if isinstance(error, EOFError | ConnectionError) or "DataLoader worker" in str(error):
+    if worker_ended(error):
         return f"a data loader process has ended ({one_line(error)}), perhaps for lack of memory; lower --workers (0: none)"
     if lacks_memory(error):
         return f"too little memory for a training step ({one_line(error)}); {MEMORY_REMEDY}"
@@ -189,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, TrainingError, OutputError, ValueError, OSError, EOFError, RuntimeError,
             MemoryError) as error:
         team.failed = True
+        if not worker_ended(error):
+            show_trace(error)
         return failed("train.py", described(error))
     except KeyboardInterrupt:
         saved = f"; the last save, if there was one, is {args.out / 'last.pth'}" if args else ""

@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import zip_longest
@@ -46,6 +47,15 @@ def lacks_memory(error: Exception) -> bool:
     """Whether an error says that memory could not be allocated. PyTorch, cuFFT and OpenCV have no common type for it."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or isinstance(error, RuntimeError | cv2.error) and \
         re.search(NO_MEMORY, str(error), re.IGNORECASE) is not None
+
+
+def show_trace(error: Exception) -> None:
+    """Print the traceback of an error that is probably a bug, such as wrong shapes after a change of net.py.
+
+    PyTorch reports these as RuntimeError. Messages for users have other types.
+    """
+    if type(error) is RuntimeError and not lacks_memory(error):
+        traceback.print_exception(error)
 
 
 def default_device() -> str:

@@ -170,7 +170,9 @@ def test_a_network_that_cannot_run_ends_the_run_at_its_first_pair(folders, small
         raise RuntimeError("no C++ compiler was found")
     monkeypatch.setattr(pipeline, "fuse_luminance", no_compiler)
     assert fuse(folders, *small) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "test.py: no C++ compiler was found; 0 of 3 images were written"
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1] == "test.py: no C++ compiler was found; 0 of 3 images were written"
+    assert error.count("Traceback") == 1 and "in no_compiler" in error      # for somebody who has changed the network
 
 
 def test_names_sizes_and_colour_are_kept(folders, small):

@@ -113,6 +113,15 @@ def fail_in_step(number, error, monkeypatch, place="zero_grad"):
     monkeypatch.setattr(torch.optim.Adam, place, fails)
 
 
+def test_an_error_of_the_network_has_a_traceback_and_the_steps_before_it_are_saved(folders, tmp_path, monkeypatch, capsys):
+    fail_in_step(3, RuntimeError("The size of tensor a (7) must match the size of tensor b (8)"), monkeypatch)
+    assert train.main([*folders, *TINY, "--steps", "6", "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("Traceback") == 1 and "in fails" in error
+    assert error.splitlines()[-1].startswith("train.py: The size of tensor a (7)")
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] == 2
+
+
 @pytest.mark.parametrize(("error", "message"), [
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nDetails"),
      r"\(pid 7\) is killed by signal.*lower --workers"),
