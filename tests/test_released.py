@@ -172,6 +172,13 @@ def test_spectrum_interleaves_real_and_imaginary_per_channel(size):
     torch.testing.assert_close(FourierBranch.inverse(parts, x.shape[-2:]), x)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(6, 8), (7, 9)])
+def test_a_gpu_inverts_a_spectrum_that_is_not_hermitian_as_a_cpu_does(size):
+    parts = torch.randn(2, 6, size[0], size[1] // 2 + 1)
+    torch.testing.assert_close(FourierBranch.inverse(parts.cuda(), size).cpu(), FourierBranch.inverse(parts, size))
+
+
 def test_takes_the_statistics_of_each_image():
     model, (ir, vis) = ReleasedNet(), pair(batch=3)
     ir[1] *= 0.1        # an image that would shift the statistics of a batch

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from inference import check_batch
-from layers import at_least_float32
+from layers import at_least_float32, irfft2_of_channels
 from support.console import first_line, printable
 from weights import opened
 
@@ -88,8 +88,10 @@ class FourierBranch(nn.Module):
     @staticmethod
     def inverse(parts: Tensor, size: torch.Size) -> Tensor:
         """Inverse of `spectrum`, (B, 2C, H, W/2+1) -> (B, C, H, W). `size` = (H, W) is needed for odd widths."""
-        parts = at_least_float32(parts).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2).contiguous()
-        return torch.fft.irfft2(torch.view_as_complex(parts), s=size, norm="ortho")
+        pairs = at_least_float32(parts).unflatten(1, (-1, 2))
+        if pairs.device.type != "cpu":      # cuFFT needs a Hermitian spectrum
+            return irfft2_of_channels(torch.cat(pairs.unbind(2), 1), size)
+        return torch.fft.irfft2(torch.view_as_complex(pairs.permute(0, 1, 3, 4, 2).contiguous()), s=size, norm="ortho")
 
 
 class Features(NamedTuple):
