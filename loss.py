@@ -193,14 +193,14 @@ def texture_mask(vis_y: Tensor) -> Tensor:
 # Eq. 9-12
 
 
-def adaptive_weight(ir: Tensor, vis_y: Tensor, printed: bool = False) -> Tensor:
+def adaptive_weight(ir: Tensor, vis_y: Tensor, plus: bool = False) -> Tensor:
     """w of Eq. 9: 1 on infrared targets, where the fused image should follow the infrared; 0 elsewhere. (B, 1, H, W)
 
-    Both saliencies are combined as S_en = (S_IR (1 + S_M) + S_M (1 + S_IR)) / 2. The paper prints (1 - S) in place of
-    (1 + S) (`printed=True`). That value is small where both saliencies are high, so it misses the hot targets.
+    Both saliencies are combined as S_en = (S_IR (1 - S_M) + S_M (1 - S_IR)) / 2. This is small where both saliencies are
+    high, so it misses the hot targets. plus: with (1 + S) in place of (1 - S), which is ours.
     """
     s_ir, s_m = torch.sigmoid(standardised(ir)), torch.sigmoid(standardised(ir - vis_y))
-    sign = -1 if printed else 1
+    sign = 1 if plus else -1
     s_en = (s_ir * (1 + sign * s_m) + s_m * (1 + sign * s_ir)) / 2
     return above_deviation(s_en)
 
@@ -213,18 +213,18 @@ class FrequencyContrastiveLoss(ImageLoss):
 
     Args:
         domain: "frequency", or "spatial" for the ablation "w/o freq. domain L_c".
-        contrast: False uses D_pos only, the ablation "L_c => freq. l1-norm".
-        weight: "adaptive" (`adaptive_weight` with 1 + S), "printed" (Eq. 9 as printed), or "none" for the ablation
-            "w/o w": D_pos pulls the whole fused image to both sources, and there are no negative pairs.
+        negatives: False uses D_pos only, the ablation "L_c => freq. l1-norm".
+        weight: "printed" (Eq. 9), "plus" (with 1 + S in place of 1 - S), or "none" for the ablation "w/o w": D_pos pulls
+            the whole fused image to both sources, and there are no negative pairs.
     Raises:
         ValueError: an unknown choice.
     """
 
-    def __init__(self, domain: str = "frequency", contrast: bool = True, weight: str = "adaptive"):
+    def __init__(self, domain: str = "frequency", negatives: bool = True, weight: str = "printed"):
         super().__init__()
         _check_choice("domain", domain, ("frequency", "spatial"))
-        _check_choice("weight", weight, ("adaptive", "printed", "none"))
-        self.domain, self.contrast, self.weight = domain, contrast, weight
+        _check_choice("weight", weight, ("printed", "plus", "none"))
+        self.domain, self.negatives, self.weight = domain, negatives, weight
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Mean magnitude of the difference of spectra (or of images), one value for each image: (B,)."""
@@ -240,11 +240,11 @@ class FrequencyContrastiveLoss(ImageLoss):
             fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
             if self.weight == "none":
                 return self._positive_alone(self.distance(fused, ir) + self.distance(fused, vis_y))
-            w = adaptive_weight(ir, vis_y, printed=self.weight == "printed")
+            w = adaptive_weight(ir, vis_y, plus=self.weight == "plus")
             rest = 1 - w
             background = self.distance(fused * rest, vis_y * rest)
             positive = self.distance(fused * w, ir * w) + background                       # Eq. 11
-            if not self.contrast:
+            if not self.negatives:
                 return self._positive_alone(positive)
             negative = (self.distance(fused * w, ir * rest) + self.distance(fused * w, vis_y * w)
                         + self.distance(fused * rest, ir * w) + background)                # Eq. 12
@@ -364,7 +364,7 @@ class LuminanceLoss(ImageLoss):
         self.check(fused=fused, ir=ir, vis_y=vis_y)
         with torch.autocast(ir.device.type, enabled=False):
             fused, ir, vis_y = fused.float(), ir.float(), vis_y.float()
-            w = adaptive_weight(ir, vis_y)
+            w = adaptive_weight(ir, vis_y, plus=True)
             wanted = w * ir + (1 - w) * vis_y
             difference, level = (gaussian_blur2d(x, (self.side, self.side), (self.sigma, self.sigma))
                                  for x in (fused - wanted, wanted))
@@ -442,12 +442,12 @@ class FusionLoss(nn.Module):
     @classmethod
     def paper(cls) -> FusionLoss:
         """The loss of the paper, with the options of recipes/paper.json."""
-        return cls(FrequencyContrastiveLoss(weight="printed"), SSIMLoss(), SaliencyStructureLoss())
+        return cls(FrequencyContrastiveLoss(), SSIMLoss(), SaliencyStructureLoss())
 
     @classmethod
     def contrast(cls) -> FusionLoss:
         """Our loss for natural pictures, with the options of recipes/contrast.json."""
-        return cls(FrequencyContrastiveLoss(weight="adaptive"), SSIMLoss(7, weighted=True, whole=True),
+        return cls(FrequencyContrastiveLoss(weight="plus"), SSIMLoss(7, weighted=True, whole=True),
                    SaliencyStructureLoss(form="mean"), LuminanceLoss(), lambda_3=2.0)
 
     def fusion(self, fused: Tensor, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:

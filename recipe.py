@@ -23,7 +23,7 @@ TRAINING_SETS = tuple(name for name, layout in DATASETS.items() if "train" in la
 # The options that determine the result. --resume uses the values stored in the checkpoint.
 RECIPE = ("dataset", "seed", "epochs", "steps", "max_minutes", "batch", "crop", "crops", "fixed_crops", "flips", "dim",
           "lamps", "lr", "schedule", "clip", "fixed_statistics", "channels", "stages", "sharing", "global_branch", "cpm", "prior",
-          "lambda_1", "saliency", "saliency_form", "weight", "contrast", "contrast_domain",
+          "lambda_1", "saliency", "saliency_form", "weight", "negatives", "contrast_domain",
           "lambda_2", "ssim_window", "ssim_weighted", "ssim_whole", "lambda_3", "teacher", "amp", "val_every")
 LOSS = RECIPE[RECIPE.index("lambda_1"):RECIPE.index("teacher")]     # options that have no effect with a teacher
 NO_TEACHER = "none"
@@ -32,9 +32,8 @@ READING = ("resize", "ir_range", "vis_bits")        # how images are read; None 
 PLACES = ("data", "ir", "vis", "ir_pattern", "vis_pattern", "init")
 # Keys of last.pth; see Trainer.save.
 STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
-# Increase this version if the same options train a different model after a change; see `is_current`.
-VERSION = 5
-OLDEST = 3      # version of a file that names none
+# Increase this version if the same options train a different model after a change, or if an option gets another name.
+VERSION = 6
 LONGEST_PATH = 4096     # characters
 FLAG = argparse.BooleanOptionalAction        # --name and --no-name
 
@@ -158,10 +157,10 @@ def _loss_options(parser: argparse.ArgumentParser) -> None:
     loss.add_argument("--saliency", action=FLAG, help="L_SS and the auxiliary decoder; --no-saliency: Table 3, case 5")
     loss.add_argument("--saliency-form", choices=("l2", "rms", "mean"), help="norms of Eq. 6 and 7: l2 as "
                       "printed; rms: l2 divided by the square root of the number of pixels; mean: means")
-    loss.add_argument("--weight", choices=("printed", "adaptive", "none"), help="w of Eq. 9 in L_c; printed: as in the "
-                      "paper; adaptive: with 1 + S, which covers the hot targets; none: Table 3, case 4. The luminance term "
-                      "always uses adaptive")
-    loss.add_argument("--contrast", action=FLAG, help="negative pairs in L_c; --no-contrast: l1 norm only, Table 3, case 2")
+    loss.add_argument("--weight", choices=("printed", "plus", "none"), help="w of Eq. 9 in L_c; printed: with 1 - S as in "
+                      "the paper; plus: with 1 + S, which covers the hot targets; none: Table 3, case 4. The luminance term "
+                      "always uses plus")
+    loss.add_argument("--negatives", action=FLAG, help="negative pairs in L_c; --no-negatives: l1 norm only, Table 3, case 2")
     loss.add_argument("--contrast-domain", choices=("frequency", "spatial"), help="domain of L_c; spatial: Table 3, "
                       "case 3")
     loss.add_argument("--lambda-2", type=number(0), help="weight of L_s in Eq. 8 (Table 2); 0: Table 3, case 1")
@@ -230,12 +229,12 @@ def read_recipe(name: str) -> dict:
     if "recipe" not in content:
         raise TrainingError(f"--recipe {path}: not a recipe of this train.py: \"recipe\" is missing; "
                             "recipes/paper.json shows what one holds")
-    stored = completed(content["recipe"], f"--recipe {path}")
-    if not is_current(content.get("version", OLDEST), stored):
+    if not is_current(content.get("version")):
         remedy = ("take a recipe from recipes/ and give the options that differ" if "version" in content else
                   f"it has no \"version\"; add \"version\": {VERSION} if it was written for this train.py")
         raise TrainingError(f"--recipe {path}: of another version of train.py, in which the same options train "
                             f"something else; {remedy}")
+    stored = completed(content["recipe"], f"--recipe {path}")
     return {key: stored[key] for key in (*RECIPE, *READING)}
 
 
@@ -273,18 +272,9 @@ def completed(stored: object, source: str) -> dict:
     return {**read_json(RECIPES / "paper.json")["recipe"], **dict.fromkeys((*READING, *PLACES)), **stored}
 
 
-def is_current(version: object, stored: dict) -> bool:
-    """Whether a recipe of this version trains the same model today.
-
-    Version 3 had another luminance term. Up to version 4, --dim had another meaning.
-    """
-    if type(version) is not int:
-        return False
-    if version == 4:
-        return not stored["dim"]
-    if version == 3:
-        return not stored["dim"] and not stored["lambda_3"]
-    return version == VERSION
+def is_current(version: object) -> bool:
+    """Whether a recipe of this version trains the same model today."""
+    return type(version) is int and version == VERSION
 
 
 def _check_values(options: dict, source: str) -> None:
@@ -393,7 +383,7 @@ def _without_effect(args: argparse.Namespace) -> list[tuple[str, str]]:
         (not args.prior, ("saliency", "saliency_form", "lambda_1", "cpm"),
          "without --prior, there are no residual features"),
         (not args.saliency, ("saliency_form", "lambda_1"), "without --saliency, there is no L_SS"),
-        (args.weight == "none", ("contrast",), "with --weight none, there are no negative pairs"),
+        (args.weight == "none", ("negatives",), "with --weight none, there are no negative pairs"),
         (not args.dim, ("lamps",), "with --dim 0, no source is darkened"),
         (args.stages == 1, ("sharing",), "one iteration shares no weights with others"),
         (args.val_every and not has_validation(args), ("val_every",), "these pairs have no validation part"),
@@ -423,10 +413,10 @@ def _resumed(parser: argparse.ArgumentParser, argv: Sequence[str] | None, chosen
             parser.error(f"--{name} goes without --resume, which continues with the recipe and weights of last.pth")
     path = chosen.get("out", parser.get_default("out")) / "last.pth"
     state = read_state(path)
-    stored = completed(state["recipe"], f"{path}: cannot be resumed")
-    if not is_current(state["version"], stored):
+    if not is_current(state["version"]):
         raise TrainingError(f"{path}: of another version of train.py, in which the same options train something else; "
                             "it cannot be resumed, but --init takes its weights")
+    stored = completed(state["recipe"], f"{path}: cannot be resumed")
     own = stored["ir"] is not None
     named = ("ir", "vis") if own else ("dataset", "data")
     if None in (stored[key] for key in named) or own and stored["dataset"]:

@@ -55,7 +55,7 @@ def build_loss(args: argparse.Namespace) -> FusionLoss | DistillationLoss:
     if args.teacher != NO_TEACHER:
         return DistillationLoss(RPFNet.from_pretrained(args.teacher, args.device).optimize(uses_bfloat16(args)))
     return FusionLoss(
-        FrequencyContrastiveLoss(args.contrast_domain, args.contrast, args.weight),
+        FrequencyContrastiveLoss(args.contrast_domain, args.negatives, args.weight),
         SSIMLoss(args.ssim_window, args.ssim_weighted, args.ssim_whole) if args.lambda_2 else None,
         SaliencyStructureLoss(args.lambda_1, args.saliency_form) if args.saliency else None,
         LuminanceLoss() if args.lambda_3 else None, args.lambda_2, args.lambda_3)

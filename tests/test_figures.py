@@ -256,13 +256,13 @@ def test_features_of_a_checkpoint_with_and_without_the_prior(folders, prior):
     assert ("F_R, stage 2" in feature_panels(folders, path)) == prior == ("M'" in feature_panels(folders, path))
 
 
-@pytest.mark.parametrize("weight, title", [("printed", "w (Eq. 9 as printed)"), ("adaptive", "w (Eq. 9 with 1 + S)")])
+@pytest.mark.parametrize("weight, title", [("printed", "w (Eq. 9 as printed)"), ("plus", "w (Eq. 9 with 1 + S)")])
 def test_w_is_that_of_the_training(folders, weight, title):
     panels = feature_panels(folders, checkpoint(folders, {"weight": weight}))
     ir, vis = (torch.from_numpy(cv2.imread(str(folders / x / "a.png"), 0))[None, None] / 255 for x in ("ir", "vis"))
-    other = adaptive_weight(ir, vis, printed=weight != "printed")[0, 0].numpy()
+    other = adaptive_weight(ir, vis, plus=weight != "plus")[0, 0].numpy()
     shown = panels[title].images[0].get_array()
-    assert (shown == adaptive_weight(ir, vis, printed=weight == "printed")[0, 0].numpy()).all() and (shown != other).any()
+    assert (shown == adaptive_weight(ir, vis, plus=weight == "plus")[0, 0].numpy()).all() and (shown != other).any()
 
 
 @pytest.mark.parametrize("recipe, maps", [

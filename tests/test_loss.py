@@ -147,24 +147,24 @@ def test_a_map_that_fades_is_not_blown_up_but_a_faint_one_counts_in_full():
 # --- Eq. 9-12 ---
 
 
-@pytest.mark.parametrize("printed", [False, True])
-def test_w_is_equation_9(printed):
+@pytest.mark.parametrize("plus", [False, True])
+def test_w_is_equation_9(plus):
     ir, vis = noise(0), noise(1)
 
     def saliency(x):
         return 1 / (1 + (-(x - x.mean()) / x.std(correction=0)).exp())
 
     s_ir, s_m = saliency(ir), saliency(ir - vis)
-    s_en = (s_ir * (1 - s_m) + s_m * (1 - s_ir)) / 2 if printed else (s_ir * (1 + s_m) + s_m * (1 + s_ir)) / 2
+    s_en = (s_ir * (1 + s_m) + s_m * (1 + s_ir)) / 2 if plus else (s_ir * (1 - s_m) + s_m * (1 - s_ir)) / 2
     expected = (s_en > s_en.mean() + s_en.std(correction=0)).float()
-    assert torch.equal(adaptive_weight(ir, vis, printed), expected) and 0 < expected.mean() < 0.5
+    assert torch.equal(adaptive_weight(ir, vis, plus), expected) and 0 < expected.mean() < 0.5
 
 
-@pytest.mark.parametrize("printed", [False, True])
-def test_w_of_a_flat_infrared_image_does_not_depend_on_its_level(printed):
+@pytest.mark.parametrize("plus", [False, True])
+def test_w_of_a_flat_infrared_image_does_not_depend_on_its_level(plus):
     """The mean of a constant image is not always exact, and the mask must not follow the rounding."""
     vis = noise(1, 128)
-    masks = [adaptive_weight(torch.full_like(vis, level / 255), vis, printed) for level in (0, 51, 100, 128, 200)]
+    masks = [adaptive_weight(torch.full_like(vis, level / 255), vis, plus) for level in (0, 51, 100, 128, 200)]
     assert all(torch.equal(mask, masks[0]) for mask in masks)
     assert all(standardised(torch.full_like(vis, level / 255)).abs().max() == 0 for level in range(256))
     assert standardised(torch.full((1, 1, 5120, 5120), 225 / 255)).abs().max() == 0       # of large images, too
@@ -174,14 +174,14 @@ def test_w_picks_the_hot_target_and_the_printed_form_misses_it():
     ir, vis = hot_scene()
     hot = torch.zeros_like(ir)
     hot[..., 12:18, 12:18] = 1
-    assert torch.equal(adaptive_weight(ir, vis), hot)
-    assert (adaptive_weight(ir, vis, printed=True) * hot).sum() == 0
+    assert torch.equal(adaptive_weight(ir, vis, plus=True), hot)
+    assert (adaptive_weight(ir, vis) * hot).sum() == 0
 
 
-@pytest.mark.parametrize("weight", ["printed", "adaptive"])
+@pytest.mark.parametrize("weight", ["printed", "plus"])
 def test_contrastive_loss_is_equations_10_to_12(weight):
     ir, vis, fused = noise(0), noise(1), noise(2)
-    w = adaptive_weight(ir, vis, printed=weight == "printed")
+    w = adaptive_weight(ir, vis, plus=weight == "plus")
     assert 0 < w.sum() < w.numel()
     v = 1 - w
 
@@ -193,14 +193,14 @@ def test_contrastive_loss_is_equations_10_to_12(weight):
     loss, terms = FrequencyContrastiveLoss(weight=weight)(fused, ir, vis)
     torch.testing.assert_close(loss, positive / (negative + 1e-9))
     torch.testing.assert_close(terms["D_pos"], positive)
-    torch.testing.assert_close(FrequencyContrastiveLoss(contrast=False, weight=weight)(fused, ir, vis)[0], positive)
+    torch.testing.assert_close(FrequencyContrastiveLoss(negatives=False, weight=weight)(fused, ir, vis)[0], positive)
 
 
 def test_contrastive_loss_of_the_ideal_image_is_zero():
     ir, vis = hot_scene()
-    w = adaptive_weight(ir, vis)
+    w = adaptive_weight(ir, vis, plus=True)
     for domain in ("frequency", "spatial"):
-        loss = FrequencyContrastiveLoss(domain)
+        loss = FrequencyContrastiveLoss(domain, weight="plus")
         assert loss(ir * w + vis * (1 - w), ir, vis)[0] == 0
         assert loss((ir + vis) / 2, ir, vis)[0] > 0.1
 
@@ -211,7 +211,7 @@ def test_spatial_domain_and_no_weight():
     torch.testing.assert_close(without, (fused - ir).abs().mean() + (fused - vis).abs().mean())
     w = adaptive_weight(ir, vis)
     positive = (fused * w - ir * w).abs().mean() + (fused - vis).mul(1 - w).abs().mean()
-    torch.testing.assert_close(FrequencyContrastiveLoss("spatial", contrast=False)(fused, ir, vis)[0], positive)
+    torch.testing.assert_close(FrequencyContrastiveLoss("spatial", negatives=False)(fused, ir, vis)[0], positive)
 
 
 def test_distance_of_one_pixel_is_flat_in_frequency():
@@ -335,7 +335,7 @@ def test_luminance_loss_by_hand():
     torch.testing.assert_close(loss(constant(0.1), constant(0.9), constant(0.2))[0], torch.tensor(0.1 / 0.3))
     torch.testing.assert_close(loss(constant(0.1), constant(0.9), constant(0.0))[0], torch.tensor(0.1 / 0.1))
     ir, vis = hot_scene()
-    w = adaptive_weight(ir, vis)
+    w = adaptive_weight(ir, vis, plus=True)
     wanted = w * ir + (1 - w) * vis
     total, terms = loss(wanted, ir, vis)
     assert total == 0 and terms == {"L_l": total}
@@ -345,7 +345,7 @@ def test_luminance_loss_by_hand():
 def test_luminance_loss_sees_local_means_alone():
     """scipy's Gaussian of sigma 4, cut at 3 sigma; detail that averages out in it costs little."""
     fused, ir, vis = (noise(i, 40) for i in range(3))
-    w = adaptive_weight(ir, vis)
+    w = adaptive_weight(ir, vis, plus=True)
     wanted = w * ir + (1 - w) * vis
     difference, level = (gaussian_filter(x[0, 0].double().numpy(), 4.0, mode="mirror", radius=12)
                          for x in (fused - wanted, wanted))
@@ -427,7 +427,8 @@ def test_the_fusion_terms_are_those_that_need_no_decoder():
 
 @pytest.mark.parametrize("loss", [
     FusionLoss.paper(),
-    FusionLoss(FrequencyContrastiveLoss(), SSIMLoss(**OURS), SaliencyStructureLoss(form="mean"), LuminanceLoss(), 5, 5),
+    FusionLoss(FrequencyContrastiveLoss(weight="plus"), SSIMLoss(**OURS), SaliencyStructureLoss(form="mean"),
+               LuminanceLoss(), 5, 5),
 ], ids=["paper", "contrast"])
 def test_loss_of_a_batch_is_the_mean_of_its_images(loss):
     fused, m_prime, ir, vis = (noise(i, batch=3) * torch.tensor([1, 0.1, 0.6])[:, None, None, None] for i in range(4))
@@ -446,10 +447,10 @@ SOURCES = {
 }
 LOSSES = {
     "paper": FusionLoss.paper(),
-    "contrast recipe": FusionLoss(FrequencyContrastiveLoss(), SSIMLoss(**OURS), SaliencyStructureLoss(form="mean"),
+    "contrast recipe": FusionLoss(FrequencyContrastiveLoss(weight="plus"), SSIMLoss(**OURS), SaliencyStructureLoss(form="mean"),
                                   LuminanceLoss(), 5, 5),
     "spatial": FusionLoss(FrequencyContrastiveLoss("spatial")),
-    "no contrast": FusionLoss(FrequencyContrastiveLoss(contrast=False)),
+    "no negatives": FusionLoss(FrequencyContrastiveLoss(negatives=False)),
     "no weight": FusionLoss(FrequencyContrastiveLoss(weight="none")),
     "windows": FusionLoss(None, SSIMLoss(7, weighted=True)),
     "whole": FusionLoss(None, SSIMLoss(whole=True)),
@@ -478,15 +479,15 @@ def test_w_covers_the_hot_pixels_of_real_pairs(data_root):
     """Share of the hot pixels (IR > mean + std) that w marks, over the 40 validation pairs; `-s` prints it."""
     pairs = PairDataset(named_pairs("roadscene", data_root / "RoadScene", "val"))
     coverage = {}
-    for printed in (False, True):
+    for plus in (False, True):
         shares = []
         for ir, vis in pairs.items:
             ir, vis = (torch.from_numpy(x[None]) / 255 for x in (ir, vis))
             hot = above_deviation(ir)
-            shares.append(((adaptive_weight(ir, vis, printed) * hot).sum() / hot.sum()).item())
-        coverage[printed] = sum(shares) / len(shares)
-    print(f"hot pixels that w covers: {coverage[False]:.2f}, with Eq. 9 as printed: {coverage[True]:.2f}")
-    assert coverage[False] > 0.8 and coverage[True] < 0.1
+            shares.append(((adaptive_weight(ir, vis, plus) * hot).sum() / hot.sum()).item())
+        coverage[plus] = sum(shares) / len(shares)
+    print(f"hot pixels that w covers: {coverage[True]:.2f}, with Eq. 9 as printed: {coverage[False]:.2f}")
+    assert coverage[True] > 0.8 and coverage[False] < 0.1
 
 
 # --- what is refused ---

@@ -258,7 +258,7 @@ def test_what_cannot_be_asked_for_is_refused(capsys, options, message):
 CHANGES = {
     "N=1": {"stages": 1}, "N=5": {"stages": 5}, "N=7": {"stages": 7}, "N=9": {"stages": 9},
     "lambda2=4": {"lambda_2": 4}, "lambda2=4.8": {"lambda_2": 4.8}, "lambda2=5.2": {"lambda_2": 5.2},
-    "lambda2=6": {"lambda_2": 6}, "w/o L_s": {"lambda_2": 0}, "L_c => freq. l1-norm": {"contrast": False},
+    "lambda2=6": {"lambda_2": 6}, "w/o L_s": {"lambda_2": 0}, "L_c => freq. l1-norm": {"negatives": False},
     "w/o freq. domain L_c": {"contrast_domain": "spatial"}, "w/o L_SS": {"saliency": False},
     "w/o w and 1-w": {"weight": "none"}, "FDFM => Trans.block": {"global_branch": "transformer"},
     "w/o CPM": {"cpm": False}, "w/o res prior": {"prior": False, "saliency": False},
@@ -420,7 +420,7 @@ def test_a_run_of_another_version_is_not_taken_for_this_one(trained, tmp_path, n
     (tmp_path / "stages_1_seed5").mkdir()
     torch.save(state | {"version": 2}, tmp_path / "stages_1_seed5" / "last.pth")
     assert tables.main([*options, "--out", str(tmp_path), *TRAIN]) == 1
-    assert "last.pth: trained with another version of train.py; remove it" in capsys.readouterr().err
+    assert "last.pth: trained with another version of train.py; move it away" in capsys.readouterr().err
 
 
 def test_a_run_is_measured_if_one_of_its_rows_is_missing(tmp_path):

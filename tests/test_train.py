@@ -664,7 +664,7 @@ def test_a_diverged_run_ends_with_an_error(folders, tmp_path, monkeypatch, capsy
     assert "not finite" in capsys.readouterr().err
 
 
-ABLATIONS = [["--lambda-2", "0"], ["--no-contrast"], ["--contrast-domain", "spatial"], ["--weight", "none"],
+ABLATIONS = [["--lambda-2", "0"], ["--no-negatives"], ["--contrast-domain", "spatial"], ["--weight", "none"],
              ["--no-saliency"], ["--global-branch", "transformer"], ["--no-cpm"], ["--no-prior"], ["--stages", "1"],
              ["--sharing", "none"]]
 
@@ -678,7 +678,7 @@ def test_ablations_train_resume_and_load(folders, tmp_path, monkeypatch, option)
     (row,) = rows(tmp_path)
     assert ("L_s" in row) == (option != ["--lambda-2", "0"])
     assert ("L_reg" in row) == (option not in (["--no-saliency"], ["--no-prior"]))
-    assert ("D_neg" in row) == (option not in (["--no-contrast"], ["--weight", "none"]))
+    assert ("D_neg" in row) == (option not in (["--no-negatives"], ["--weight", "none"]))
     model = RPFNet.from_pretrained(tmp_path / "best.pth")
     assert model.config["stages"] == (1 if option[0] == "--stages" else 2)
     assert (model.stem_r is None) == (option == ["--no-prior"])

@@ -67,7 +67,7 @@ COLOUR_MAP = "turbo"                # colour map of feature maps and spectra
 GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
 SHARE: dict[str, Any] = {"cmap": COLOUR_MAP, "vmin": 0, "vmax": 1}
 SIGNED: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}
-W_TITLES = {"printed": "w (Eq. 9 as printed)", "adaptive": "w (Eq. 9 with 1 + S)"}      # by --weight of train.py
+W_TITLES = {"printed": "w (Eq. 9 as printed)", "plus": "w (Eq. 9 with 1 + S)"}      # by --weight of train.py
 FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 # ---------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def draw_features(args: argparse.Namespace, problems: list[str]) -> Figure:
     first = {"infrared": (ir, GRAY), "visible": (vis, GRAY), "M": (ir - vis, SIGNED), "fused": (fused, GRAY)}
     if recipe.get("teacher") == NO_TEACHER:         # with a teacher, the loss has neither w nor M'
         if recipe["weight"] in W_TITLES:
-            first[W_TITLES[recipe["weight"]]] = adaptive_weight(ir, vis, recipe["weight"] == "printed"), SHARE
+            first[W_TITLES[recipe["weight"]]] = adaptive_weight(ir, vis, recipe["weight"] == "plus"), SHARE
         if recipe["saliency"] and residuals and "decoder" in about:
             first["M'"] = auxiliary_decoder(path, about["decoder"], model)(residuals[-1]), SHARE
     rows = [{title: (values[0, 0].numpy(), style) for title, (values, style) in first.items()},

@@ -131,7 +131,7 @@ def _regions(ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Infrared targets and background, both bool (H, W)."""
     ir_tensor, vis_tensor = (torch.from_numpy(np.float32(x) / 255)[None, None] for x in (ir, vis))
     hot = above_deviation(ir_tensor)[0, 0].numpy() > 0
-    weight = adaptive_weight(ir_tensor, vis_tensor)[0, 0].numpy()
+    weight = adaptive_weight(ir_tensor, vis_tensor, plus=True)[0, 0].numpy()
     return hot & (ir > vis), weight == 0
 
 

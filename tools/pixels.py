@@ -42,15 +42,15 @@ DIMMED = 0.25       # factor of the dimmed crops
 
 def contrast_recipe(lambda_3: float, **contrastive: str) -> FusionLoss:
     """L_F of the contrast recipe with this weight of the luminance term and these options of L_c."""
-    return FusionLoss(FrequencyContrastiveLoss(**contrastive), SSIMLoss(7, weighted=True, whole=True),
+    return FusionLoss(FrequencyContrastiveLoss(weight="plus", **contrastive), SSIMLoss(7, weighted=True, whole=True),
                       luminance=LuminanceLoss(), lambda_3=lambda_3)
 
 
 LOSSES = {
-    "paper": FusionLoss(FrequencyContrastiveLoss(weight="printed"), SSIMLoss()),
-    "paper, w with 1 + S": FusionLoss(FrequencyContrastiveLoss(), SSIMLoss()),
-    "paper, spatial L_c": FusionLoss(FrequencyContrastiveLoss("spatial", weight="printed"), SSIMLoss()),
-    "w with 1 + S, weighted windows": FusionLoss(FrequencyContrastiveLoss(), SSIMLoss(7, weighted=True)),
+    "paper": FusionLoss(FrequencyContrastiveLoss(), SSIMLoss()),
+    "paper, w with 1 + S": FusionLoss(FrequencyContrastiveLoss(weight="plus"), SSIMLoss()),
+    "paper, spatial L_c": FusionLoss(FrequencyContrastiveLoss("spatial"), SSIMLoss()),
+    "w with 1 + S, weighted windows": FusionLoss(FrequencyContrastiveLoss(weight="plus"), SSIMLoss(7, weighted=True)),
     "the same and the whole image": contrast_recipe(0),
     "the same and luminance, lambda_3 1": contrast_recipe(1),
     "the same and luminance, lambda_3 2 (recipe contrast)": contrast_recipe(2),
@@ -96,7 +96,7 @@ def score(fused: Tensor, ir: Tensor, vis_y: Tensor) -> dict[str, float]:
     levels = [np.uint8(x[:half, 0].mul(255).round().numpy()) for x in (fused, ir, vis_y)]
     rows = [evaluate(*images, names=METRICS) for images in zip(*levels)]
     means = {name: sum(row[name] for row in rows) / len(rows) for name in METRICS}
-    rest, hot = 1 - adaptive_weight(ir, vis_y)[:half], above_deviation(ir)[:half]
+    rest, hot = 1 - adaptive_weight(ir, vis_y, plus=True)[:half], above_deviation(ir)[:half]
     means["background"] = ((fused[:half] * rest).sum() / (vis_y[:half] * rest).sum()).item()
     means["hot"] = ((fused[:half] * hot).sum() / (ir[:half] * hot).sum()).item()
     brighter = torch.maximum(ir[half:].mean((1, 2, 3)), vis_y[half:].mean((1, 2, 3)))

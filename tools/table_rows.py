@@ -98,7 +98,7 @@ FULL = Configuration("full", (), {"1": "N=3", "2": "lambda2=5", "3": "RPFNet", "
 # From the recipe paper to the recipe contrast. Each change is added to those before it.
 CHANGES = (
     ("means", "+ means in Eq. 6 and 7", ("--saliency-form", "mean")),
-    ("clip_and_weight", "+ clipping, w with 1 + S", ("--clip", "1", "--weight", "adaptive")),
+    ("clip_and_weight", "+ clipping, w with 1 + S", ("--clip", "1", "--weight", "plus")),
     ("weighted", "+ weighted windows of 7", ("--ssim-weighted", "--ssim-window", "7")),
     ("whole", "+ L_s over the whole crop", ("--ssim-whole",)),
     ("luminance", "+ luminance term", ("--lambda-3", "2")),
@@ -110,7 +110,7 @@ CONFIGURATIONS = (
     *(Configuration(f"lambda2_{value}", ("--lambda-2", value), {"2": f"lambda2={value}"})
       for value in ("4", "4.8", "5.2", "6")),
     Configuration("no_structure_loss", ("--lambda-2", "0"), {"3": "w/o L_s"}),
-    Configuration("no_contrast", ("--no-contrast",), {"3": "L_c => freq. l1-norm"}, seeds=3),
+    Configuration("no_negatives", ("--no-negatives",), {"3": "L_c => freq. l1-norm"}, seeds=3),
     Configuration("spatial_contrast", ("--contrast-domain", "spatial"), {"3": "w/o freq. domain L_c"}, seeds=3),
     Configuration("no_saliency_loss", ("--no-saliency",), {"3": "w/o L_SS"}, seeds=3),
     Configuration("no_weight", ("--weight", "none"), {"3": "w/o w and 1-w"}, seeds=3),
@@ -121,6 +121,7 @@ CONFIGURATIONS = (
       for i, (name, method, _) in enumerate(CHANGES)),
 )
 TRAINED = ("1", "2", "3", "contrast")       # tables of CONFIGURATIONS
+RENAMED = {"--no-contrast": "--no-negatives", "adaptive": "plus"}      # in the commands of older rows
 
 
 # {name in the tables: name in dataset.DATASETS}
@@ -200,7 +201,7 @@ def further_options(row: dict[str, str]) -> str:
     """The options of train.py in a row's command that no other column holds, such as "--crops 200 --clip 1"."""
     configured = {method: configuration.options for configuration in CONFIGURATIONS
                   for table, method in configuration.methods.items() if table == row["table"]}
-    words = shlex.split(row.get("command", ""))[2:]     # without "python train.py"
+    words = [RENAMED.get(word, word) for word in shlex.split(row.get("command", ""))[2:]]       # without "python train.py"
     for option in ("--data", "--steps", "--batch", "--val-every", "--seed", "--out"):
         if option in words:
             place = words.index(option)
@@ -375,14 +376,15 @@ def stored_state(run: Run, wanted: argparse.Namespace) -> dict | None:
         return None
     try:
         state = read_state(path)
+        if not is_current(state["version"]):
+            raise TrainingError(f"{path}: trained with another version of train.py")
         stored = completed(state["recipe"], str(path))
     except TrainingError as error:
         raise TableError(f"{error}; move it away, or name another --out") from None
     changed = [f"{key} {stored[key]} -> {getattr(wanted, key)}" for key in RECIPE
                if stored[key] != getattr(wanted, key)]
-    if changed or not is_current(state["version"], stored):
-        difference = f"recipe ({'; '.join(changed)})" if changed else "version of train.py"
-        raise TableError(f"{path}: trained with another {difference}; remove it, or name another --out")
+    if changed:
+        raise TableError(f"{path}: trained with another recipe ({'; '.join(changed)}); remove it, or name another --out")
     return state
 
 
