@@ -118,8 +118,8 @@ def _network_options(parser: argparse.ArgumentParser) -> None:
                          "result does not depend on it, except for rounding")
     network.add_argument("--tile", type=tile_side, default=0, metavar="PIXELS", help="fuse in overlapping tiles of "
                          f"this side, {MIN_TILE} or more, for images that do not fit into memory; off by default, "
-                         "because the contrast can differ from tile to tile (on MSRS, tiles of 256 are 35 dB from the "
-                         "whole image)")
+                         "because the contrast can differ from tile to tile (on MSRS, tiles of 256: PSNR of 35 dB "
+                         "against the whole image)")
     network.add_argument("--device", type=given, default=default_device(),
                          help="cuda, cuda:1 or cpu (default: cuda if available)")
 

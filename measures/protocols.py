@@ -10,7 +10,7 @@ from measures.images import Trio
 from measures.registry import ALIASES, METRICS
 
 PROTOCOLS = {       # name: description in one line
-    "definition": "the definitions, in real numbers",
+    "definition": "the published formulas, in real numbers",
     "toolbox": "MATLAB's saturating uint8 arithmetic in MI, SF, SD, VIF; VIFF of images in [0, 1]; the rest as defined",
     "paper": "the column that the paper calls SF is the average gradient (AG), SD and VIFF are those of toolbox",
     "cddfuse": "gray levels in real numbers; MI in nats; Qabf of 0-255 images; SSIM summed, 7 x 7 windows, data range 2",

@@ -34,7 +34,7 @@ two folders of frames with --video, or the numbers of two cameras (0 is the firs
 --out is a file (.mp4 or .avi) or a folder; with --format png, a folder gets the frames as images.
 The sources must be aligned, and must have one size, length and frame rate. After Ctrl-C, the
 file holds the frames so far and can be played.
-If there was a file of this name, it stays then, and the frames are in NAME.partial.mp4."""
+An existing file of this name is kept then, and the frames are in NAME.partial.mp4."""
 
 
 # ---------------------------------------------------------------------------------------------
