@@ -12,11 +12,11 @@ the fused image may leave [0, 1]: values from -1 to 2 are accepted, because a ne
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 
 import torch
 from kornia.filters import gaussian_blur2d
-from kornia.losses import ssim_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +24,7 @@ from layers import at_least_float32, check_range
 
 IMAGE = (1, 2, 3)       # the axes of one image in a batch
 EPSILON = 1e-9          # epsilon of Eq. 10; also added to variances, which are 0 in a constant window
-SSIM_C2 = 0.03**2       # constant C2 of SSIM for images in [0, 1] (Wang et al. 2004)
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2       # constants of SSIM for images in [0, 1] (Wang et al. 2004)
 SSIM_WINDOW = 11        # side of SSIM's Gaussian window, pixels
 SSIM_SIGMA = 1.5        # its standard deviation, pixels
 DARK = 0.1              # added to the level in LuminanceLoss; limits the weight of dark pixels
@@ -283,20 +283,45 @@ def global_ssim(fused: Tensor, sources: tuple[Tensor, Tensor]) -> Tensor:
     return contrast * sum(structures) / 2
 
 
-def weighted_ssim(fused: Tensor, sources: tuple[Tensor, Tensor], window: int) -> Tensor:
-    """Contrast and structure of SSIM with both sources in Gaussian windows, (B, 1, H, W) in [-1, 1].
+def window_statistics(fused: Tensor, sources: Sequence[Tensor], window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, variances and covariances in Gaussian windows around each pixel; borders are reflected.
 
-    In each window, each source is weighted by its variance (Piella and Heijmans, A new quality metric for image fusion,
-    2003). The fused image then takes detail from the source that has it. A source without detail does not flatten it.
+    Args:
+        fused, sources: images (B, 1, H, W). There are S sources.
+        window: side of the windows, pixels.
+    Returns:
+        (means, variances, covariances): those of F and of each source, (B, 1 + S, H, W) each, and the covariances of F
+        with each source, (B, S, H, W). By rounding, a variance can be slightly negative.
     """
     stacked = torch.cat([fused, *sources, fused * fused, *(s * s for s in sources), *(fused * s for s in sources)], 1)
     blurred = gaussian_blur2d(stacked, (window, window), (SSIM_SIGMA, SSIM_SIGMA))
-    means, squares, products = blurred.split((3, 3, 2), 1)
-    variance = (squares - means * means).clamp_min(0)
-    own, others = variance[:, :1], variance[:, 1:]
-    covariance = products - means[:, :1] * means[:, 1:]
-    similarity = contrast_structure(covariance, own, others)
-    return (similarity * F.normalize(others + EPSILON, p=1, dim=1)).sum(1, keepdim=True)
+    means, squares, products = blurred.split((len(sources) + 1, len(sources) + 1, len(sources)), 1)
+    return means, squares - means * means, products - means[:, :1] * means[:, 1:]
+
+
+def ssim(fused: Tensor, sources: Sequence[Tensor], window: int) -> Tensor:
+    """SSIM of F with each of S sources in Gaussian windows, (B, S, H, W) in [-1, 1] (Wang et al. 2004).
+
+    SSIM = (2 m_F m_S + C1) / (m_F^2 + m_S^2 + C1) (2 cov_FS + C2) / (var_F + var_S + C2), with the mean m, the variance
+    and the covariance of `window_statistics`. Arguments as there.
+    """
+    means, variances, covariance = window_statistics(fused, sources, window)
+    own, others = means[:, :1], means[:, 1:]
+    luminance = (2 * own * others + SSIM_C1) / (own * own + others * others + SSIM_C1)
+    return luminance * contrast_structure(covariance, variances[:, :1], variances[:, 1:])
+
+
+def weighted_ssim(fused: Tensor, sources: Sequence[Tensor], window: int) -> Tensor:
+    """Contrast and structure of SSIM with both sources in Gaussian windows, (B, 1, H, W) in [-1, 1].
+
+    sum over S of (2 cov_FS + C2) / (var_F + var_S + C2) var_S / (var_IR + var_VIS). In each window, each source is weighted
+    by its variance (Piella and Heijmans, A new quality metric for image fusion, 2003). The fused image then takes detail
+    from the source that has it. A source without detail does not flatten it. Arguments as for `window_statistics`.
+    """
+    _, variances, covariance = window_statistics(fused, sources, window)
+    others = variances[:, 1:]
+    similarity = contrast_structure(covariance, variances[:, :1], others)
+    return (similarity * F.normalize(others.clamp_min(0) + EPSILON, p=1, dim=1)).sum(1, keepdim=True)
 
 
 class SSIMLoss(ImageLoss):
@@ -328,8 +353,8 @@ class SSIMLoss(ImageLoss):
             fused, sources = fused.float(), (ir.float(), vis_y.float())
             if self.weighted:
                 loss = 1 - weighted_ssim(fused, sources, self.window).mean()
-            else:       # kornia's loss is half of 1 - SSIM
-                loss = torch.stack([2 * ssim_loss(fused, source, self.window) for source in sources]).sum()
+            else:
+                loss = (1 - ssim(fused, sources, self.window)).mean((0, 2, 3)).sum()
             if self.whole:
                 loss = (loss + 1 - global_ssim(fused, sources).mean()) / 2
         return loss, detached(L_s=loss)
@@ -400,7 +425,7 @@ class DistillationLoss(ImageLoss):
             with torch.no_grad():
                 wanted = self.teacher(at_least_float32(ir), at_least_float32(vis_y))
             fused, wanted = fused.float(), wanted.float()
-            absolute, structure = F.l1_loss(fused, wanted), 2 * ssim_loss(fused, wanted, SSIM_WINDOW)
+            absolute, structure = F.l1_loss(fused, wanted), 1 - ssim(fused, [wanted], SSIM_WINDOW).mean()
         return absolute + structure, detached(L_1=absolute, L_ssim=structure)
 
     def forward(self, fused: Tensor, m_prime: Tensor | None, ir: Tensor, vis_y: Tensor) -> tuple[Tensor, Terms]:

@@ -23,9 +23,9 @@ _VIFF_NOISE = 0.005 * 255**2
 def VIF(trio: Trio, arithmetic: str) -> float:
     """Pixel-domain visual information fidelity (vifp), summed over both sources. Range [0, inf), higher is better.
 
-    2 means that nothing is lost. Added contrast raises it further. Four scales, sigma_n^2 = 2. The logarithms are summed over the scales, then one
-    ratio is taken. "toolbox": at scale 1, squares and products saturate at 255. nan with a warning below 41 x 41
-    pixels, and if a source is constant.
+    2 means that nothing is lost. Added contrast raises it further. Four scales, sigma_n^2 = 2. The logarithms are summed
+    over the scales, then one ratio is taken. "toolbox": at scale 1, squares and products saturate at 255. nan with a
+    warning below 41 x 41 pixels, and if a source is constant.
     Source: Sheikh and Bovik, IEEE Trans. Image Process. 15(2), 2006, the authors' vifp_mscale.
     """
     need_side(trio.fused, VIF_MIN_SIDE)
@@ -44,11 +44,11 @@ def VIF(trio: Trio, arithmetic: str) -> float:
 def VIFF(trio: Trio, arithmetic: str) -> float:
     """Visual information fidelity for fusion. Range [0, inf), higher is better.
 
-    1 means that nothing is lost. Added contrast raises it further. It uses the four scales of vifp. At each position, the source with the smaller
-    gain is used. There is one ratio for each scale, with the weights (1, 0, 0.15, 1) / 2.15. sigma_n^2 = 0.005 * 255^2.
-    "toolbox": images in [0, 1] with the noise variance unchanged, because the toolbox calls im2double. Tables print
-    this variant. nan with a warning below 41 x 41 pixels, and if a source is constant: it would have the smaller gain, 0,
-    at all positions, and any image the value 1.
+    1 means that nothing is lost. Added contrast raises it further. It uses the four scales of vifp. At each
+    position, the source with the smaller gain is used. There is one ratio for each scale, with the weights (1, 0,
+    0.15, 1) / 2.15. sigma_n^2 = 0.005 * 255^2. "toolbox": images in [0, 1] with the noise variance unchanged,
+    because the toolbox calls im2double. Tables print this variant. nan with a warning below 41 x 41 pixels, and if
+    a source is constant: it would have the smaller gain, 0, at all positions, and any image the value 1.
     Source: Han et al., Information Fusion 14(2), 2013.
     """
     need_side(trio.fused, VIF_MIN_SIDE)
