@@ -266,11 +266,12 @@ def report(args: argparse.Namespace, result: Result, notes: list[tuple[str, ...]
         # rank 0 before its report.
         return 0
     if written:
-        # The first batch of each process is left out: it includes memory allocation and the choice of kernels.
-        mean = statistics.mean(seconds[team.world * args.batch:] or seconds)
+        # The first batch of each process is left out: it includes memory allocation and the choice of kernels. The median
+        # leaves out the compilation for further sizes.
+        usual = statistics.median(seconds[team.world * args.batch:] or seconds)
         place = args.out_file or f"{args.out}{'/' if args.out.name else ''}"
         side_by_side = f"; {team.world} processes fuse at the same time" if team.world > 1 else ""
-        print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * mean:.0f} ms an image on "
+        print(printable(f"{written} image{'s' * (written > 1)} in {place}, {1000 * usual:.0f} ms an image on "
                         f"{device_name(torch.device(args.device))}{side_by_side}"))
     explain(notes)
     code = finished(problems)

@@ -342,9 +342,9 @@ class Trainer:
             earlier = state.get("runs", [{}])       # older files have none, or fewer values
             self._check_teacher(path, earlier[-1].get("teacher", "unknown"))
             self.runs = [{key: _as_text(run.get(key, "unknown")) for key in self.runs[0]} for run in earlier] + self.runs
-        except torch.OutOfMemoryError:      # it is a RuntimeError, but says nothing about the file
-            raise
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            if lacks_memory(error) or "CUDA error" in str(error):       # says nothing about the file
+                raise
             what = type(error).__name__
             raise TrainingError(f"{path}: its state is damaged ({what}); it cannot be resumed") from None
         # At step fixed_from itself, the statistics are computed again, with the same result.

@@ -52,9 +52,9 @@ def lacks_memory(error: Exception) -> bool:
 def show_trace(error: Exception) -> None:
     """Print the traceback of an error that is probably a bug, such as wrong shapes after a change of net.py.
 
-    PyTorch reports these as RuntimeError. Messages for users have other types.
+    PyTorch reports these as RuntimeError, and those of a GPU as AcceleratorError. Messages for users have other types.
     """
-    if type(error) is RuntimeError and not lacks_memory(error):
+    if type(error).__name__ in ("RuntimeError", "AcceleratorError") and not lacks_memory(error):
         traceback.print_exception(error)
 
 
@@ -80,9 +80,9 @@ def check_device(device: str | torch.device) -> None:
     if known.type not in ("cpu", "cuda"):
         raise ValueError(f"device {device}: is not supported; choose cpu or cuda")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).add_(1)       # a GPU that is too old for this build of PyTorch fails when it computes
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device}: {first_line(error)}") from None
+        raise ValueError(f"device {device}: {first_line(error)}; use cpu, or a build of PyTorch for this GPU") from None
 
 
 def on_gpu(device: str) -> bool:

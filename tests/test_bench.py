@@ -201,8 +201,8 @@ def test_plan_follows_the_options():
     assert {case.precision for case in on_gpu[-1]} == {"float32", "bfloat16"}       # train.py turns TF32 off
 
 
-@pytest.mark.parametrize("precision, rounds", [("TF32", True), ("float32", False), ("bfloat16", False)])
-def test_only_rows_of_tf32_let_convolutions_round(monkeypatch, precision, rounds):
+@pytest.mark.parametrize("precision, rounds", [("TF32", True), ("float32", False), ("bfloat16", True)])
+def test_convolutions_round_as_in_test_py_except_in_rows_of_float32(monkeypatch, precision, rounds):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     bench.prepare(row_of("RPFNet", "optimize()", precision), "cpu")
     assert torch.backends.cudnn.allow_tf32 == rounds
@@ -285,7 +285,7 @@ def test_a_row_that_fails_is_not_asked_again(turns):
 def test_without_the_baseline_there_are_no_ratios(turns):
     _, rows, failed = turns(1, released=[RuntimeError("x")], RPFNet=passes(7))
     assert [(r["model"], r["median_ms"], r["ratio"]) for r in rows] == [("RPFNet", 7, None)] and len(failed) == 1
-    assert "         7 |" in bench.markdown({"rows": rows, "machine": {}, "failed": failed})
+    assert "       7.0 |" in bench.markdown({"rows": rows, "machine": {}, "failed": failed})
 
 
 # ---------------------------------------------------------------------------------------------

@@ -590,7 +590,7 @@ def test_a_missing_package_is_named_with_the_remedy(root, capsys):
 
 @pytest.mark.parametrize("arguments, problem", [
     ([], "no METHOD/data.yaml; make it with"), (["--methods", "Other"], "Other: no data.yaml; there are RPFNet"),
-    (["--device", "warp"], "device warp: ")])
+    (["--device", "cuda"], "device cuda: PyTorch finds no CUDA GPU here")])
 def test_a_data_set_or_device_that_is_not_there_is_named(root, capsys, arguments, problem):
     if arguments:
         prepare(root)

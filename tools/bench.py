@@ -7,7 +7,8 @@ rows      released: tools/released.py as its users run it. Ratios are relative t
           released, memory kept: freed memory is kept for the next tensor, as in test.py and train.py (CPU on Linux)
           RPFNet, optimize(): BatchNorm folded into the convolutions; with bfloat16 this is `test.py --fast`
           RPFNet, compiled: optimize(bfloat16=True, compiled=True), with --compile. Compilation takes long
-          TF32 (CUDA): convolutions of float32 tensors rounded to ten bits, PyTorch's default; float32 rows do not round
+          TF32 (CUDA): convolutions of float32 tensors rounded to ten bits, PyTorch's default, also in rows of bfloat16.
+          float32 and training do not round, as in train.py
           Training is a step of train.py with recipes/paper.json. RPFNet's rows keep freed memory
           Weights are random, except those of --checkpoint.
           small, tiny, ...: the networks of --checkpoint, optimize()
@@ -75,7 +76,7 @@ def prepare(case: Case, device: str) -> Callable[[Tensor, Tensor], object]:
     """The function to time: a step of train.py, or a network in inference mode. Arguments: ir, vis_y, (B, 1, H, W)."""
     half = case.precision == "bfloat16"
     layout = torch.channels_last if half else torch.contiguous_format
-    if case.precision != "TF32":
+    if case.precision == "float32" or case.task == "training":      # as in train.py; test.py keeps PyTorch's default
         exact_convolutions()
     if case.task == "training":
         options = ["--device", device, "--batch", str(case.batch), "--amp" if half else "--no-amp", "--out", os.devnull]
@@ -194,11 +195,16 @@ def measure(cases: Sequence[Case], device: str, threads: int, repeats: int) -> t
     return rows, {" ".join(filter(None, map(str, case))): error for case, error in errors.items()}
 
 
+def five_digits(value: float) -> float:
+    """Rounded to five digits: on a GPU, a pass can take less than a millisecond."""
+    return float(f"{value:.5g}")
+
+
 def row(case: Case, known: dict, *timed: dict) -> dict:
     """A row of the JSON file, without the ratio."""
     times = [one["ms"] for one in timed]
     low, _, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-    return case._asdict() | {"median_ms": round(statistics.median(times), 1), "spread_ms": round(high - low, 1),
+    return case._asdict() | {"median_ms": five_digits(statistics.median(times)), "spread_ms": five_digits(high - low),
                              "repeats": len(times), "peak_mb": timed[0]["peak_mb"]} | known
 
 

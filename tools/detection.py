@@ -353,7 +353,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                            "ultralytics with an anchor-free head, from random weights (default: yolov5n)")
     beginning.add_argument("--weights", type=given_path, metavar="FILE", help="initial weights, a .pt file; loading it "
                            "can execute code, so use only files that you trust")
-    parser.add_argument("--device", default=default_device(), help="cpu, cuda or cuda:1 (default: cuda if available)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device(), help="(default: cuda if available). "
+                        "Of several GPUs, the first is used; CUDA_VISIBLE_DEVICES=1 before the command chooses another")
     parser.add_argument("--workers", type=int, default=0, help="number of processes that read images (default: 0: read in "
                         "the main process, best on a CPU)")
     parser.add_argument("--again", action="store_true", help="train: repeat runs that have a row; the row is replaced "
