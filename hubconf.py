@@ -1,7 +1,14 @@
 """Entry points for torch.hub: torch.hub.load(FOLDER, "rpfnet_contrast", source="local"). See docs/export.md."""
 import collections.abc
+import sys as _sys
+from pathlib import Path as _Path
 
-from net import RPFNet as _RPFNet
+_net = getattr(_sys.modules.get("net"), "__file__", None)
+if _net and _Path(_net).resolve().parent != _Path(__file__).resolve().parent:
+    raise ImportError(f"{_net} is imported already, and RPFNet has a module of this name, too; call torch.hub.load before "
+                      "it is imported, or rename it")
+
+from net import RPFNet as _RPFNet  # noqa: E402
 
 dependencies = ["torch", "numpy", "cv2", "PIL"]      # torch.hub checks that these modules are installed
 

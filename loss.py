@@ -147,6 +147,11 @@ def standardised(x: Tensor) -> Tensor:
 class SaliencyStructureLoss(ImageLoss):
     """L_SS = L_grad + L_reg for the output M' of the auxiliary decoder (Eq. 5-7).
 
+        L_grad = ||grad M' - grad IR|| - lambda_1 ||m M'||      Eq. 6
+        L_reg  = -||h M'||                                      Eq. 7
+
+    grad is the Sobel magnitude, m the `texture_mask` of VIS, h is 1 where IR is above its mean plus standard deviation.
+
     Terms: "L_grad", "L_reg", and "M_edge", which is only for the log. M_edge is the largest Sobel magnitude of M', as a
     mean over the batch. If it is near 0, M' is constant and the edge term has no gradient.
 
@@ -206,10 +211,15 @@ def adaptive_weight(ir: Tensor, vis_y: Tensor, plus: bool = False) -> Tensor:
 
 
 class FrequencyContrastiveLoss(ImageLoss):
-    """L_c = D_pos / (D_neg + epsilon), in the frequency domain (Eq. 9-12).
+    """L_c in the frequency domain, with w of Eq. 9 and v = 1 - w.
 
-    It pulls each region of the fused image to one source (infrared where w = 1, visible elsewhere) and pushes it away
-    from the other. The negative pairs are the four of Eq. 12. The last of them is also a positive pair of Eq. 11.
+        L_c   = D_pos / (D_neg + epsilon)                                       Eq. 10
+        D_pos = d(F w, IR w) + d(F v, VIS v)                                    Eq. 11
+        D_neg = d(F w, IR v) + d(F w, VIS w) + d(F v, IR w) + d(F v, VIS v)     Eq. 12
+
+    d is the mean magnitude of the difference of two spectra, see `distance`. The loss pulls each region of the
+    fused image to one source (infrared where w = 1, visible elsewhere) and pushes it away from the other. The last
+    negative pair is also a positive pair, as the paper prints.
 
     Args:
         domain: "frequency", or "spatial" for the ablation "w/o freq. domain L_c".
@@ -267,12 +277,15 @@ def contrast_structure(covariance: Tensor, variance_a: Tensor, variance_b: Tenso
 
 
 def global_ssim(fused: Tensor, sources: tuple[Tensor, Tensor]) -> Tensor:
-    """Structure and contrast of SSIM with the whole image as one window, (B, 1, 1, 1) in [-1, 1].
+    """Structure and contrast of SSIM with the whole image as one window, (B, 1, 1, 1) in [-1, 1]. Images: (B, 1, H, W).
 
-    The structure is compared with each source, and the two values are averaged. The contrast is compared once, with the
-    contrast of an ideal image that holds the content of both sources: its variance is the sum of both variances minus
-    their covariance (if positive), so that common content counts once. A comparison with each source alone would
-    penalise an image that holds the content of both.
+        (2 d_F d + C2) / (d_F^2 + d^2 + C2) mean over S of (cov_FS + C2/2) / (d_F d_S + C2/2)
+        d^2 = d_IR^2 + d_VIS^2 - max(cov_IR,VIS, 0)
+
+    d_F and d_S are standard deviations, cov covariances. The structure is compared with each source, and the two
+    values are averaged. The contrast is compared once, with the contrast of an ideal image that holds the content
+    of both sources: its variance is the sum of both variances minus their covariance (if positive), so that common
+    content counts once. A comparison with each source alone would penalise an image that holds the content of both.
     """
     fused, first, second = (x - image_mean(x) for x in (fused, *sources))
     own, *variances = (image_mean(x * x) + EPSILON for x in (fused, first, second))

@@ -37,3 +37,10 @@ print(network.fuse(numpy.full((32, 40), 90, "uint8"), numpy.zeros((32, 40, 3), "
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout == "(32, 40, 3)\n", result.stderr
+
+
+def test_another_module_net_that_is_imported_already_is_named(tmp_path):
+    (tmp_path / "net.py").write_text("")
+    script = f"import net, torch\ntorch.hub.load({str(ROOT)!r}, 'rpfnet', source='local')"
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1].startswith(f"ImportError: {tmp_path / 'net.py'} is imported already")
