@@ -126,10 +126,10 @@ RENAMED = {"--no-contrast": "--no-negatives", "adaptive": "plus"}      # in the 
 
 # {name in the tables: name in dataset.DATASETS}
 DATA_SETS = {"FLIR-val": "roadscene", "TNO": "tno", "MSRS": "msrs", "M3FD": "m3fd", "MRI-PET": "mri-pet",
-             "MRI-SPECT": "mri-spect"}
+             "MRI-SPECT": "mri-spect", "MRI-CT": "mri-ct"}
 TABLES = {      # {table: its data sets}
     **dict.fromkeys((*TRAINED, "main"), ("FLIR-val",)),
-    "4": ("TNO", "MSRS", "M3FD"), "6": ("MRI-PET", "MRI-SPECT"), "parts": ("FLIR-val", "MRI-PET", "MRI-SPECT"),
+    "4": ("TNO", "MSRS", "M3FD"), "6": ("MRI-PET", "MRI-SPECT", "MRI-CT"), "parts": ("FLIR-val", "MRI-PET", "MRI-SPECT"),
 }
 FUSED = ("4", "6", "main")                  # tables of existing weights, which take images of other methods
 SHIPPED = {"ours, recipe paper": ROOT / "checkpoints" / "rpfnet_paper.pth",

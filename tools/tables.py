@@ -320,7 +320,7 @@ def build_parser() -> argparse.ArgumentParser:
                         "the paper; definition: columns by the metrics' definitions, without the rows of the paper")
     output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file, which is replaced")
     output.add_argument("--datasets", nargs="+", action="extend", metavar="NAME",
-                        help="only these data sets; table 4: TNO MSRS M3FD, table 6: MRI-PET MRI-SPECT, "
+                        help="only these data sets; table 4: TNO MSRS M3FD, table 6: MRI-PET MRI-SPECT MRI-CT, "
                         "parts: FLIR-val MRI-PET MRI-SPECT")
 
     run = parser.add_argument_group("measuring")
