@@ -71,6 +71,7 @@ from measures.tables import (
     Row,
     Running,
     Runnings,
+    add_format,
     common_means,
     csv_cell,
     published_rows,
@@ -226,9 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     output = parser.add_argument_group("output")
     output.add_argument("--std", action="store_true", help="also print standard deviations over the images")
-    shape = output.add_mutually_exclusive_group()
-    shape.add_argument("--markdown", action="store_true", help="print Markdown tables")
-    shape.add_argument("--latex", action="store_true", help="print LaTeX tables (booktabs)")
+    add_format(output)
     output.add_argument("--csv", type=Path, metavar="FILE", help="write one row for each method, image and protocol; "
                         "FILE is replaced")
     output.add_argument("--workers", type=positive, default=cores(),
@@ -524,7 +523,7 @@ class Report:
 
 def print_report(args: argparse.Namespace, report: Report, protocols: Sequence[str], order: Sequence[str],
                  published: tuple[str, list[Row]] | None) -> None:
-    style = ("markdown" if args.markdown else "latex" if args.latex else
+    style = (args.format if args.format != "terminal" else
              "terminal" if sys.stdout and sys.stdout.isatty() else "plain")
     start = "% " if style == "latex" else ""
     for protocol in protocols:

@@ -1,6 +1,7 @@
 """Means over images, ranks, and tables in plain text, Markdown and LaTeX."""
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -187,6 +188,12 @@ STYLES = {      # best, second best
     "markdown": ("**{}**", "<u>{}</u>"),
     "latex": (r"\textbf{{{}}}", r"\underline{{{}}}"),
 }
+
+
+def add_format(options: argparse._ActionsContainer) -> None:
+    """Add --format, whose values are styles for `escape` and `aligned`."""
+    options.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal",
+                         help="style of the table (default: terminal)")
 
 
 def table(rows: Sequence[Row], names: Sequence[str], style: str = "plain", std: bool = False,

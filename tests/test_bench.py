@@ -105,7 +105,7 @@ def test_a_row_that_fails_is_named_and_costs_no_other(done):
 def test_prints_what_markdown_makes_of_the_file(done, tmp_path, capsys):
     file = tmp_path / "bench.json"
     file.write_text(json.dumps(done[2]))
-    assert bench.main(["--markdown", str(file)]) == 1       # rows failed
+    assert bench.main(["--print", str(file)]) == 1       # rows failed
     assert capsys.readouterr().out == done[1]
     table = [line.strip("|").split("|") for line in done[1].splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(done[2]["rows"]) and {len(cells) for cells in table} == {len(bench.COLUMNS)}
@@ -118,10 +118,10 @@ def test_prints_what_markdown_makes_of_the_file(done, tmp_path, capsys):
     (["--json", str(ROOT)], f"--json {ROOT}: is a folder"),
     (["--json", os.devnull], f"--json {os.devnull}: is a device"),
     (["--tasks", "training", "--batch", "2"], "--batch goes with --tasks inference"),
-    (["--markdown", "no/such.json", "--repeats", "7"], "--repeats has no effect with --markdown"),
-    (["--markdown", "no/such.json"], "bench.py: no/such.json: No such file or directory"),
-    (["--markdown", str(ROOT / "README.md")], "README.md: not a file of --json"),
-    (["--markdown", str(ROOT / "recipes" / "paper.json")], "paper.json: not a file of --json"),
+    (["--print", "no/such.json", "--repeats", "7"], "--repeats has no effect with --print"),
+    (["--print", "no/such.json"], "bench.py: no/such.json: No such file or directory"),
+    (["--print", str(ROOT / "README.md")], "README.md: not a file of --json"),
+    (["--print", str(ROOT / "recipes" / "paper.json")], "paper.json: not a file of --json"),
     pytest.param(["--device", "cuda"], "device cuda: ",
                  marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")),
 ])
@@ -134,7 +134,7 @@ def test_what_cannot_work_is_one_line(capsys, options, message):
 @pytest.mark.parametrize("content", [[], {"rows": [1], "machine": {}, "failed": {}}, {"rows": [], "machine": [], "failed": {}}])
 def test_another_json_file_is_no_report(tmp_path, capsys, content):
     (tmp_path / "a.json").write_text(json.dumps(content))
-    assert bench.main(["--markdown", str(tmp_path / "a.json")]) == 1
+    assert bench.main(["--print", str(tmp_path / "a.json")]) == 1
     error = capsys.readouterr().err
     assert "a.json: not a file of --json" in error and error.count("\n") == 1
 

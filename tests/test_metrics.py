@@ -242,7 +242,7 @@ def test_notes_name_images_that_were_taken_another_way(tree, capsys):
 
 
 def test_command_paper_table(tree, capsys):
-    assert command(tree, "--fused", tree / "ours", "--paper", "4:TNO", "--markdown", "--workers", 1) == 0
+    assert command(tree, "--fused", tree / "ours", "--paper", "4:TNO", "--format", "markdown", "--workers", 1) == 0
     output = capsys.readouterr().out
     assert "average gradient" in output and "| RPFNet (paper)" in output and "\n| ours" in output
 
@@ -371,7 +371,7 @@ def test_command_scores_a_split_of_a_published_data_set(tree, options, names):
 
 
 def test_command_heads_the_average_gradient(tree, capsys):
-    assert command(tree, "--fused", f"A={tree / 'ours'}", "--protocol", "paper", "--metrics", "SF", "cc", "--latex",
+    assert command(tree, "--fused", f"A={tree / 'ours'}", "--protocol", "paper", "--metrics", "SF", "cc", "--format", "latex",
                    "--csv", tree / "out.csv", "--workers", 1) == 0
     assert r"method & SF (AG) $\uparrow$ & CC $\uparrow$" in capsys.readouterr().out
     assert (tree / "out.csv").read_text().startswith("method,image,protocol,SF (AG),CC\n")

@@ -383,6 +383,12 @@ def test_without_each_only_the_means_are_written(tree, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 8       # header, rule, three methods twice
 
 
+def test_tables_for_documents(tree, capsys):
+    assert run(tree, "--fused", f"a_b|c={tree / 'mine'}", "--format", "markdown") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert r"a\_b\|c" in lines[2] and len({line.replace(r"\|", "").count("|") for line in lines if line}) == 1
+
+
 def test_a_network_is_fused_and_its_flicker_measured(tree, weights, capsys):
     assert run(tree, *weights, "--flicker", "1", "--frames", "3", "--each", "--csv", str(tree / "out.csv")) == 0
     rows = read(tree / "out.csv")

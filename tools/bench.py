@@ -226,7 +226,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads (default: "
         "those of PyTorch, here %(default)s)")
     add("--json", type=Path, metavar="FILE", help="also write rows and machine to this file, which is replaced")
-    add("--markdown", type=Path, metavar="FILE", help="measure nothing; print the table of a file written by --json")
+    add("--print", type=Path, metavar="FILE", help="measure nothing; print the table of a file written by --json")
     return parser
 
 
@@ -255,9 +255,9 @@ def plan(args: argparse.Namespace) -> list[list[Case]]:
 def check_options(args: argparse.Namespace) -> None:
     """Raises ValueError or OSError for wrong options, before any work is done."""
     default = build_parser().get_default
-    given = [name for name, value in vars(args).items() if value != default(name) and name not in ("device", "markdown")]
-    if given and args.markdown:
-        raise ValueError(f"--{given[0]} has no effect with --markdown")
+    given = [name for name, value in vars(args).items() if value != default(name) and name not in ("device", "print")]
+    if given and args.print:
+        raise ValueError(f"--{given[0]} has no effect with --print")
     unfit = [name for name in given if name in ("sizes", "batch", "compile", "checkpoint", "peer")]
     if unfit and "inference" not in args.tasks:
         raise ValueError(f"--{unfit[0]} goes with --tasks inference")
@@ -301,8 +301,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_options(args)
     except (ValueError, OSError) as error:
         return failed("bench.py", one_line(error))
-    if args.markdown:
-        return print_again(args.markdown)
+    if args.print:
+        return print_again(args.print)
     report = empty_report(args, command_line("tools/bench.py", argv))
     try:
         run(args, report)
@@ -325,7 +325,7 @@ def print_again(path: Path) -> int:
     except OSError as error:
         return failed("bench.py", error)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return failed(f"bench.py: --markdown {path}: not a file of --json", error)
+        return failed(f"bench.py: --print {path}: not a file of --json", error)
     print(table)
     return 1 if report["failed"] else 0
 

@@ -37,7 +37,7 @@ import torch
 
 from dataset import add_reading_options, reader
 from images import DataError
-from measures.tables import Running
+from measures.tables import Running, add_format
 from support.console import Added, complain, failed, finished, given_path, noted, positive
 from support.console import run as run_command
 from support.outputs import OutputError, check_place, write_atomically
@@ -331,8 +331,7 @@ def build_parser() -> argparse.ArgumentParser:
                                                 "the model identify a run: give score the same options as train."))
 
     table = actions.add_parser("table", help="print the recorded rows and those of the paper")
-    table.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal",
-                       help="style of the table (default: terminal)")
+    add_format(table)
     for action in (actions.choices[name] for name in ("train", "score", "table")):
         action.add_argument("--csv", type=given_path, default=RESULTS / "detection.csv", metavar="FILE",
                             help="file of the recorded rows (default: results/detection.csv of the repository)")

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset import Pair, Reader, reader
 from images import DataError, luma
 from loss import above_deviation, adaptive_weight
-from measures.tables import Runnings, aligned, csv_cell
+from measures.tables import Runnings, add_format, aligned, csv_cell, escape
 from metrics import (
     BASELINES,
     Task,
@@ -43,7 +43,7 @@ from metrics import (
     read_tasks,
 )
 from net import RPFNet
-from support.console import complain, failed, finished, first_line, given_path, noted, number, positive, printable
+from support.console import complain, failed, finished, first_line, given_path, noted, number, positive
 from support.console import run as run_command
 from support.outputs import OutputError, as_csv, check_place, write_atomically
 from support.runtime import default_device
@@ -323,6 +323,7 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--device", help="cuda, cuda:1 or cpu (default: cuda if available)")
 
     output = parser.add_argument_group("output")
+    add_format(output)
     output.add_argument("--each", action="store_true", help="print one row for each image before the means")
     output.add_argument("--csv", type=Path, metavar="FILE", help="also write these rows without rounding, and the "
                         "number of images of each mean; the file is replaced")
@@ -411,12 +412,12 @@ class Survey:
 Rows = list[tuple[str, str, Sequence[float | int]]]     # image, method, values
 
 
-def table(rows: Rows, names: Sequence[str]) -> str:
+def table(rows: Rows, names: Sequence[str], style: str) -> str:
     """Format an aligned table. Numbers of images are shown as whole numbers."""
     cells = [["image", "method", *names]]
-    cells += [[*map(printable, labels), *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values)]
-              for *labels, values in rows]
-    return aligned(cells, text_columns=2)
+    cells += [[*(escape(label, style) for label in labels),
+               *(f"{value:.3f}" if isinstance(value, float) else str(value) for value in values)] for *labels, values in rows]
+    return aligned(cells, style, text_columns=2)
 
 
 def rows_of(survey: Survey, methods: Sequence[str], names: Sequence[str], each: bool) -> Rows:
@@ -468,7 +469,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_rows(args.csv, rows, names)
         except OSError as error:
             problems.append(f"--csv: {error}")
-    print(table(rows, names))       # after the file is written, because standard output can be a closed pipe (| head)
+    print(table(rows, names, args.format))      # after the file is written: standard output can be a closed pipe (| head)
     if interrupted:
         complain("naturalness.py: interrupted; the rows above hold what was done")
     return finished(problems, interrupted)

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 import metrics
 from dataset import Pair
 from images import DataError
-from measures.tables import Runnings
+from measures.tables import Runnings, add_format
 from net import RPFNet
 from pipeline import PAIR_ERRORS
 from support.console import Added, complain, failed, finished, first_line, given, noted, refuse_unused
@@ -141,8 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", type=Path, default=RESULTS / "students.csv", metavar="FILE",
                         help="file of the rows (default: results/students.csv)")
     parser.add_argument("--print", action="store_true", help="measure nothing; print the recorded rows")
-    parser.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal",
-                        help="style of the table (default: terminal)")
+    add_format(parser)
     return parser
 
 

@@ -38,7 +38,7 @@ from scipy.stats import ttest_ind_from_stats
 
 import metrics
 from images import DataError
-from measures.tables import PAPER_NAMES, Runnings, aligned, escape
+from measures.tables import PAPER_NAMES, Runnings, add_format, aligned, escape
 from recipe import whole
 from support.console import complain, failed, finished, given_path, positive
 from support.console import run as run_command
@@ -314,8 +314,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="folder of the measured rows (default: results/ of the repository)")
 
     output = parser.add_argument_group("printing")
-    output.add_argument("--format", choices=("terminal", "markdown", "latex"), default="terminal",
-                        help="style of the table (default: terminal)")
+    add_format(output)
     output.add_argument("--protocol", choices=tuple(PROTOCOLS), default="paper", help="paper: columns as computed in "
                         "the paper; definition: columns by the metrics' definitions, without the rows of the paper")
     output.add_argument("--csv", type=Path, metavar="FILE", help="also write the printed lines to a file, which is replaced")
