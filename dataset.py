@@ -216,6 +216,11 @@ class PairDataset:
         for ir, vis in _read_all(tqdm(pairs, desc="reading pairs", unit="pair", leave=False, disable=not progress), read):
             self.items.append(tuple(np.ascontiguousarray(x)[None] for x in (ir, luma(vis))))
 
+    @property
+    def described(self) -> list[str]:
+        """Name and size of each pair, which determine the positions of the crops."""
+        return [f"{name} {ir.shape[1]} x {ir.shape[2]}" for name, (ir, _) in zip(self.names, self.items)]
+
     def __len__(self) -> int:
         return len(self.items)
 

@@ -129,10 +129,12 @@ class Scored(NamedTuple):
 def baseline(name: str, ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
     """Trivial fusion of the sources: "average" (rounded half up) or "max". All images are uint8 (H, W).
 
-    Raises ValueError for another name.
+    Raises ValueError for another name or other images.
     """
     if name not in BASELINES:
         raise ValueError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
+    if not ir.dtype == vis.dtype == np.uint8:
+        raise ValueError(f"expected uint8 images, got {ir.dtype} and {vis.dtype}")
     if name == "max":
         return np.maximum(ir, vis)
     return ((ir.astype(np.uint16) + vis + 1) // 2).astype(np.uint8)

@@ -31,7 +31,8 @@ READING = ("resize", "ir_range", "vis_bits")        # how images are read; None 
 # Stored as well. --resume may change them, except `init`, which only a new run uses.
 PLACES = ("data", "ir", "vis", "ir_pattern", "vis_pattern", "init")
 # Keys of last.pth; see Trainer.save.
-STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "best", "sums", "history")
+STATE = ("model", "config", "decoder", "optimisers", "version", "recipe", "step", "seconds", "pairs", "best", "sums",
+         "history")
 # Increase this version if the same options train a different model after a change, or if an option gets another name.
 VERSION = 6
 LONGEST_PATH = 4096     # characters

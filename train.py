@@ -158,7 +158,7 @@ def train(args: argparse.Namespace, state: dict | None) -> tuple[Trainer, Stop]:
     if team.rank == 0:
         explain(notes)
     check_memory(args)
-    trainer = Trainer(args, pairs.names)
+    trainer = Trainer(args, pairs.described)
     if state:
         trainer.load(state, args.out / "last.pth")
         if len(set(team.gathered([trainer.step]))) > 1:     # each process reads the file by itself

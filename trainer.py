@@ -93,10 +93,11 @@ class Trainer:
 
     Args:
         args: options of train.py, from `recipe.parse`.
-        names: names of the training pairs. A run can only be resumed with the same ones, because crops are numbered.
+        pairs: names and sizes of the training pairs. A run can only be resumed with the same ones, because crops are
+            numbered.
     """
 
-    def __init__(self, args: argparse.Namespace, names: Sequence[str] = ()):
+    def __init__(self, args: argparse.Namespace, pairs: Sequence[str] = ()):
         self.args, self.device, self.bfloat16 = args, torch.device(args.device), uses_bfloat16(args)
         torch.manual_seed(args.seed)
         # channels_last is faster on tensor cores and on CPUs. It changes no value.
@@ -107,7 +108,7 @@ class Trainer:
         self.optimisers = [torch.optim.Adam(net.parameters(), args.lr) for net in (self.model, self.decoder)]
         self.per_epoch = math.ceil(args.crops / args.batch)
         self.total = args.steps or args.epochs * self.per_epoch
-        self.pairs_hash = short_hash("\n".join(names).encode(errors="surrogateescape"))
+        self.pairs_hash = short_hash("\n".join(pairs).encode(errors="surrogateescape"))
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.unwritten: dict[Path, bytes] = {}  # best.pth and best.json, until they are on the disk
         self.sums: dict[str, Tensor] = {}       # sums of this epoch's loss terms over the crops of this process
@@ -325,7 +326,7 @@ class Trainer:
         """Continue from `state`, the content of `path` (see recipe.read_state). Raises TrainingError, ValueError."""
         if state["config"] != self.model.config:
             raise TrainingError(f"{path}: its network is not that of its recipe; it cannot be resumed")
-        if state.get("pairs", self.pairs_hash) != self.pairs_hash:      # older files have none
+        if state["pairs"] != self.pairs_hash:
             raise TrainingError(f"{path}: the training pairs have changed, so its crops would be others; give the same pairs")
         for network, weights in ((self.model, state["model"]), (self.decoder, state["decoder"])):
             check_weights(path, weights, network)
@@ -379,8 +380,12 @@ class Trainer:
                           self.args.out / "best.json": (json.dumps(about, indent=2) + "\n").encode()}
 
     def _write_best(self, write: Callable[[Path, bytes], bool]) -> None:
-        """Write what is still unwritten. What fails now is tried again with the next save."""
-        self.unwritten = {path: data for path, data in self.unwritten.items() if not write(path, data)}
+        """Write what is still unwritten. What fails now is tried again with the next save.
+
+        best.json follows best.pth: it must not describe weights that could not be written.
+        """
+        while self.unwritten and write(*next(iter(self.unwritten.items()))):
+            del self.unwritten[next(iter(self.unwritten))]
 
     def write_log(self) -> None:
         """Write log.csv."""

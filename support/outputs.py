@@ -183,7 +183,10 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except PermissionError:
-            number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)     # left by a killed run of another user
+            try:
+                number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)     # left by a killed run of another user
+            except FileNotFoundError:
+                raise OutputError(f"{folder}: no permission to write there; choose another --out") from None
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

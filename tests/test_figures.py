@@ -447,3 +447,8 @@ def test_documented_commands_are_understood(document):
         figures.check_options(args, parser)
     kinds = {line.split()[0] for line in found}
     assert kinds == ({*figures.KINDS} if document.startswith("docs") else {"sheet"})
+
+
+def test_names_are_text_for_matplotlib():
+    """Bytes that are no UTF-8 come from old archives."""
+    assert figures.plain("a$b\udcf1") == r"a\$b\udcf1"

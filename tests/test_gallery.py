@@ -190,10 +190,18 @@ def test_an_end_before_time_leaves_a_gallery_of_what_was_done(root, monkeypatch,
     assert gallery.main(options(root, "Flat")) == 0       # it can be repeated
 
 
-def test_a_killed_run_can_be_repeated(root, monkeypatch):
-    def kill(*_):
-        raise SystemExit
-    monkeypatch.setattr(gallery.Gallery, "finish", kill)
+@pytest.mark.parametrize("where", ["finish", "page"])
+def test_a_killed_run_can_be_repeated(root, monkeypatch, where):
+    original = gallery.write_atomically
+
+    def kill(*arguments):
+        if where == "finish" or arguments[0].name == PAGE[1]:       # of the files of the page, one is written
+            raise SystemExit
+        original(*arguments)
+    if where == "finish":
+        monkeypatch.setattr(gallery.Gallery, "finish", kill)
+    else:
+        monkeypatch.setattr(gallery, "write_atomically", kill)
     with pytest.raises(SystemExit):
         gallery.main(options(root, "Flat"))
     monkeypatch.undo()

@@ -184,6 +184,8 @@ def test_baselines():
     assert metrics.baseline("max", ir, vis).tolist() == [[2, 255]]
     with pytest.raises(ValueError, match="no baseline 'maximum'; there are average, max"):
         metrics.baseline("maximum", ir, vis)
+    with pytest.raises(ValueError, match="expected uint8 images, got float64 and uint8"):      # the average would be black
+        metrics.baseline("average", ir / 255, vis)
 
 
 # ---------------------------------------------------------------------------------------------

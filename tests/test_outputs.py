@@ -218,3 +218,16 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     for place in (tmp_path / "a.md", tmp_path / "a.md" / "b"):
         with pytest.raises(NotADirectoryError, match="a file is in its place; name a folder.*a.md"), making([place]):
             pass
+
+
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    """Simulated, because the administrator may write everywhere."""
+    original = os.open
+
+    def denied(path, flags, *rest):
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path, flags, *rest)
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(OutputError, match="no permission to write there; choose another --out"), locked(tmp_path):
+        pass

@@ -343,6 +343,33 @@ def test_a_run_is_not_resumed_with_other_pairs(half, tmp_path, folders, capsys):
     assert "the training pairs have changed" in capsys.readouterr().err
 
 
+def test_a_run_is_not_resumed_with_pairs_of_other_sizes(half, tmp_path, folders, capsys):
+    moved = {option: shutil.copytree(folder, tmp_path / option) for option, folder in zip(folders[::2], folders[1::2])}
+    for folder in moved.values():
+        first = sorted(folder.iterdir())[0]
+        image = cv2.imread(str(first), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(first), np.concatenate([image, image], 1))
+    out = tmp_path / "run"
+    shutil.copytree(half.parent, out)
+    assert train.main(["--resume", *[str(text) for pair in moved.items() for text in pair], "--out", str(out)]) == 1
+    assert "the training pairs have changed" in capsys.readouterr().err
+
+
+def test_best_json_does_not_describe_weights_that_could_not_be_written(tmp_path):
+    run, written, full = trainer.Trainer(train.parse([*TINY, "--out", str(tmp_path)])), [], [True]
+    run.unwritten = {tmp_path / "best.pth": b"weights", tmp_path / "best.json": b"about"}
+
+    def write(path, data):
+        if not full:
+            written.append(path.name)
+        return not full
+    run._write_best(write)
+    assert written == [] and len(run.unwritten) == 2
+    full.clear()
+    run._write_best(write)
+    assert written == ["best.pth", "best.json"] and not run.unwritten
+
+
 def test_notes_name_what_was_taken_another_way(tmp_path, capsys):
     for name in "ab":
         for side, kind in (("ir", np.uint16), ("vis", np.uint8)):

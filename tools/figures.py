@@ -51,7 +51,7 @@ from metrics import BASELINES, add_image_options, baseline, collect_methods, mat
 from net import AuxiliaryDecoder, RPFNet
 from pipeline import PAIR_ERRORS
 from recipe import NO_TEACHER, TrainingError, completed
-from support.console import Added, failed, finished, given, noted, positive, refuse_unused
+from support.console import Added, failed, finished, given, noted, positive, printable, refuse_unused
 from support.console import run as run_command
 from support.headers import SUFFIXES
 from support.outputs import OutputError, as_csv, check_csv_name, check_place, refuse_input, write_atomically
@@ -95,7 +95,7 @@ def chosen_pairs(args: argparse.Namespace, problems: list[str]) -> list[Pair]:
 
 def plain(name: str) -> str:
     """A name as text for Matplotlib, which takes what stands between two $ as mathematics."""
-    return name.replace("$", r"\$")
+    return printable(name).replace("$", r"\$")
 
 
 def readable(pairs: Sequence[Pair], problems: list[str], read: Reader) -> Iterator[tuple[Pair, np.ndarray, np.ndarray]]:

@@ -19,7 +19,6 @@ import argparse
 import json
 import math
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -178,12 +177,12 @@ class Gallery:
         self.shown: dict[str, dict] = {}        # the pairs that could be read, by name
 
     def begin(self) -> None:
-        """Make the folders and write a list of all files. After a kill, `clear` then recognises them."""
+        """Make the folders and write a list of all files, then the page. After a kill, `clear` then recognises them."""
         for folder in ("thumbs", *(f"images/{folder}" for folder in self.folders)):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
-        for name in PAGE:
-            shutil.copyfile(TEMPLATES / name, self.out / name)
         self._write_data([{"name": printable(name), "file": stem} for name, stem in self.stems.items()])
+        for name in PAGE:
+            write_atomically(self.out / name, (TEMPLATES / name).read_bytes())
 
     def tasks(self) -> Iterator[Task]:
         """Read and write the images pair by pair, and yield them for scoring. Raises OSError."""
